@@ -1,1 +1,58 @@
-fn main() {}
+//! `cargo xtask NAME`: what is done with the project besides building it.
+//!
+//! Owns the commands; each has a module. Invariant: whatever a command starts, it stops again, also when it fails or
+//! is interrupted.
+
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for people at a terminal")]
+
+mod bless;
+mod check;
+mod debian;
+mod postgres;
+mod process;
+mod scratch;
+mod sql;
+mod test;
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+
+const USAGE: &str = "\
+cargo xtask COMMAND
+
+  test [--sqlite-only] [FILTER...]   run the tests, on SQLite and on a PostgreSQL of their own
+  check [STEP...]                    what has to hold before a change lands: fmt tidy clippy sql docs bless
+  tidy                               the rules over the tree alone
+  sql                                prepare every SQL statement on both engines
+  bless [--check]                    write the golden files anew; --check: they must not change
+";
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            if process::interrupted() { ExitCode::from(130) } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+fn run() -> Result<ExitCode> {
+    process::watch_signals()?;
+    let mut arguments = std::env::args().skip(1);
+    let command = arguments.next().unwrap_or_default();
+    let rest: Vec<String> = arguments.collect();
+    match command.as_str() {
+        "test" => test::run(&rest),
+        "check" => check::run(&rest).map(|()| ExitCode::SUCCESS),
+        "tidy" => check::tidy().map(|()| ExitCode::SUCCESS),
+        "sql" => sql::run().map(|()| ExitCode::SUCCESS),
+        "bless" => bless::run(&rest).map(|()| ExitCode::SUCCESS),
+        "" | "help" | "-h" | "--help" => {
+            print!("{USAGE}");
+            Ok(ExitCode::SUCCESS)
+        }
+        other => bail!("no command `{other}`\n\n{USAGE}"),
+    }
+}
