@@ -1,0 +1,3 @@
+//! Automation: tasks and what carries them out.
+
+pub mod logs;
