@@ -1,0 +1,44 @@
+//! Writes that survive a loss of power.
+//!
+//! Invariant: a name that [`write_atomic`] returned from holds either the old or the new content, whole, whatever
+//! happens afterwards.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+
+/// Replaces the content of `path` in one step: temporary file, fsync, rename, fsync of the folder.
+///
+/// # Errors
+/// Whatever the file system says; the old content then still stands.
+pub fn write_atomic(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+    let folder = path.parent().ok_or_else(|| io::Error::other("a path without a folder"))?;
+    let name = path.file_name().ok_or_else(|| io::Error::other("a path without a name"))?;
+    let temporary = folder.join(format!(".{}.new", name.to_string_lossy()));
+    let written = write_new(&temporary, content, mode).and_then(|()| fs::rename(&temporary, path));
+    if let Err(error) = written {
+        let _ = fs::remove_file(&temporary);
+        return Err(error);
+    }
+    sync_folder(folder)
+}
+
+/// Writes a file from scratch and makes its content durable, not yet its name.
+///
+/// # Errors
+/// Whatever the file system says.
+pub fn write_new(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+    let _ = fs::remove_file(path);
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
+    file.write_all(content)?;
+    file.sync_all()
+}
+
+/// Makes the names in a folder durable.
+///
+/// # Errors
+/// Whatever the file system says.
+pub fn sync_folder(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
+}

@@ -1,0 +1,206 @@
+//! The log of one execution: a file of records that grows at its end.
+//!
+//! Invariant: what is in the file is a whole number of records, but for a torn end that a crash may leave; the next
+//! writer cuts that off. A reader may therefore ship every whole record it finds.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+
+use drover_shared::limits::RECORD_PAYLOAD_BYTES_MAX;
+use drover_shared::message::StepEvent;
+use drover_shared::order::canonical;
+use drover_shared::record::{HEADER_BYTES, Record, Stream};
+
+use crate::clock::{self, Now};
+
+/// Output waits at most this long in memory, in milliseconds.
+pub const FLUSH_MS: u64 = 20;
+/// Output held in memory at most, in bytes.
+const PENDING_BYTES_MAX: usize = 64 * 1024;
+
+/// Appends records to a log.
+#[derive(Debug)]
+pub struct LogWriter {
+    file: File,
+    /// Bytes in the file, all whole records.
+    written: u64,
+    /// Records not yet in the file.
+    pending: Vec<u8>,
+    /// Step, stream and place of the last pending record, which more output of the same kind joins.
+    last: Option<(u16, Stream, usize)>,
+    flushed_ms: u64,
+    bytes_max: u64,
+    truncated: bool,
+    dirty: bool,
+}
+
+impl LogWriter {
+    /// Opens a log to go on at its end. Output beyond `bytes_max` bytes of records is left out, loudly.
+    ///
+    /// # Errors
+    /// Whatever the file system says.
+    pub fn open(path: &Path, bytes_max: u64) -> io::Result<Self> {
+        let mut file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path)?;
+        let written = whole_length(&mut file)?;
+        if file.metadata()?.len() > written {
+            file.set_len(written)?;
+        }
+        Ok(Self {
+            file,
+            written,
+            pending: Vec::new(),
+            last: None,
+            flushed_ms: 0,
+            bytes_max,
+            truncated: false,
+            dirty: false,
+        })
+    }
+
+    /// Length of the log in record bytes, what waits in memory included.
+    #[must_use]
+    pub fn length(&self) -> u64 {
+        self.written + self.pending.len() as u64
+    }
+
+    /// Whether output was left out.
+    #[must_use]
+    pub fn truncated(&self) -> bool {
+        self.truncated
+    }
+
+    /// Adds what a script wrote.
+    ///
+    /// # Errors
+    /// Whatever the file system says; the file then ends at a whole record.
+    pub fn output(&mut self, step: u16, stream: Stream, bytes: &[u8], now: Now) -> io::Result<()> {
+        if self.truncated || bytes.is_empty() {
+            return Ok(());
+        }
+        let header = if self.joins(step, stream, bytes.len()) { 0 } else { HEADER_BYTES as u64 };
+        let room = usize::try_from(self.bytes_max.saturating_sub(self.length() + header)).unwrap_or(usize::MAX);
+        let fits = bytes.len().min(room);
+        if fits > 0 {
+            self.push(step, stream, &bytes[..fits], now);
+        }
+        if fits < bytes.len() {
+            self.truncated = true;
+            let text = format!("output limit of {} bytes reached: the rest of the output is left out", self.bytes_max);
+            return self.notice(step, &text);
+        }
+        if self.pending.len() >= PENDING_BYTES_MAX || self.flush_at_ms().is_some_and(|at| now.monotonic_ms >= at) {
+            return self.flush();
+        }
+        Ok(())
+    }
+
+    /// Adds a line for people.
+    ///
+    /// # Errors
+    /// As [`LogWriter::output`].
+    pub fn notice(&mut self, step: u16, line: &str) -> io::Result<()> {
+        let mut text = line.replace('\n', " ");
+        text.push('\n');
+        self.single(step, Stream::Notice, text.as_bytes())
+    }
+
+    /// Adds the start or end of a step.
+    ///
+    /// # Errors
+    /// As [`LogWriter::output`].
+    pub fn event(&mut self, step: u16, event: &StepEvent) -> io::Result<()> {
+        self.single(step, Stream::Event, canonical(event).as_bytes())
+    }
+
+    /// When pending output has to be written, by the monotonic clock; none while nothing waits.
+    #[must_use]
+    pub fn flush_at_ms(&self) -> Option<u64> {
+        (!self.pending.is_empty()).then_some(self.flushed_ms + FLUSH_MS)
+    }
+
+    /// Writes what waits, so that readers see it.
+    ///
+    /// # Errors
+    /// As [`LogWriter::output`]; what waited is then given up.
+    pub fn flush(&mut self) -> io::Result<()> {
+        if self.pending.is_empty() {
+            return Ok(());
+        }
+        self.flushed_ms = clock::monotonic_ms();
+        self.last = None;
+        let outcome = self.file.write_all(&self.pending);
+        match &outcome {
+            Ok(()) => self.written += self.pending.len() as u64,
+            Err(_) => {
+                let _ = self.file.set_len(self.written);
+            }
+        }
+        self.pending.clear();
+        self.dirty = true;
+        outcome
+    }
+
+    /// Writes what waits and makes the log durable.
+    ///
+    /// # Errors
+    /// As [`LogWriter::output`].
+    pub fn sync(&mut self) -> io::Result<()> {
+        self.flush()?;
+        if self.dirty {
+            self.file.sync_data()?;
+            self.dirty = false;
+        }
+        Ok(())
+    }
+
+    fn joins(&self, step: u16, stream: Stream, length: usize) -> bool {
+        self.last.is_some_and(|(last_step, last_stream, at)| {
+            (last_step, last_stream) == (step, stream)
+                && self.pending.len() - at - HEADER_BYTES + length <= RECORD_PAYLOAD_BYTES_MAX
+        })
+    }
+
+    fn push(&mut self, step: u16, stream: Stream, bytes: &[u8], now: Now) {
+        if self.joins(step, stream, bytes.len())
+            && let Some((_, _, at)) = self.last
+        {
+            self.pending.extend_from_slice(bytes);
+            let length = u32::try_from(self.pending.len() - at - HEADER_BYTES).unwrap_or(u32::MAX);
+            self.pending[at + 12..at + HEADER_BYTES].copy_from_slice(&length.to_be_bytes());
+            return;
+        }
+        self.last = (bytes.len() <= RECORD_PAYLOAD_BYTES_MAX).then_some((step, stream, self.pending.len()));
+        Record { time_ms: now.wall_ms, step, stream, payload: bytes }.encode(&mut self.pending);
+    }
+
+    fn single(&mut self, step: u16, stream: Stream, payload: &[u8]) -> io::Result<()> {
+        Record { time_ms: clock::wall_ms(), step, stream, payload }.encode(&mut self.pending);
+        self.last = None;
+        if self.pending.len() >= PENDING_BYTES_MAX { self.flush() } else { Ok(()) }
+    }
+}
+
+/// Length of the whole records at the start of a log, read header by header.
+///
+/// # Errors
+/// Whatever the file system says.
+pub fn whole_length(file: &mut File) -> io::Result<u64> {
+    let end = file.metadata()?.len();
+    file.seek(SeekFrom::Start(0))?;
+    let mut reader = BufReader::new(file);
+    let mut at = 0_u64;
+    let mut header = [0; HEADER_BYTES];
+    while at + HEADER_BYTES as u64 <= end {
+        reader.read_exact(&mut header)?;
+        let payload = u64::from(u32::from_be_bytes([header[12], header[13], header[14], header[15]]));
+        let next = at + HEADER_BYTES as u64 + payload;
+        if payload > RECORD_PAYLOAD_BYTES_MAX as u64 || Stream::from_code(header[10]).is_none() || next > end {
+            break;
+        }
+        reader.seek_relative(i64::try_from(payload).unwrap_or(0))?;
+        at = next;
+    }
+    Ok(at)
+}

@@ -1,0 +1,307 @@
+//! Unpacking an artifact into a new release.
+//!
+//! Invariant: a release appears under its name whole and with its manifest, or not at all. While it is being
+//! unpacked its folder belongs to the agent alone and is reached through an open descriptor, so that nobody can put a
+//! link in its place.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, Permissions};
+use std::io::{self, Read, Write as _};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, UNIX_EPOCH};
+
+use drover_shared::Digest;
+use drover_shared::order::canonical;
+use nix::fcntl::{AT_FDCWD, OFlag, RenameFlags, renameat2};
+use sha2::{Digest as _, Sha256};
+
+use crate::accounts::Account;
+use crate::release::archive::{self, Contents, Kind};
+use crate::release::manifest::{self, About, Body};
+use crate::release::{Layout, check_name, verify};
+use crate::{clock, describe, durable};
+
+/// What to unpack.
+#[derive(Debug, Clone, Copy)]
+pub struct Order<'a> {
+    /// The artifact in the cache.
+    pub archive: &'a Path,
+    /// Its SHA-256.
+    pub digest: Digest,
+    /// Name of the release's folder.
+    pub release: &'a str,
+    /// Version.
+    pub version: &'a str,
+    /// Names the temporary folder.
+    pub execution_id: &'a str,
+    /// Whom the files belong to.
+    pub owner: &'a Account,
+}
+
+/// Unpacks an artifact; `stopped` ends the work early. Gives a line for people.
+///
+/// # Errors
+/// A sentence for people; nothing is left behind then.
+pub fn unpack(layout: &Layout, order: &Order<'_>, stopped: &mut dyn FnMut() -> bool) -> Result<String, String> {
+    check_name(order.release)?;
+    let contents = archive::check(order.archive, stopped)?;
+    layout.prepare(order.owner)?;
+    if is_whole(layout, order) {
+        return Ok(format!("{} is here already, whole", order.release));
+    }
+    check_space(layout, &contents)?;
+    let temporary = layout.releases().join(format!(".{}.tmp-{}", order.release, order.execution_id));
+    let outcome = Workplace::make(&temporary).and_then(|workplace| {
+        let members = workplace.fill(order, &contents, stopped)?;
+        workplace.hand_over(order.owner)?;
+        publish(layout, order, &temporary, &members)?;
+        Ok(format!("{}: {} members, {} bytes", order.release, members.len(), contents.bytes))
+    });
+    // After success this is the release that was exchanged, or nothing.
+    let _ = fs::remove_dir_all(&temporary);
+    outcome
+}
+
+fn is_whole(layout: &Layout, order: &Order<'_>) -> bool {
+    manifest::about(&layout.manifest(order.release)).is_ok_and(|about| {
+        about.artifact_digest == order.digest && verify::verify(layout, order.release, about.tree_digest).is_ok()
+    })
+}
+
+fn check_space(layout: &Layout, contents: &Contents) -> Result<(), String> {
+    let Ok(stat) = nix::sys::statvfs::statvfs(&layout.releases()) else { return Ok(()) };
+    let available = stat.blocks_available() * stat.fragment_size();
+    let members = contents.members.len() as u64;
+    let needed = contents.bytes + members * 512;
+    if needed > available {
+        return Err(format!(
+            "the disk is full: {needed} bytes are needed below `{}`, {available} are free",
+            layout.root().display()
+        ));
+    }
+    if stat.files() > 0 && members > stat.files_available() {
+        return Err(format!("the disk is full: {members} files are needed, {} are free", stat.files_available()));
+    }
+    Ok(())
+}
+
+/// Writes the manifest and gives the folder its name; a damaged release of that name is exchanged in one step.
+fn publish(
+    layout: &Layout,
+    order: &Order<'_>,
+    temporary: &Path,
+    members: &BTreeMap<String, Body>,
+) -> Result<(), String> {
+    let failed = |error: io::Error| format!("the release cannot be put in place: {}", describe(&error));
+    let (lines, tree_digest) = manifest::lines(members);
+    let about = About {
+        release: order.release.to_owned(),
+        version: order.version.to_owned(),
+        artifact_digest: order.digest,
+        tree_digest,
+        installed_ms: clock::wall_ms(),
+    };
+    let text = format!("{}\n{lines}", canonical(&about));
+    let target = layout.release(order.release);
+    let exists = fs::symlink_metadata(&target).is_ok();
+    durable::write_atomic(&layout.manifest(order.release), text.as_bytes(), 0o644).map_err(failed)?;
+    let placed = if exists {
+        renameat2(AT_FDCWD, temporary, AT_FDCWD, &target, RenameFlags::RENAME_EXCHANGE).map_err(io::Error::from)
+    } else {
+        fs::rename(temporary, &target)
+    };
+    if let Err(error) = placed {
+        if !exists {
+            let _ = fs::remove_file(layout.manifest(order.release));
+        }
+        return Err(failed(error));
+    }
+    durable::sync_folder(&layout.releases()).map_err(failed)
+}
+
+/// The temporary folder, reached by its descriptor.
+struct Workplace {
+    folder: File,
+    base: PathBuf,
+}
+
+impl Workplace {
+    fn make(path: &Path) -> Result<Self, String> {
+        let make = || -> io::Result<Self> {
+            // Whatever stands there is of an earlier start of this execution, or was put there to mislead.
+            match fs::symlink_metadata(path) {
+                Ok(meta) if meta.is_dir() => fs::remove_dir_all(path)?,
+                Ok(_) => fs::remove_file(path)?,
+                Err(_) => {}
+            }
+            fs::DirBuilder::new().mode(0o700).create(path)?;
+            let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
+            let folder = File::options().read(true).custom_flags(flags.bits()).open(path)?;
+            let meta = folder.metadata()?;
+            if meta.uid() != nix::unistd::geteuid().as_raw() || meta.mode() & 0o077 != 0 {
+                return Err(io::Error::other("somebody else put another folder in its place"));
+            }
+            let base = PathBuf::from(format!("/proc/self/fd/{}", folder.as_raw_fd()));
+            Ok(Self { folder, base })
+        };
+        make().map_err(|error| format!("folder `{}` cannot be made: {}", path.display(), describe(&error)))
+    }
+
+    fn fill(
+        &self,
+        order: &Order<'_>,
+        contents: &Contents,
+        stopped: &mut dyn FnMut() -> bool,
+    ) -> Result<BTreeMap<String, Body>, String> {
+        let mut members = self.folders(contents)?;
+        let mut modes = BTreeMap::new();
+        let mut archive = archive::open(order.archive)?;
+        for entry in archive.entries().map_err(archive::damaged)? {
+            if stopped() {
+                return Err("stopped".to_owned());
+            }
+            let mut entry = entry.map_err(archive::damaged)?;
+            let Some((path, kind)) = archive::member(&entry)? else { continue };
+            if contents.members.get(&path) != Some(&kind) {
+                return Err("the archive changed while it was read".to_owned());
+            }
+            let mode = entry.header().mode().map_err(archive::damaged)? & 0o777;
+            if kind == Kind::Folder {
+                modes.insert(path, mode | 0o700);
+            } else if kind == Kind::File {
+                let modified = entry.header().mtime().unwrap_or(0);
+                let body = self.write_file(&path, mode | 0o400, modified, &mut entry, order.owner, stopped)?;
+                members.insert(path, body);
+            }
+        }
+        self.links(contents, order.owner, &mut members)?;
+        self.finish_folders(&modes, &mut members, order.owner)?;
+        Ok(members)
+    }
+
+    /// Makes every folder, those that are only implied too.
+    fn folders(&self, contents: &Contents) -> Result<BTreeMap<String, Body>, String> {
+        let mut folders = BTreeMap::new();
+        for (path, kind) in &contents.members {
+            let ancestors = path.match_indices('/').map(|(at, _)| &path[..at]);
+            for folder in ancestors.chain((*kind == Kind::Folder).then_some(path.as_str())) {
+                folders.entry(folder.to_owned()).or_insert(Body::Folder { mode: 0o755 });
+            }
+        }
+        for path in folders.keys() {
+            let made = fs::DirBuilder::new().mode(0o700).create(self.base.join(path));
+            made.map_err(|error| failed(path, &error))?;
+        }
+        Ok(folders)
+    }
+
+    fn write_file(
+        &self,
+        path: &str,
+        mode: u32,
+        modified: u64,
+        content: &mut impl Read,
+        owner: &Account,
+        stopped: &mut dyn FnMut() -> bool,
+    ) -> Result<Body, String> {
+        let mut copy = || -> io::Result<(u64, Digest)> {
+            let flags = OFlag::O_NOFOLLOW.bits();
+            let mut file = File::options()
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .custom_flags(flags)
+                .open(self.base.join(path))?;
+            let mut hash = Sha256::new();
+            let mut buffer = vec![0; 64 * 1024];
+            let mut size = 0;
+            loop {
+                let length = content.read(&mut buffer)?;
+                if length == 0 {
+                    break;
+                }
+                file.write_all(&buffer[..length])?;
+                hash.update(&buffer[..length]);
+                size += length as u64;
+                if stopped() {
+                    return Err(io::Error::other("stopped"));
+                }
+            }
+            if owner.changes {
+                std::os::unix::fs::fchown(&file, Some(owner.uid.as_raw()), Some(owner.gid.as_raw()))?;
+            }
+            file.set_permissions(Permissions::from_mode(mode))?;
+            file.set_modified(UNIX_EPOCH + Duration::from_secs(modified.min(1 << 40)))?;
+            Ok((size, Digest::from_bytes(hash.finalize().into())))
+        };
+        let (size, sha256) = copy().map_err(|error| failed(path, &error))?;
+        Ok(Body::File { mode, size, sha256 })
+    }
+
+    /// Makes the links, when nothing can be written through them any more.
+    fn links(&self, contents: &Contents, owner: &Account, members: &mut BTreeMap<String, Body>) -> Result<(), String> {
+        for (path, kind) in &contents.members {
+            let place = self.base.join(path);
+            match kind {
+                Kind::Folder | Kind::File => {}
+                Kind::HardLink(target) => {
+                    fs::hard_link(self.base.join(target), &place).map_err(|error| failed(path, &error))?;
+                    if let Some(body) = members.get(target).cloned() {
+                        members.insert(path.clone(), body);
+                    }
+                }
+                Kind::Symlink(target) => {
+                    let made = std::os::unix::fs::symlink(target, &place).and_then(|()| give(&place, owner));
+                    made.map_err(|error| failed(path, &error))?;
+                    members.insert(path.clone(), Body::Link { target: target.clone() });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives folders their owner and mode, the deepest first.
+    fn finish_folders(
+        &self,
+        modes: &BTreeMap<String, u32>,
+        members: &mut BTreeMap<String, Body>,
+        owner: &Account,
+    ) -> Result<(), String> {
+        for (path, body) in members.iter_mut().rev() {
+            if let Body::Folder { mode } = body {
+                *mode = modes.get(path).copied().unwrap_or(*mode);
+                let place = self.base.join(path);
+                let done =
+                    give(&place, owner).and_then(|()| fs::set_permissions(&place, Permissions::from_mode(*mode)));
+                done.map_err(|error| failed(path, &error))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes everything durable and lets others in.
+    fn hand_over(&self, owner: &Account) -> Result<(), String> {
+        let done = || -> io::Result<()> {
+            nix::unistd::syncfs(&self.folder)?;
+            if owner.changes {
+                std::os::unix::fs::fchown(&self.folder, Some(owner.uid.as_raw()), Some(owner.gid.as_raw()))?;
+            }
+            self.folder.set_permissions(Permissions::from_mode(0o755))?;
+            self.folder.sync_all()
+        };
+        done().map_err(|error| format!("the release cannot be made durable: {}", describe(&error)))
+    }
+}
+
+fn give(path: &Path, owner: &Account) -> io::Result<()> {
+    if owner.changes {
+        std::os::unix::fs::lchown(path, Some(owner.uid.as_raw()), Some(owner.gid.as_raw()))?;
+    }
+    Ok(())
+}
+
+fn failed(path: &str, error: &io::Error) -> String {
+    format!("member `{path}` cannot be unpacked: {}", describe(error))
+}

@@ -1,0 +1,415 @@
+//! The spool: one folder for each execution that the agent answers for.
+//!
+//! | file | written by | meaning |
+//! |---|---|---|
+//! | `order.json` | agent | the order and when it was accepted; there before the server hears *accepted* |
+//! | `fetched.json` | agent | outcomes of the fetch steps |
+//! | `started` | supervisor | empty until the first side effect; then who started it, in which boot and cgroup |
+//! | `lock` | supervisor | locked while the supervisor lives; holds its process id |
+//! | `cancel` | agent | why the execution is to end |
+//! | `log` | agent, then supervisor | records |
+//! | `reserve` | agent | space that is freed for the status when the disk is full |
+//! | `status.json` | supervisor, or the agent in its place | how it ended |
+//!
+//! Invariant: `started` is durable before the first hook runs and `status.json` appears whole, so that whatever is
+//! killed, a reader of the folder knows whether a hook may have run.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use drover_shared::message::{Finished, StepOutcome};
+use drover_shared::order::{Entry, Order, Statement, canonical};
+use nix::fcntl::{Flock, FlockArg, posix_fallocate};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::clock::Now;
+use crate::durable;
+
+/// Space set aside for the status of an execution, in bytes.
+const RESERVE_BYTES: i64 = 64 * 1024;
+/// Largest file of the spool that is read as a whole, in bytes.
+const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
+/// Names one attempt of one execution.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key {
+    /// UUID of the execution.
+    pub execution_id: String,
+    /// Counted from 1.
+    pub attempt: u32,
+}
+
+impl Key {
+    /// The key of these two, if the id is a UUID in its usual form.
+    #[must_use]
+    pub fn new(execution_id: &str, attempt: u32) -> Option<Self> {
+        is_uuid(execution_id).then(|| Self { execution_id: execution_id.to_owned(), attempt })
+    }
+
+    fn parse(name: &str) -> Option<Self> {
+        let (id, attempt) = name.split_once('.')?;
+        Self::new(id, attempt.parse().ok()?)
+    }
+}
+
+impl std::fmt::Display for Key {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{}", self.execution_id, self.attempt)
+    }
+}
+
+fn is_uuid(text: &str) -> bool {
+    text.len() == 36
+        && text.bytes().enumerate().all(|(at, byte)| match at {
+            8 | 13 | 18 | 23 => byte == b'-',
+            _ => byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte),
+        })
+}
+
+/// An order with the moment it was accepted.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Accepted {
+    /// As it came.
+    pub order: Order,
+    /// Milliseconds since 1970 UTC.
+    pub wall_ms: i64,
+    /// Milliseconds of the monotonic clock of that boot.
+    pub monotonic_ms: u64,
+    /// Boot in which it was accepted.
+    pub boot_id: String,
+}
+
+impl Accepted {
+    /// Reads the two texts of the order; its signature was verified before it came into the spool.
+    ///
+    /// # Errors
+    /// A sentence for people.
+    pub fn open(&self) -> Result<(Statement, Entry), String> {
+        self.order.open(|_, _| true).map_err(|error| error.to_string())
+    }
+
+    /// Milliseconds since it was accepted; the wall clock bridges a reboot.
+    #[must_use]
+    pub fn elapsed_ms(&self, boot_id: &str, now: Now) -> u64 {
+        if boot_id == self.boot_id {
+            now.monotonic_ms.saturating_sub(self.monotonic_ms)
+        } else {
+            u64::try_from(now.wall_ms - self.wall_ms).unwrap_or(0)
+        }
+    }
+}
+
+/// Who started an execution.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Started {
+    /// Boot in which it started.
+    pub boot_id: String,
+    /// Folder of the cgroup that holds its processes.
+    pub cgroup: Option<PathBuf>,
+}
+
+/// Why an execution is to end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CancelNote {
+    /// For people.
+    pub reason: String,
+    /// Whether the time ran out.
+    pub timed_out: bool,
+}
+
+/// What a folder says about its execution.
+#[derive(Debug)]
+pub enum Standing {
+    /// No side effect has happened: it may be started.
+    Waiting,
+    /// Its supervisor lives.
+    Running,
+    /// It is over.
+    Finished(Box<Finished>),
+    /// It was started, and nobody can say how it ended.
+    Lost(Started),
+}
+
+/// All folders.
+#[derive(Debug, Clone)]
+pub struct Spool {
+    root: PathBuf,
+}
+
+/// One folder.
+#[derive(Debug, Clone)]
+pub struct Folder {
+    path: PathBuf,
+}
+
+impl Spool {
+    /// The spool of a data directory, made if need be.
+    ///
+    /// # Errors
+    /// Whatever the file system says.
+    pub fn open(data_dir: &Path) -> io::Result<Self> {
+        let root = data_dir.join("spool");
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&root)?;
+        Ok(Self { root })
+    }
+
+    /// The folder of an execution.
+    #[must_use]
+    pub fn folder(&self, key: &Key) -> Folder {
+        Folder { path: self.root.join(key.to_string()) }
+    }
+
+    /// Every execution in the spool; folders that were never accepted are removed.
+    ///
+    /// # Errors
+    /// Whatever the file system says.
+    pub fn list(&self) -> io::Result<Vec<Key>> {
+        let mut keys = Vec::new();
+        for item in fs::read_dir(&self.root)? {
+            let item = item?;
+            let name = item.file_name();
+            match Key::parse(&name.to_string_lossy()) {
+                Some(key) => keys.push(key),
+                None if name.to_string_lossy().starts_with('.') => fs::remove_dir_all(item.path())?,
+                None => {}
+            }
+        }
+        keys.sort();
+        Ok(keys)
+    }
+
+    /// Puts an order into the spool; when this returns, it is durable.
+    ///
+    /// # Errors
+    /// Whatever the file system says, a full disk above all; nothing is left behind then.
+    pub fn accept(&self, key: &Key, accepted: &Accepted) -> io::Result<Folder> {
+        let temporary = self.root.join(format!(".{key}"));
+        let _ = fs::remove_dir_all(&temporary);
+        let written = self.write_folder(&temporary, accepted).and_then(|()| {
+            fs::rename(&temporary, self.root.join(key.to_string()))?;
+            durable::sync_folder(&self.root)
+        });
+        if let Err(error) = written {
+            let _ = fs::remove_dir_all(&temporary);
+            return Err(error);
+        }
+        Ok(self.folder(key))
+    }
+
+    fn write_folder(&self, temporary: &Path, accepted: &Accepted) -> io::Result<()> {
+        fs::DirBuilder::new().mode(0o700).create(temporary)?;
+        let create =
+            |name: &str| OpenOptions::new().write(true).create_new(true).mode(0o600).open(temporary.join(name));
+        posix_fallocate(create("reserve")?, 0, RESERVE_BYTES)?;
+        for name in ["started", "lock", "log"] {
+            create(name)?;
+        }
+        durable::write_new(&temporary.join("order.json"), canonical(accepted).as_bytes(), 0o600)?;
+        durable::sync_folder(temporary)
+    }
+}
+
+impl Folder {
+    /// The folder at this path.
+    #[must_use]
+    pub fn at(path: &Path) -> Self {
+        Self { path: path.to_owned() }
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The key that its name gives.
+    #[must_use]
+    pub fn key(&self) -> Option<Key> {
+        Key::parse(&self.path.file_name()?.to_string_lossy())
+    }
+
+    /// The log.
+    #[must_use]
+    pub fn log(&self) -> PathBuf {
+        self.path.join("log")
+    }
+
+    /// The artifact cache of the data directory.
+    #[must_use]
+    pub fn artifact(&self, digest: &drover_shared::Digest) -> PathBuf {
+        let data_dir = self.path.parent().and_then(Path::parent).unwrap_or(Path::new("/"));
+        data_dir.join("artifacts").join(digest.to_string())
+    }
+
+    /// The order.
+    ///
+    /// # Errors
+    /// The file is missing or damaged.
+    pub fn accepted(&self) -> io::Result<Accepted> {
+        self.read("order.json")?.ok_or_else(|| io::Error::other("the spool folder has no order"))
+    }
+
+    /// The outcomes of the fetch steps so far, with their indices.
+    ///
+    /// # Errors
+    /// The file is damaged.
+    pub fn fetched(&self) -> io::Result<Vec<(usize, StepOutcome)>> {
+        Ok(self.read("fetched.json")?.unwrap_or_default())
+    }
+
+    /// Keeps the outcomes of the fetch steps.
+    ///
+    /// # Errors
+    /// Whatever the file system says.
+    pub fn write_fetched(&self, outcomes: &[(usize, StepOutcome)]) -> io::Result<()> {
+        durable::write_atomic(&self.path.join("fetched.json"), canonical(&outcomes).as_bytes(), 0o600)
+    }
+
+    /// Who started it; none when no side effect can have happened.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn started(&self) -> io::Result<Option<Started>> {
+        let text = fs::read(self.path.join("started")).or_else(missing_is_empty)?;
+        if text.is_empty() {
+            return Ok(None);
+        }
+        // A torn marker still says that the supervisor was about to start.
+        let unknown = Started { boot_id: String::new(), cgroup: None };
+        Ok(Some(serde_json::from_slice(&text).unwrap_or(unknown)))
+    }
+
+    /// Says, durably, that side effects may happen from now on.
+    ///
+    /// # Errors
+    /// Whatever the file system says.
+    pub fn write_started(&self, started: &Started) -> io::Result<()> {
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(self.path.join("started"))?;
+        file.write_all(canonical(started).as_bytes())?;
+        file.sync_all()
+    }
+
+    /// Why the execution is to end, if it is.
+    #[must_use]
+    pub fn cancel(&self) -> Option<CancelNote> {
+        self.read("cancel").ok().flatten()
+    }
+
+    /// Asks the supervisor to end the execution.
+    ///
+    /// # Errors
+    /// Whatever the file system says.
+    pub fn write_cancel(&self, note: &CancelNote) -> io::Result<()> {
+        if self.write_status_like("cancel", canonical(note).as_bytes()).is_err() {
+            let _ = fs::remove_file(self.path.join("reserve"));
+            self.write_status_like("cancel", canonical(note).as_bytes())?;
+        }
+        Ok(())
+    }
+
+    /// How it ended, if it is over.
+    ///
+    /// # Errors
+    /// The file is damaged.
+    pub fn status(&self) -> io::Result<Option<Finished>> {
+        self.read("status.json")
+    }
+
+    /// Says, durably, how it ended.
+    ///
+    /// # Errors
+    /// Whatever the file system says, even after the reserve was freed.
+    pub fn write_status(&self, finished: &Finished) -> io::Result<()> {
+        let text = canonical(finished);
+        let _ = fs::remove_file(self.path.join("reserve"));
+        self.write_status_like("status.json", text.as_bytes())
+    }
+
+    fn write_status_like(&self, name: &str, content: &[u8]) -> io::Result<()> {
+        durable::write_atomic(&self.path.join(name), content, 0o600)
+    }
+
+    /// Takes the supervisor's lock; none when another supervisor holds it.
+    ///
+    /// # Errors
+    /// Whatever the file system says.
+    pub fn lock(&self) -> io::Result<Option<Flock<File>>> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(self.path.join("lock"))?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => Ok(Some(lock)),
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),
+            Err((_, error)) => Err(error.into()),
+        }
+    }
+
+    /// Whether a supervisor lives.
+    #[must_use]
+    pub fn supervised(&self) -> bool {
+        matches!(self.lock(), Ok(None))
+    }
+
+    /// Process id that the holder of the lock wrote down.
+    #[must_use]
+    pub fn supervisor(&self) -> Option<i32> {
+        fs::read_to_string(self.path.join("lock")).ok()?.trim().parse().ok()
+    }
+
+    /// What the folder says.
+    ///
+    /// # Errors
+    /// A file cannot be read.
+    pub fn standing(&self) -> io::Result<Standing> {
+        if self.supervised() {
+            return Ok(Standing::Running);
+        }
+        if let Some(finished) = self.status()? {
+            return Ok(Standing::Finished(Box::new(finished)));
+        }
+        Ok(self.started()?.map_or(Standing::Waiting, Standing::Lost))
+    }
+
+    /// Forgets the execution.
+    ///
+    /// # Errors
+    /// Whatever the file system says.
+    pub fn remove(&self) -> io::Result<()> {
+        if let Ok(Some(Started { cgroup: Some(cgroup), .. })) = self.started() {
+            // Fails while a service that a hook started still lives there, which is as it should be.
+            let _ = fs::remove_dir(cgroup);
+        }
+        match fs::remove_dir_all(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
+    }
+
+    fn read<T: DeserializeOwned>(&self, name: &str) -> io::Result<Option<T>> {
+        let file = match File::open(self.path.join(name)) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let mut text = Vec::new();
+        file.take(FILE_BYTES_MAX).read_to_end(&mut text)?;
+        serde_json::from_slice(&text).map(Some).map_err(|error| io::Error::other(format!("{name}: {error}")))
+    }
+}
+
+fn missing_is_empty(error: io::Error) -> io::Result<Vec<u8>> {
+    if error.kind() == io::ErrorKind::NotFound { Ok(Vec::new()) } else { Err(error) }
+}
+
+/// The id of this boot of the host; empty when the system does not say.
+#[must_use]
+pub fn boot_id() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|text| text.trim().to_owned()).unwrap_or_default()
+}

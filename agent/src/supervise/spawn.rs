@@ -1,0 +1,38 @@
+//! Starting a script's process: the only place with `unsafe` code.
+//!
+//! Invariant: between fork and exec only system calls are made; whatever needs memory or a name service is ready
+//! before the fork.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::process::CommandExt as _;
+use std::process::{Child, Command};
+
+use crate::accounts::Account;
+use crate::supervise::processes;
+
+/// Starts `command` as `account`, inside the process tree whose `door` is given, in a process group of its own.
+///
+/// # Errors
+/// The process cannot be made, or may not become that account.
+pub(crate) fn spawn(command: &mut Command, account: &Account, door: Option<File>) -> io::Result<Child> {
+    command.process_group(0);
+    let identity = account.changes.then(|| (account.groups.clone(), account.gid, account.uid));
+    let prepare = move || {
+        if let Some(door) = &door {
+            processes::enter(door)?;
+        }
+        if let Some((groups, gid, uid)) = &identity {
+            nix::unistd::setgroups(groups)?;
+            nix::unistd::setgid(*gid)?;
+            nix::unistd::setuid(*uid)?;
+        }
+        Ok(())
+    };
+    #[expect(unsafe_code, reason = "the closure makes system calls only and allocates nothing")]
+    // SAFETY: the closure runs between fork and exec and calls write, setgroups, setgid and setuid alone.
+    unsafe {
+        command.pre_exec(prepare);
+    }
+    command.spawn()
+}

@@ -1,0 +1,79 @@
+//! What each kind of step does.
+
+use drover_shared::order::Step;
+
+use crate::accounts;
+use crate::release::{Layout, unpack, verify};
+use crate::supervise::script::{self, Script};
+use crate::supervise::{Context, StepEnd};
+
+/// Carries out one step.
+pub(crate) fn carry_out(context: &mut Context, index: u16, step: &Step) -> StepEnd {
+    let outcome = match step {
+        Step::Script { name, language, content, running_user } => {
+            let running_user = running_user.as_deref();
+            return script::run(context, Script { index, name, language: *language, content, running_user });
+        }
+        Step::Fetch { digest, .. } => {
+            let cached = context.folder.artifact(digest).is_file();
+            if cached { Ok(Vec::new()) } else { Err("the artifact is not on this host".to_owned()) }
+        }
+        Step::Unpack { digest, release } => unpack_step(context, digest, release),
+        Step::Verify { release, tree_digest } => {
+            layout(context).and_then(|layout| verify::verify(&layout, release, *tree_digest)).map(|line| vec![line])
+        }
+        Step::Switch { release } => layout(context).and_then(|layout| layout.switch(release)).map(|line| vec![line]),
+        Step::Prune { keep } => layout(context).and_then(|layout| {
+            let folder = context.folder.clone();
+            let own = context.statement.execution_id.clone();
+            layout.prune(*keep, &|execution| execution != own && lives(&folder, execution))
+        }),
+    };
+    if let Some(stop) = context.watch.stop()
+        && outcome.is_err()
+    {
+        return StepEnd::Stopped(stop);
+    }
+    match outcome {
+        Ok(lines) => {
+            for line in lines {
+                let _ = context.log.notice(index, &format!("{}: {line}", step.name()));
+            }
+            StepEnd::Succeeded { exit_code: None }
+        }
+        Err(error) => StepEnd::failed(error),
+    }
+}
+
+fn layout(context: &Context) -> Result<Layout, String> {
+    let path = context.entry.deploy_path.as_deref().ok_or("the order names no deploy path")?;
+    if !path.starts_with('/') || path.split('/').any(|part| part == "..") {
+        return Err(format!("deploy path `{path}` is not an absolute path without `..`"));
+    }
+    Ok(Layout::new(path))
+}
+
+fn unpack_step(context: &mut Context, digest: &drover_shared::Digest, release: &str) -> Result<Vec<String>, String> {
+    let layout = layout(context)?;
+    let owner = accounts::find(context.entry.run_user.as_deref())?;
+    let archive = context.folder.artifact(digest);
+    let watch = &mut context.watch;
+    let order = unpack::Order {
+        archive: &archive,
+        digest: *digest,
+        release,
+        version: &context.entry.version,
+        execution_id: &context.statement.execution_id,
+        owner: &owner,
+    };
+    unpack::unpack(&layout, &order, &mut || watch.stop().is_some()).map(|line| vec![line])
+}
+
+/// Whether a supervisor of this execution lives on this host.
+fn lives(folder: &crate::spool::Folder, execution_id: &str) -> bool {
+    let Some(spool) = folder.path().parent() else { return false };
+    let items = std::fs::read_dir(spool).into_iter().flatten().flatten();
+    items
+        .filter(|item| item.file_name().to_string_lossy().starts_with(execution_id))
+        .any(|item| crate::spool::Folder::at(&item.path()).supervised())
+}

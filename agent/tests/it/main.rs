@@ -1,0 +1,7 @@
+//! The agent's tests with real processes, in one binary.
+
+mod bench;
+mod hooks;
+mod kill;
+mod releases;
+mod spool;
