@@ -43,7 +43,10 @@ impl JoinToken {
 
 impl std::fmt::Debug for JoinToken {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("JoinToken").field("url", &self.url).field("ca_fingerprint", &self.ca_fingerprint).finish_non_exhaustive()
+        f.debug_struct("JoinToken")
+            .field("url", &self.url)
+            .field("ca_fingerprint", &self.ca_fingerprint)
+            .finish_non_exhaustive()
     }
 }
 
@@ -53,8 +56,11 @@ mod tests {
 
     #[test]
     fn a_token_survives_copying_and_nothing_else() {
-        let token =
-            JoinToken { url: "wss://127.0.0.1:8441".to_owned(), ca_fingerprint: Digest::of(b"ca"), secret: "s".to_owned() };
+        let token = JoinToken {
+            url: "wss://127.0.0.1:8441".to_owned(),
+            ca_fingerprint: Digest::of(b"ca"),
+            secret: "s".to_owned(),
+        };
         let text = token.encode();
         assert_eq!(JoinToken::decode(&format!(" {text}\n")), Ok(token));
         assert!(JoinToken::decode(&text[..text.len() - 9]).is_err());

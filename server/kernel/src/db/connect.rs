@@ -1,0 +1,84 @@
+//! Opening a database by its address.
+
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+
+use super::{ACQUIRE_TIMEOUT, Db, DbError, Pools};
+
+/// How a database is opened.
+#[derive(Debug, Clone)]
+pub struct DbOptions {
+    /// `sqlite:FILE` or `postgres://…`.
+    pub url: String,
+    /// Connections for reading on SQLite, all connections on PostgreSQL.
+    pub connections: u32,
+}
+
+impl DbOptions {
+    /// An SQLite file.
+    #[must_use]
+    pub fn sqlite(file: &Path) -> Self {
+        Self { url: format!("sqlite:{}", file.display()), connections: 4 }
+    }
+
+    /// An address of either engine, with the engine's usual number of connections.
+    #[must_use]
+    pub fn url(url: &str) -> Self {
+        let connections = if url.starts_with("sqlite:") { 4 } else { 16 };
+        Self { url: url.to_owned(), connections }
+    }
+}
+
+impl Db {
+    /// Opens the database; an SQLite file is made if it is not there. Migrations are a step of their own.
+    ///
+    /// # Errors
+    /// [`DbError::Unavailable`] when it cannot be reached, with the reason.
+    pub async fn connect(options: &DbOptions) -> Result<Self, DbError> {
+        if let Some(file) = options.url.strip_prefix("sqlite:") {
+            return Self::connect_sqlite(&PathBuf::from(file.trim_start_matches("//")), options.connections).await;
+        }
+        if !(options.url.starts_with("postgres://") || options.url.starts_with("postgresql://")) {
+            return Err(DbError::Unavailable("a database address begins with sqlite: or postgres://".to_owned()));
+        }
+        let connect = PgConnectOptions::from_str(&options.url)?.application_name("drover");
+        let pool = PgPoolOptions::new()
+            .max_connections(options.connections)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            .connect_with(connect)
+            .await?;
+        Ok(Self(Pools::Postgres(pool)))
+    }
+
+    async fn connect_sqlite(file: &Path, readers: u32) -> Result<Self, DbError> {
+        let options = SqliteConnectOptions::new()
+            .filename(file)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            // NORMAL may lose the last commits when the power fails; what was acknowledged must stay.
+            .synchronous(SqliteSynchronous::Full)
+            .foreign_keys(true)
+            .busy_timeout(Duration::from_secs(10))
+            .pragma("temp_store", "MEMORY")
+            .statement_cache_capacity(256);
+        let write = SqlitePoolOptions::new()
+            .max_connections(1)
+            .idle_timeout(None)
+            .max_lifetime(None)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            .connect_with(options.clone())
+            .await?;
+        let read = SqlitePoolOptions::new()
+            .max_connections(readers)
+            .idle_timeout(None)
+            .max_lifetime(None)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            .connect_with(options.read_only(true).create_if_missing(false))
+            .await?;
+        Ok(Self(Pools::Sqlite { write, read }))
+    }
+}

@@ -1,0 +1,330 @@
+//! Members of bodies and queries that are read generously and checked strictly.
+//!
+//! Numbers may come as text, one object may stand for an array of one, texts are trimmed. Whatever is too long, too
+//! many or of the wrong kind is refused with a reason; the extractor adds the member's name.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::marker::PhantomData;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// Elements that an array in a request may have.
+pub const ELEMENTS_MAX: usize = 10_000;
+
+/// A number, sent as a number or as digits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct Number(pub i64);
+
+impl<'de> Deserialize<'de> for Number {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let wrong = || de::Error::custom("must be a whole number");
+        match Value::deserialize(deserializer)? {
+            Value::Number(number) => number.as_i64().map(Self).ok_or_else(wrong),
+            Value::String(text) => text.trim().parse().map(Self).map_err(|_| wrong()),
+            _ => Err(wrong()),
+        }
+    }
+}
+
+/// An id, sent as a number or as digits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Id(pub i64);
+
+impl<'de> Deserialize<'de> for Id {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Number::deserialize(deserializer)
+            .map(|number| Self(number.0))
+            .map_err(|_| de::Error::custom("must be an id, a number"))
+    }
+}
+
+/// A switch, sent as true, false, 0, 1 or such a word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Flag(pub bool);
+
+impl<'de> Deserialize<'de> for Flag {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = Value::deserialize(deserializer)?;
+        let word = match &value {
+            Value::Bool(flag) => return Ok(Self(*flag)),
+            Value::Number(number) => number.to_string(),
+            Value::String(text) => text.trim().to_ascii_lowercase(),
+            _ => String::new(),
+        };
+        match word.as_str() {
+            "1" | "true" => Ok(Self(true)),
+            "0" | "false" => Ok(Self(false)),
+            _ => Err(de::Error::custom("must be true or false")),
+        }
+    }
+}
+
+/// A text of at most `MAX` characters, trimmed; a number counts as its digits.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+#[serde(transparent)]
+pub struct Text<const MAX: usize>(pub String);
+
+/// A name: one line of at most 200 characters.
+pub type Name = Text<200>;
+/// A line or path.
+pub type Line = Text<2000>;
+/// Free text.
+pub type Prose = Text<20_000>;
+
+impl<const MAX: usize> Text<MAX> {
+    /// The text, if there is any.
+    #[must_use]
+    pub fn non_empty(self) -> Option<String> {
+        (!self.0.is_empty()).then_some(self.0)
+    }
+
+    /// The text, or an error that names the member when it is empty.
+    ///
+    /// # Errors
+    /// When it is empty.
+    pub fn required(self, field: &str) -> crate::Result<String> {
+        self.non_empty().ok_or_else(|| crate::Error::invalid(field, "must not be empty"))
+    }
+}
+
+impl<'de, const MAX: usize> Deserialize<'de> for Text<MAX> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = match Value::deserialize(deserializer)? {
+            Value::String(text) => text.trim().to_owned(),
+            Value::Number(number) => number.to_string(),
+            _ => return Err(de::Error::custom("must be text")),
+        };
+        if text.chars().count() > MAX {
+            return Err(de::Error::custom(format!("must have at most {MAX} characters")));
+        }
+        // PostgreSQL stores no NUL in a text.
+        if text.contains('\0') {
+            return Err(de::Error::custom("must not contain the character NUL"));
+        }
+        Ok(Self(text))
+    }
+}
+
+/// An array, or one element that stands for an array of one. At most [`ELEMENTS_MAX`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Many<T>(pub Vec<T>);
+
+impl<T> Default for Many<T> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+struct ManyVisitor<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for ManyVisitor<T> {
+    type Value = Many<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an array")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> Result<Many<T>, A::Error> {
+        let mut elements = Vec::new();
+        while let Some(element) = sequence.next_element()? {
+            if elements.len() == ELEMENTS_MAX {
+                return Err(de::Error::custom(format!("must have at most {ELEMENTS_MAX} elements")));
+            }
+            elements.push(element);
+        }
+        Ok(Many(elements))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Many<T>, A::Error> {
+        T::deserialize(de::value::MapAccessDeserializer::new(map)).map(|element| Many(vec![element]))
+    }
+
+    fn visit_i64<E: de::Error>(self, number: i64) -> Result<Many<T>, E> {
+        T::deserialize(de::value::I64Deserializer::new(number)).map(|element| Many(vec![element]))
+    }
+
+    fn visit_u64<E: de::Error>(self, number: u64) -> Result<Many<T>, E> {
+        T::deserialize(de::value::U64Deserializer::new(number)).map(|element| Many(vec![element]))
+    }
+
+    /// A text may list several, separated by commas, as queries do.
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Many<T>, E> {
+        let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
+        let elements: Result<Vec<T>, E> =
+            parts.map(|part| T::deserialize(de::value::StrDeserializer::new(part))).collect();
+        elements.map(Many)
+    }
+
+    fn visit_string<E: de::Error>(self, text: String) -> Result<Many<T>, E> {
+        self.visit_str(&text)
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Many<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ManyVisitor(PhantomData))
+    }
+}
+
+/// `{"id": 1}`, or the bare id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reference {
+    /// The id.
+    pub id: Id,
+}
+
+impl<'de> Deserialize<'de> for Reference {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        struct Object {
+            id: Id,
+        }
+        match Value::deserialize(deserializer)? {
+            object @ Value::Object(_) => {
+                Object::deserialize(object).map(|object| Self { id: object.id }).map_err(de::Error::custom)
+            }
+            bare => Id::deserialize(bare).map(|id| Self { id }).map_err(de::Error::custom),
+        }
+    }
+}
+
+/// A member of a change: left out, set to nothing, or set. Needs `#[serde(default)]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Patch<T> {
+    /// Left out: stays as it is.
+    #[default]
+    Absent,
+    /// Sent as null.
+    Null,
+    /// Sent with a value.
+    Value(T),
+}
+
+impl<T> Patch<T> {
+    /// The value if one was sent.
+    pub fn value(self) -> Option<T> {
+        match self {
+            Self::Value(value) => Some(value),
+            Self::Absent | Self::Null => None,
+        }
+    }
+
+    /// What the member is after the change: `present` unless something was sent.
+    pub fn or(self, present: Option<T>) -> Option<T> {
+        match self {
+            Self::Absent => present,
+            Self::Null => None,
+            Self::Value(value) => Some(value),
+        }
+    }
+
+    /// Whether anything was sent.
+    pub fn is_absent(&self) -> bool {
+        matches!(self, Self::Absent)
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Patch<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Option::<T>::deserialize(deserializer).map(|value| value.map_or(Self::Null, Self::Value))
+    }
+}
+
+macro_rules! schema {
+    ($type:ty, $name:literal, $schema:tt) => {
+        impl JsonSchema for $type {
+            fn inline_schema() -> bool {
+                true
+            }
+            fn schema_name() -> Cow<'static, str> {
+                $name.into()
+            }
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                json_schema!($schema)
+            }
+        }
+    };
+}
+
+schema!(Number, "Number", {"type": "integer"});
+schema!(Id, "Id", {"type": "integer"});
+schema!(Flag, "Flag", {"type": "boolean"});
+
+impl<const MAX: usize> JsonSchema for Text<MAX> {
+    fn inline_schema() -> bool {
+        true
+    }
+    fn schema_name() -> Cow<'static, str> {
+        format!("Text{MAX}").into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"type": "string", "maxLength": MAX})
+    }
+}
+
+impl<T: JsonSchema> JsonSchema for Many<T> {
+    fn inline_schema() -> bool {
+        true
+    }
+    fn schema_name() -> Cow<'static, str> {
+        format!("Many{}", T::schema_name()).into()
+    }
+    fn json_schema(schemas: &mut SchemaGenerator) -> Schema {
+        json_schema!({"type": "array", "maxItems": ELEMENTS_MAX, "items": schemas.subschema_for::<T>()})
+    }
+}
+
+impl JsonSchema for Reference {
+    fn schema_name() -> Cow<'static, str> {
+        "Reference".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"type": "object", "properties": {"id": {"type": "integer"}}, "required": ["id"]})
+    }
+}
+
+impl<T: JsonSchema> JsonSchema for Patch<T> {
+    fn inline_schema() -> bool {
+        true
+    }
+    fn schema_name() -> Cow<'static, str> {
+        T::schema_name()
+    }
+    fn json_schema(schemas: &mut SchemaGenerator) -> Schema {
+        <Option<T>>::json_schema(schemas)
+    }
+    fn _schemars_private_is_option() -> bool {
+        true
+    }
+}
+
+/// Declares an enumeration that is stored and sent as text, and described in the API.
+#[macro_export]
+macro_rules! api_words {
+    ($(#[$meta:meta])* $vis:vis enum $name:ident { $($body:tt)* }) => {
+        ::drover_shared::words! { $(#[$meta])* $vis enum $name { $($body)* } }
+        $crate::word_column!($name);
+        $crate::word_schema!($name);
+    };
+}
+
+/// Describes an enumeration of words in the API.
+#[macro_export]
+macro_rules! word_schema {
+    ($name:ident) => {
+        impl ::schemars::JsonSchema for $name {
+            fn schema_name() -> ::std::borrow::Cow<'static, str> {
+                stringify!($name).into()
+            }
+            fn json_schema(_: &mut ::schemars::SchemaGenerator) -> ::schemars::Schema {
+                let words: Vec<&str> =
+                    <Self as ::drover_shared::words::Word>::ALL.iter().map(::drover_shared::words::Word::as_str).collect();
+                ::schemars::json_schema!({"type": "string", "enum": words})
+            }
+        }
+    };
+}

@@ -1,0 +1,187 @@
+//! The HTTP side of a server: aliases settled before routing, request ids, limits, probes, the API's description.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::body::Body;
+use axum::extract::{ConnectInfo, MatchedPath, Request, State};
+use axum::http::{HeaderName, HeaderValue, Uri, header};
+use axum::middleware::{self, Next};
+use axum::response::{Html, IntoResponse, Response};
+use axum::routing::{MethodRouter, get};
+use axum::{Json, Router};
+use drover_shared::Digest;
+use tower::Layer as _;
+use tower::util::{MapRequest, MapRequestLayer};
+use uuid::Uuid;
+
+use crate::Error;
+use crate::call::{Client, IDEMPOTENCY_HEADER, OriginalUri, RequestKey};
+use crate::kernel::Kernel;
+use crate::routes::{BASE, Routes, openapi};
+use crate::trace::with_request_id;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Characters that a client's own request id or idempotency key may have.
+const KEY_CHARACTERS_MAX: usize = 200;
+
+/// Answers whether a part of the server is ready, or why not.
+pub type ReadyCheck = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Result<(), String>> + Send>> + Send + Sync>;
+
+/// The whole service: what a listener serves and what tests call in process.
+pub type Service = MapRequest<Router, fn(Request) -> Request>;
+
+/// Makes the service of these routes.
+#[must_use]
+pub fn service(kernel: &Kernel, routes: &Routes, version: &str, ready: Vec<ReadyCheck>) -> Service {
+    let mut by_path: HashMap<&str, MethodRouter<Kernel>> = HashMap::new();
+    for route in routes.all() {
+        let present = by_path.remove(route.path.as_str()).unwrap_or_default();
+        by_path.insert(&route.path, present.merge(route.handler()));
+    }
+    let description: Arc<serde_json::Value> = Arc::new(openapi(routes, version));
+    let mut router = Router::new();
+    for (path, handler) in by_path {
+        router = router.route(path, handler);
+    }
+    let router = router
+        .route(&format!("{BASE}/openapi.json"), get(move || async move { Json((*description).clone()) }))
+        .route(&format!("{BASE}/docs/"), get(|| async { Html(include_str!("docs.html")) }))
+        .route("/healthz", get(|| async { "alive\n" }))
+        .route("/readyz", get(move |State(kernel): State<Kernel>| readyz(kernel, ready.clone())))
+        .route("/metrics", get(metrics))
+        .fallback(|| async { Error::not_found("address") })
+        .method_not_allowed_fallback(|| async { Error::MethodNotAllowed })
+        .layer(middleware::from_fn_with_state(kernel.clone(), remember_request))
+        .layer(middleware::from_fn_with_state(kernel.clone(), observe))
+        .with_state(kernel.clone());
+    MapRequestLayer::new(settle_address as fn(Request) -> Request).layer(router)
+}
+
+async fn readyz(kernel: Kernel, checks: Vec<ReadyCheck>) -> Result<&'static str, Error> {
+    if kernel.stopping().is_cancelled() {
+        return Err(Error::Unavailable("the server is stopping".to_owned()));
+    }
+    kernel.check_database().await.map_err(|error| Error::Unavailable(error.to_string()))?;
+    for check in checks {
+        check().await.map_err(Error::Unavailable)?;
+    }
+    Ok("ready\n")
+}
+
+async fn metrics(State(kernel): State<Kernel>) -> impl IntoResponse {
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(header::CONTENT_TYPE, kind)], kernel.metrics().render())
+}
+
+/// Settles what the contract allows in addresses: singular first segments, and a missing slash at the end.
+fn settle_address(mut request: Request) -> Request {
+    let original = request.uri().clone();
+    if let Some(rest) = original.path().strip_prefix(BASE).and_then(|rest| rest.strip_prefix('/')) {
+        let mut segments: Vec<&str> = rest.split('/').filter(|segment| !segment.is_empty()).collect();
+        match segments.first_mut() {
+            Some(first) if *first == "application" => *first = "applications",
+            Some(first) if *first == "host" => *first = "hosts",
+            _ => {}
+        }
+        if let [first, _, third, ..] = segments.as_mut_slice()
+            && *first == "applications"
+            && *third == "instance"
+        {
+            *third = "instances";
+        }
+        if let [first, second, ..] = segments.as_mut_slice()
+            && *first == "common-utils"
+            && *second == "jump-server-log"
+        {
+            *second = "jump-server-logs";
+        }
+        let file = segments.last().is_some_and(|last| last.ends_with(".json"));
+        let slash = if file || segments.first() == Some(&"channel") { "" } else { "/" };
+        let query = original.query().map(|query| format!("?{query}")).unwrap_or_default();
+        if let Ok(uri) = format!("{BASE}/{}{slash}{query}", segments.join("/")).parse::<Uri>() {
+            *request.uri_mut() = uri;
+        }
+    }
+    request.extensions_mut().insert(OriginalUri(original));
+    request
+}
+
+fn client_address(request: &Request) -> Option<IpAddr> {
+    request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip())
+}
+
+/// Gives the request its id, counts and logs it.
+async fn observe(State(kernel): State<Kernel>, mut request: Request, next: Next) -> Response {
+    let given = request.headers().get(REQUEST_ID).and_then(|value| value.to_str().ok());
+    let plain =
+        |id: &&str| !id.is_empty() && id.len() <= KEY_CHARACTERS_MAX && id.bytes().all(|byte| byte.is_ascii_graphic());
+    let id = given.filter(plain).map_or_else(|| Uuid::now_v7().to_string(), str::to_owned);
+    let client = Client { address: client_address(&request), host: None };
+    request.extensions_mut().insert(client);
+    let method = request.method().clone();
+    let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
+    let started = Instant::now();
+    let mut response = with_request_id(id.clone(), next.run(request)).await;
+    let seconds = started.elapsed().as_secs_f64();
+    let status = response.status().as_u16();
+    kernel.metrics().request(method.as_str(), &route, status, seconds);
+    tracing::debug!(request_id = id, %method, route, status, seconds, "request");
+    if let Ok(value) = HeaderValue::from_str(&id) {
+        response.headers_mut().insert(REQUEST_ID, value);
+    }
+    response.headers_mut().entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
+
+/// Notes what makes a request with an idempotency key the same request again.
+async fn remember_request(State(kernel): State<Kernel>, request: Request, next: Next) -> Response {
+    let Some(key) = request.headers().get(IDEMPOTENCY_HEADER).cloned() else {
+        return next.run(request).await;
+    };
+    if request.method().is_safe() {
+        return next.run(request).await;
+    }
+    let key = match key.to_str() {
+        Ok(key) if !key.trim().is_empty() && key.len() <= KEY_CHARACTERS_MAX => key.trim().to_owned(),
+        _ => {
+            return Error::invalid("Idempotency-Key", format!("must have 1 to {KEY_CHARACTERS_MAX} plain characters"))
+                .into_response();
+        }
+    };
+    let (mut parts, body) = request.into_parts();
+    let limit_bytes = kernel.settings().body_bytes_max;
+    let Ok(body) = axum::body::to_bytes(body, limit_bytes).await else {
+        return Error::TooLarge { limit_bytes }.into_response();
+    };
+    let mut text = format!("{} {}\n", parts.method, parts.uri).into_bytes();
+    text.extend_from_slice(&body);
+    parts.extensions.insert(RequestKey { key, request: Digest::of(&text).to_string() });
+    next.run(Request::from_parts(parts, Body::from(body))).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_spelling_of_an_address_is_settled() {
+        for (given, expected) in [
+            ("/api/v1/application", "/api/v1/applications/"),
+            ("/api/v1/application/7/instance/8/log?mode=lines", "/api/v1/applications/7/instances/8/log/?mode=lines"),
+            ("/api/v1/host/3/authorization/roles/", "/api/v1/hosts/3/authorization/roles/"),
+            ("/api/v1/users/3/application/perms", "/api/v1/users/3/application/perms/"),
+            ("/api/v1/openapi.json", "/api/v1/openapi.json"),
+            ("/api/v1/channel/abc", "/api/v1/channel/abc"),
+            ("/healthz", "/healthz"),
+        ] {
+            let request = Request::builder().uri(given).body(Body::empty()).unwrap();
+            assert_eq!(settle_address(request).uri().to_string(), expected);
+        }
+    }
+}
