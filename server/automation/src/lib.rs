@@ -1,3 +1,5 @@
 //! Automation: tasks and what carries them out.
 
+pub mod artifacts;
 pub mod logs;
+pub mod source;

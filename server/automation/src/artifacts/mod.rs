@@ -1,0 +1,232 @@
+//! The artifact store: files named by their SHA-256.
+//!
+//! `<folder>/<first two digits>/<digest>` holds an artifact, `<folder>/incoming/` what is being written. Invariant: a file
+//! under its final name is whole, durable and never changes. The functions block: call them where blocking is allowed.
+
+#[cfg(test)]
+mod tests;
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use drover_shared::Digest;
+use sha2::{Digest as _, Sha256};
+use tempfile::NamedTempFile;
+
+/// Most bytes that one [`ArtifactFile::read_at`] gives.
+pub const READ_BYTES_MAX: usize = 1024 * 1024;
+
+/// Why an artifact is not stored or not read.
+#[derive(Debug, thiserror::Error)]
+pub enum ArtifactError {
+    /// It is longer than its limit. Nothing of it is kept.
+    #[error("the artifact is larger than {0} bytes")]
+    TooLarge(u64),
+    /// No room on the disk. Nothing of it is kept.
+    #[error("the disk that holds the artifacts is full")]
+    Full,
+    /// The store has none of this digest.
+    #[error("there is no artifact {0}")]
+    Missing(Digest),
+    /// The file system refuses.
+    #[error("cannot {doing}: {error}")]
+    Storage {
+        /// What was tried.
+        doing: String,
+        /// What the system says.
+        #[source]
+        error: io::Error,
+    },
+}
+
+impl ArtifactError {
+    fn storage(doing: String) -> impl FnOnce(io::Error) -> Self {
+        move |error| match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::Full,
+            io::ErrorKind::FileTooLarge => {
+                match error.get_ref().and_then(|inner| inner.downcast_ref::<BeyondLimit>()) {
+                    Some(limit) => Self::TooLarge(limit.0),
+                    None => Self::Full,
+                }
+            }
+            _ => Self::Storage { doing, error },
+        }
+    }
+}
+
+/// Travels inside an `io::Error`, because a writer can give no other.
+#[derive(Debug, thiserror::Error)]
+#[error("the artifact is larger than {0} bytes")]
+struct BeyondLimit(u64);
+
+/// What is stored under a digest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stored {
+    /// SHA-256 of its bytes.
+    pub digest: Digest,
+    /// Its length.
+    pub size_bytes: u64,
+}
+
+/// The artifacts of this server.
+#[derive(Debug, Clone)]
+pub struct ArtifactStore {
+    folder: PathBuf,
+}
+
+impl ArtifactStore {
+    /// Opens the store, making the folder if it is missing, and removes what an earlier process left half written.
+    /// One process at a time may use a folder.
+    ///
+    /// # Errors
+    /// [`ArtifactError::Storage`] when the folder cannot be used.
+    pub fn open(folder: &Path) -> Result<Self, ArtifactError> {
+        let store = Self { folder: folder.to_owned() };
+        let incoming = store.incoming();
+        let doing = || format!("open the artifact store {}", folder.display());
+        match std::fs::remove_dir_all(&incoming) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(ArtifactError::storage(doing())(error));
+            }
+            _ => {}
+        }
+        std::fs::create_dir_all(&incoming).map_err(ArtifactError::storage(doing()))?;
+        Ok(store)
+    }
+
+    /// Begins an artifact of at most `size_bytes_max` bytes. Dropping the writer leaves nothing behind.
+    ///
+    /// # Errors
+    /// [`ArtifactError::Full`], [`ArtifactError::Storage`].
+    pub fn create(&self, size_bytes_max: u64) -> Result<ArtifactWriter, ArtifactError> {
+        let file =
+            NamedTempFile::new_in(self.incoming()).map_err(ArtifactError::storage("begin an artifact".to_owned()))?;
+        Ok(ArtifactWriter { store: self.clone(), file, hasher: Sha256::new(), size_bytes: 0, size_bytes_max })
+    }
+
+    /// Opens an artifact for reading.
+    ///
+    /// # Errors
+    /// [`ArtifactError::Missing`], [`ArtifactError::Storage`].
+    pub fn read(&self, digest: Digest) -> Result<ArtifactFile, ArtifactError> {
+        let path = self.path(digest);
+        let open = || {
+            let file = File::open(&path)?;
+            let size_bytes = file.metadata()?.len();
+            Ok(ArtifactFile { file, digest, size_bytes })
+        };
+        open().map_err(|error: io::Error| match error.kind() {
+            io::ErrorKind::NotFound => ArtifactError::Missing(digest),
+            _ => ArtifactError::storage(format!("open artifact {digest}"))(error),
+        })
+    }
+
+    /// Whether the artifact is there.
+    #[must_use]
+    pub fn contains(&self, digest: Digest) -> bool {
+        self.path(digest).is_file()
+    }
+
+    fn incoming(&self) -> PathBuf {
+        self.folder.join("incoming")
+    }
+
+    fn path(&self, digest: Digest) -> PathBuf {
+        let name = digest.to_string();
+        self.folder.join(&name[..2]).join(name)
+    }
+}
+
+/// An artifact being written; hashes what passes through.
+#[derive(Debug)]
+pub struct ArtifactWriter {
+    store: ArtifactStore,
+    file: NamedTempFile,
+    hasher: Sha256,
+    size_bytes: u64,
+    size_bytes_max: u64,
+}
+
+impl ArtifactWriter {
+    /// Makes the artifact durable and gives it its name. The same bytes are kept once.
+    ///
+    /// # Errors
+    /// [`ArtifactError::Full`], [`ArtifactError::Storage`]; nothing stays behind then.
+    pub fn commit(self) -> Result<Stored, ArtifactError> {
+        let digest = Digest::from_bytes(self.hasher.finalize().into());
+        let stored = Stored { digest, size_bytes: self.size_bytes };
+        let path = self.store.path(digest);
+        if std::fs::metadata(&path).is_ok_and(|there| there.len() == self.size_bytes) {
+            return Ok(stored);
+        }
+        let finish = || {
+            self.file.as_file().sync_all()?;
+            let folder = path.parent().unwrap_or(&self.store.folder);
+            std::fs::create_dir_all(folder)?;
+            self.file.persist(&path).map_err(|error| error.error)?;
+            File::open(folder)?.sync_all()?;
+            File::open(&self.store.folder)?.sync_all()
+        };
+        finish().map_err(ArtifactError::storage(format!("store artifact {digest}")))?;
+        Ok(stored)
+    }
+
+    /// The error of a write through [`io::Write`] in this store's words.
+    pub fn explain(error: io::Error) -> ArtifactError {
+        ArtifactError::storage("write an artifact".to_owned())(error)
+    }
+}
+
+impl Write for ArtifactWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.size_bytes + bytes.len() as u64 > self.size_bytes_max {
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, BeyondLimit(self.size_bytes_max)));
+        }
+        let written = self.file.write(bytes)?;
+        self.hasher.update(&bytes[..written]);
+        self.size_bytes += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+/// An artifact that is open for reading.
+#[derive(Debug)]
+pub struct ArtifactFile {
+    file: File,
+    digest: Digest,
+    size_bytes: u64,
+}
+
+impl ArtifactFile {
+    /// Its name.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// Its length.
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    /// The bytes from `offset` on: `length` of them, at most [`READ_BYTES_MAX`], fewer only at the end.
+    ///
+    /// # Errors
+    /// [`ArtifactError::Storage`] when the file cannot be read.
+    pub fn read_at(&self, offset: u64, length: usize) -> Result<Bytes, ArtifactError> {
+        let left = usize::try_from(self.size_bytes.saturating_sub(offset)).unwrap_or(usize::MAX);
+        let mut bytes = vec![0; length.min(READ_BYTES_MAX).min(left)];
+        self.file
+            .read_exact_at(&mut bytes, offset)
+            .map_err(ArtifactError::storage(format!("read artifact {}", self.digest)))?;
+        Ok(bytes.into())
+    }
+}

@@ -1,0 +1,399 @@
+//! Sources: from a git repository to an artifact, once for each commit and path.
+//!
+//! `<folder>/<sha256 of the url>.git` is a bare mirror, `<sha256 of the url>.packed/` remembers which artifact a commit
+//! and path became. Invariant: what is fetched is at one commit, checked member by member, and known by its digest;
+//! a branch that moves later changes nothing.
+
+mod check;
+mod git;
+mod mirror;
+mod pack;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use drover_shared::Digest;
+use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, timeout};
+
+use crate::artifacts::ArtifactStore;
+use git::Git;
+use mirror::{Mirror, Resolved};
+use pack::Packed;
+
+/// What to fetch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GitSource {
+    /// `https://`, `http://`, `file:///` or an absolute path. Never holds credentials.
+    pub url: String,
+    /// Branch whose head is taken when nothing is named like the version.
+    pub branch: String,
+    /// Looked up as tag, commit (at least seven digits of its hash) and branch, in this order.
+    pub version: String,
+    /// File or folder inside the repository; none, `.` and `/` mean the whole tree.
+    pub path: Option<String>,
+}
+
+/// Name and password for `http` and `https`.
+#[derive(Clone)]
+pub struct Credential {
+    /// Name; may be anything with tokens.
+    pub username: String,
+    /// Password or token.
+    pub password: String,
+}
+
+impl std::fmt::Debug for Credential {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Credential").field("username", &self.username).field("password", &"******").finish()
+    }
+}
+
+drover_shared::words! {
+    /// What a version turned out to be.
+    pub enum RefKind {
+        /// A tag.
+        Tag = "tag",
+        /// A commit by its hash.
+        Commit = "commit",
+        /// A branch.
+        Branch = "branch",
+    }
+}
+
+/// What was fetched.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fetched {
+    /// Full hash of the commit.
+    pub commit: String,
+    /// What was found under the name.
+    pub ref_kind: RefKind,
+    /// Whether nothing had the version's name, so that the head of the branch was taken.
+    pub label_only: bool,
+    /// SHA-256 of the archive: tar, compressed with zstd.
+    pub digest: Digest,
+    /// Length of the archive in bytes.
+    pub size_bytes: u64,
+    /// Files and links in it.
+    pub files: u64,
+    /// What people should know, one sentence each.
+    pub notices: Vec<String>,
+}
+
+/// Bounds of a fetch.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Time for everything.
+    pub time_max: Duration,
+    /// Time to wait for another fetch of the same repository.
+    pub wait_max: Duration,
+    /// Files, links and folders.
+    pub members_max: u64,
+    /// Sum of the files' lengths.
+    pub unpacked_bytes_max: u64,
+    /// Length of the archive.
+    pub artifact_bytes_max: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            time_max: Duration::from_secs(600),
+            wait_max: Duration::from_secs(600),
+            members_max: 500_000,
+            unpacked_bytes_max: 16 * 1024 * 1024 * 1024,
+            artifact_bytes_max: 8 * 1024 * 1024 * 1024,
+        }
+    }
+}
+
+/// Why there is no artifact. The sentences are for people and hold no secrets.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SourceError {
+    /// A field is not acceptable.
+    #[error("{field} {reason}")]
+    Invalid {
+        /// Field as in the API.
+        field: &'static str,
+        /// Goes on after the field's name.
+        reason: &'static str,
+    },
+    /// There is no such repository.
+    #[error("there is no repository at {url}: {detail}")]
+    Missing {
+        /// Address.
+        url: String,
+        /// What git says.
+        detail: String,
+    },
+    /// The repository wants other credentials.
+    #[error("the repository {url} does not let us in: {detail}")]
+    Unauthorised {
+        /// Address.
+        url: String,
+        /// What git says.
+        detail: String,
+    },
+    /// No answer, or no answer that makes sense.
+    #[error("cannot fetch {url}: {detail}")]
+    Unreachable {
+        /// Address.
+        url: String,
+        /// What git says.
+        detail: String,
+    },
+    /// The time is over.
+    #[error("no time left to {doing}")]
+    TimedOut {
+        /// What it was at.
+        doing: &'static str,
+    },
+    /// Another fetch of the same repository takes too long.
+    #[error("another fetch of {url} is still under way")]
+    Busy {
+        /// Address.
+        url: String,
+    },
+    /// Nothing has been committed.
+    #[error("the repository {url} is empty")]
+    Empty {
+        /// Address.
+        url: String,
+    },
+    /// Neither the version nor the branch is there.
+    #[error("repository has neither a tag, commit nor branch `{version}`, and no branch `{branch}`")]
+    NoVersion {
+        /// Version asked for.
+        version: String,
+        /// Configured branch.
+        branch: String,
+    },
+    /// The path is not in the commit.
+    #[error("there is no `{path}` at commit {commit}")]
+    NoPath {
+        /// Path asked for.
+        path: String,
+        /// Commit.
+        commit: String,
+    },
+    /// A member is refused, and the archive with it.
+    #[error("the archive is refused because of `{name}`: {reason}")]
+    Member {
+        /// Name of the member.
+        name: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// Too many members.
+    #[error("the archive has more than {members_max} members")]
+    TooMany {
+        /// The limit.
+        members_max: u64,
+    },
+    /// Too many bytes.
+    #[error("the archive is larger than {bytes} bytes {what}")]
+    TooLarge {
+        /// `packed` or `unpacked`.
+        what: &'static str,
+        /// The limit.
+        bytes: u64,
+    },
+    /// The server has no git.
+    #[error("the server has no `git` program")]
+    NoGit,
+    /// Something on this server refuses.
+    #[error("{0}")]
+    Storage(String),
+}
+
+/// Told what is being done, in lines for people. Must not block.
+pub type Progress<'a> = &'a (dyn Fn(String) + Send + Sync);
+
+/// All sources of this server.
+#[derive(Debug, Clone)]
+pub struct Sources {
+    folder: PathBuf,
+    artifacts: ArtifactStore,
+    limits: Limits,
+    turns: Arc<Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>>,
+}
+
+/// What is remembered of an archive that was packed.
+#[derive(Debug, Serialize, Deserialize)]
+struct Remembered {
+    digest: Digest,
+    size_bytes: u64,
+    files: u64,
+    notices: Vec<String>,
+}
+
+impl Sources {
+    /// Opens the folder of mirrors, making it if it is missing.
+    ///
+    /// # Errors
+    /// [`SourceError::Storage`] when it cannot be used.
+    pub fn open(folder: &Path, artifacts: ArtifactStore, limits: Limits) -> Result<Self, SourceError> {
+        let folder = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
+        git::prepare(&folder)
+            .map_err(|error| SourceError::Storage(format!("cannot open {}: {error}", folder.display())))?;
+        Ok(Self { folder, artifacts, limits, turns: Arc::default() })
+    }
+
+    /// Fetches the source, finds its commit, and packs it unless that was done before.
+    ///
+    /// # Errors
+    /// See [`SourceError`]; no artifact is made then.
+    pub async fn fetch(
+        &self,
+        source: &GitSource,
+        credential: Option<&Credential>,
+        progress: Progress<'_>,
+    ) -> Result<Fetched, SourceError> {
+        check::check(source)?;
+        let path = check::path(source.path.as_deref())?;
+        let key = Digest::of(source.url.as_bytes());
+        let turn = self.turn(key);
+        let busy = |_| SourceError::Busy { url: source.url.clone() };
+        let _turn = timeout(self.limits.wait_max, turn.lock()).await.map_err(busy)?;
+        let git = Git::new(&self.folder, &source.url, credential, Instant::now() + self.limits.time_max);
+        let mirror = Mirror { git: &git, folder: self.folder.join(format!("{key}.git")) };
+        progress(format!("Fetching {}", source.url));
+        mirror.update(source).await?;
+        let resolved = mirror.resolve(source).await?;
+        progress(describe(source, &resolved));
+        let index = self.index(key, &resolved.commit, path.as_deref());
+        let packed = match self.remembered(&index).await {
+            Some(packed) => packed,
+            None => {
+                progress(format!("Packing {}", path.as_deref().unwrap_or("the whole tree")));
+                let packed = self.pack(&mirror, &resolved.commit, path.as_deref()).await?;
+                remember(&index, &packed).await?;
+                packed
+            }
+        };
+        progress(format!("Artifact {} has {} files in {} bytes", packed.digest, packed.files, packed.size_bytes));
+        Ok(Fetched {
+            commit: resolved.commit,
+            ref_kind: resolved.kind,
+            label_only: resolved.label_only,
+            digest: packed.digest,
+            size_bytes: packed.size_bytes,
+            files: packed.files,
+            notices: packed.notices,
+        })
+    }
+
+    /// The lock of one repository.
+    fn turn(&self, key: Digest) -> Arc<tokio::sync::Mutex<()>> {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        turns.retain(|_, turn| turn.strong_count() > 0);
+        if let Some(turn) = turns.get(&key).and_then(Weak::upgrade) {
+            return turn;
+        }
+        let turn = Arc::default();
+        turns.insert(key, Arc::downgrade(&turn));
+        turn
+    }
+
+    fn index(&self, key: Digest, commit: &str, path: Option<&str>) -> PathBuf {
+        let path = Digest::of(path.unwrap_or("").as_bytes()).short();
+        self.folder.join(format!("{key}.packed")).join(format!("{commit}-{path}.json"))
+    }
+
+    /// What was packed before, if its artifact is still there.
+    async fn remembered(&self, index: &Path) -> Option<Remembered> {
+        let text = tokio::fs::read(index).await.ok()?;
+        let packed: Remembered = serde_json::from_slice(&text).ok()?;
+        let file = self.artifacts.read(packed.digest).ok()?;
+        (file.size_bytes() == packed.size_bytes).then_some(packed)
+    }
+
+    async fn pack(&self, mirror: &Mirror<'_>, commit: &str, path: Option<&str>) -> Result<Remembered, SourceError> {
+        let time = mirror.time_of(commit).await?;
+        let mut arguments = vec!["archive".to_owned(), "--format=tar".to_owned()];
+        match path {
+            None => arguments.push(commit.to_owned()),
+            Some(path) => {
+                let inside = format!("{commit}:{path}");
+                let (folder, name) = path.rsplit_once('/').unwrap_or(("", path));
+                match mirror.type_of(&inside).await?.as_deref() {
+                    Some("tree") => arguments.push(inside),
+                    Some("blob") => arguments.extend([format!("{commit}:{folder}"), "--".to_owned(), name.to_owned()]),
+                    _ => return Err(SourceError::NoPath { path: path.to_owned(), commit: commit.to_owned() }),
+                }
+            }
+        }
+        let (reader, writer) =
+            std::io::pipe().map_err(|error| SourceError::Storage(format!("cannot make a pipe: {error}")))?;
+        let running = mirror.git.start_into(&mirror.folder, writer, &arguments)?;
+        let (limits, artifacts) = (self.limits.clone(), self.artifacts.clone());
+        let packing = blocking(move || pack::pack(reader, time, &limits, &artifacts));
+        let ended = mirror.git.finish(running, "pack the source", None::<tokio::io::Empty>).await?;
+        let packed = packing.await?;
+        // When packing refuses, git dies of the closed pipe: the refusal is the reason, not that.
+        let packed = packed.map_err(|error| match (&error, ended.success) {
+            (SourceError::Storage(_), false) if !ended.complaint.is_empty() => {
+                SourceError::Storage(format!("git gives no archive: {}", ended.complaint))
+            }
+            _ => error,
+        })?;
+        if !ended.success {
+            return Err(SourceError::Storage(format!("git gives no archive: {}", ended.complaint)));
+        }
+        let submodules = mirror.type_of(&format!("{commit}:.gitmodules")).await?.is_some();
+        let (files, notices) = (packed.files, notices(&packed, submodules));
+        let stored = blocking(move || packed.artifact.commit()).await??;
+        Ok(Remembered { digest: stored.digest, size_bytes: stored.size_bytes, files, notices })
+    }
+}
+
+/// Starts work that blocks.
+fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> impl Future<Output = Result<T, SourceError>> {
+    let task = tokio::task::spawn_blocking(work);
+    async move { task.await.map_err(|error| SourceError::Storage(format!("packing stopped: {error}"))) }
+}
+
+fn notices(packed: &Packed, submodules: bool) -> Vec<String> {
+    let mut notices = Vec::new();
+    if submodules {
+        notices
+            .push("The repository has submodules (.gitmodules): their content is not part of the archive.".to_owned());
+    }
+    if let Some((name, count)) = &packed.lfs {
+        notices.push(format!(
+            "{count} files, `{name}` first, are Git LFS pointers: the archive holds the pointers, not the content."
+        ));
+    }
+    notices
+}
+
+fn describe(source: &GitSource, resolved: &Resolved) -> String {
+    let Resolved { commit, kind, label_only } = resolved;
+    if *label_only {
+        let GitSource { version, branch, .. } = source;
+        return format!("Nothing is named {version}: taking the head of branch {branch}, commit {commit}");
+    }
+    match kind {
+        RefKind::Commit => format!("Version {} is commit {commit}", source.version),
+        RefKind::Tag | RefKind::Branch => format!("Version {} is a {kind}, commit {commit}", source.version),
+    }
+}
+
+/// Remembers an archive; whole or not at all.
+async fn remember(index: &Path, packed: &Remembered) -> Result<(), SourceError> {
+    let failed = |error: std::io::Error| SourceError::Storage(format!("cannot remember the archive: {error}"));
+    let text = serde_json::to_vec(packed).map_err(|error| failed(error.into()))?;
+    if let Some(folder) = index.parent() {
+        tokio::fs::create_dir_all(folder).await.map_err(failed)?;
+    }
+    let fresh = index.with_extension("new");
+    tokio::fs::write(&fresh, text).await.map_err(failed)?;
+    tokio::fs::rename(&fresh, index).await.map_err(failed)
+}
