@@ -7,10 +7,14 @@
 pub mod accounts;
 pub mod clock;
 pub mod durable;
+pub mod identity;
 pub mod log;
 pub mod release;
+pub mod run;
+pub mod session;
 pub mod spool;
 pub mod supervise;
+pub mod tls;
 
 /// The error in words; a full disk is called by its name.
 #[must_use]

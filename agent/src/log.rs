@@ -19,6 +19,8 @@ use crate::clock::{self, Now};
 pub const FLUSH_MS: u64 = 20;
 /// Output held in memory at most, in bytes.
 const PENDING_BYTES_MAX: usize = 64 * 1024;
+/// Step events read from one log.
+const EVENTS_MAX: usize = 100_000;
 
 /// Appends records to a log.
 #[derive(Debug)]
@@ -203,4 +205,35 @@ pub fn whole_length(file: &mut File) -> io::Result<u64> {
         at = next;
     }
     Ok(at)
+}
+
+/// The step events of a log: step, offset after the record, time, event. Other payloads are skipped, not read.
+///
+/// # Errors
+/// Whatever the file system says.
+pub fn events(path: &Path) -> io::Result<Vec<(u16, u64, i64, StepEvent)>> {
+    let mut file = File::open(path)?;
+    let end = whole_length(&mut file)?;
+    file.seek(SeekFrom::Start(0))?;
+    let mut reader = BufReader::new(file);
+    let mut events = Vec::new();
+    let mut at = 0_u64;
+    let mut header = [0; HEADER_BYTES];
+    while at < end && events.len() < EVENTS_MAX {
+        reader.read_exact(&mut header)?;
+        let length = u32::from_be_bytes([header[12], header[13], header[14], header[15]]);
+        at += HEADER_BYTES as u64 + u64::from(length);
+        if header[10] != Stream::Event.code() {
+            reader.seek_relative(i64::from(length))?;
+            continue;
+        }
+        let mut payload = vec![0; length as usize];
+        reader.read_exact(&mut payload)?;
+        let mut time = [0; 8];
+        time.copy_from_slice(&header[..8]);
+        if let Ok(event) = serde_json::from_slice(&payload) {
+            events.push((u16::from_be_bytes([header[8], header[9]]), at, i64::from_be_bytes(time), event));
+        }
+    }
+    Ok(events)
 }

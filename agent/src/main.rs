@@ -3,26 +3,72 @@
 //! A supervisor is this program in another mode: it is started for every execution, therefore its way in is short.
 
 use std::ffi::OsStr;
-use std::path::Path;
+use std::io::IsTerminal as _;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use drover_agent::run::{self, Options};
+use drover_agent::supervise::supervise;
+
+/// Runs signed jobs of a Drover server on this host.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Stay connected to the server and run what it signs.
+    Run {
+        /// Join token; needed at the first start only.
+        #[arg(long, env = "DROVER_JOIN", hide_env_values = true)]
+        join: Option<String>,
+        /// Name of this host as the server knows it; the system's host name when none is given.
+        #[arg(long, env = "DROVER_NAME")]
+        name: Option<String>,
+        /// Folder for identity, spool and artifacts.
+        #[arg(long, env = "DROVER_DATA_DIR", default_value = "/var/lib/drover-agent")]
+        data_dir: PathBuf,
+    },
+    /// Carry out the execution of one spool folder.
+    #[command(hide = true)]
+    Supervise {
+        /// The folder.
+        folder: PathBuf,
+    },
+}
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1);
     if arguments.next().as_deref() == Some(OsStr::new("supervise"))
         && let Some(folder) = arguments.next()
+        && arguments.next().is_none()
     {
-        return match drover_agent::supervise::supervise(Path::new(&folder)) {
-            Ok(_) => ExitCode::SUCCESS,
-            Err(error) => {
-                complain(&format!("drover-agent supervise: {error}"));
-                ExitCode::FAILURE
-            }
-        };
+        return supervised(Path::new(&folder));
     }
-    ExitCode::SUCCESS
+    match Arguments::parse().command {
+        Command::Supervise { folder } => supervised(&folder),
+        Command::Run { join, name, data_dir } => {
+            tracing_subscriber::fmt()
+                .with_writer(std::io::stderr)
+                .with_ansi(std::io::stderr().is_terminal())
+                .with_target(false)
+                .init();
+            done(run::run(Options { join, name, data_dir }))
+        }
+    }
 }
 
-fn complain(text: &str) {
+fn supervised(folder: &Path) -> ExitCode {
+    done(supervise(folder).map(drop).map_err(anyhow::Error::from))
+}
+
+fn done(outcome: anyhow::Result<()>) -> ExitCode {
     use std::io::Write as _;
-    let _ = writeln!(std::io::stderr(), "{text}");
+    let Err(error) = outcome else { return ExitCode::SUCCESS };
+    let _ = writeln!(std::io::stderr(), "drover-agent: {error:#}");
+    ExitCode::FAILURE
 }

@@ -13,15 +13,15 @@ use drover_shared::order::{Entry, Order, Statement, Step, canonical};
 use drover_shared::record::{Stream, records};
 use drover_shared::words::{Action, Language};
 
-pub const PROGRAM: &str = env!("CARGO_BIN_EXE_drover-agent");
+pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_drover-agent");
 
 /// A data directory that lasts as long as the test.
-pub struct Bench {
-    pub folder: tempfile::TempDir,
-    pub timeout_ms: u64,
+pub(crate) struct Bench {
+    pub(crate) folder: tempfile::TempDir,
+    pub(crate) timeout_ms: u64,
 }
 
-pub fn entry(steps: Vec<Step>) -> Entry {
+pub(crate) fn entry(steps: Vec<Step>) -> Entry {
     Entry {
         action: Action::Upgrade,
         task_id: 7,
@@ -38,22 +38,22 @@ pub fn entry(steps: Vec<Step>) -> Entry {
     }
 }
 
-pub fn bash(name: &str, content: &str) -> Step {
+pub(crate) fn bash(name: &str, content: &str) -> Step {
     script(name, Language::Bash, content, None)
 }
 
-pub fn script(name: &str, language: Language, content: &str, running_user: Option<&str>) -> Step {
+pub(crate) fn script(name: &str, language: Language, content: &str, running_user: Option<&str>) -> Step {
     let (name, content, running_user) = (name.to_owned(), content.to_owned(), running_user.map(str::to_owned));
     Step::Script { name, language, content, running_user }
 }
 
 /// A new execution id.
-pub fn execution_id() -> String {
+pub(crate) fn execution_id() -> String {
     let random = Digest::of(format!("{:?}{:?}", Instant::now(), std::thread::current().id()).as_bytes()).to_string();
     format!("{}-{}-7{}-8{}-{}", &random[..8], &random[8..12], &random[13..16], &random[17..20], &random[20..32])
 }
 
-pub fn statement(execution_id: &str, agent_id: &str, entry: &str, timeout_ms: u64) -> Statement {
+pub(crate) fn statement(execution_id: &str, agent_id: &str, entry: &str, timeout_ms: u64) -> Statement {
     Statement {
         execution_id: execution_id.to_owned(),
         attempt: 1,
@@ -65,24 +65,24 @@ pub fn statement(execution_id: &str, agent_id: &str, entry: &str, timeout_ms: u6
 }
 
 impl Bench {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { folder: tempfile::tempdir().unwrap(), timeout_ms: 60_000 }
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    pub fn data_dir(&self) -> PathBuf {
+    pub(crate) fn data_dir(&self) -> PathBuf {
         self.path("data")
     }
 
-    pub fn accept(&self, entry: &Entry) -> Folder {
+    pub(crate) fn accept(&self, entry: &Entry) -> Folder {
         accept_in(&self.data_dir(), entry, self.timeout_ms)
     }
 
     /// Accepts, supervises, and reads what came of it.
-    pub fn run(&self, entry: &Entry) -> (Finished, Folder) {
+    pub(crate) fn run(&self, entry: &Entry) -> (Finished, Folder) {
         let folder = self.accept(entry);
         supervise(&folder);
         let finished = folder.status().unwrap().expect("a status");
@@ -90,7 +90,7 @@ impl Bench {
     }
 }
 
-pub fn accept_in(data_dir: &Path, entry: &Entry, timeout_ms: u64) -> Folder {
+pub(crate) fn accept_in(data_dir: &Path, entry: &Entry, timeout_ms: u64) -> Folder {
     std::fs::create_dir_all(data_dir).unwrap();
     let id = execution_id();
     let entry = canonical(entry);
@@ -100,34 +100,34 @@ pub fn accept_in(data_dir: &Path, entry: &Entry, timeout_ms: u64) -> Folder {
     Spool::open(data_dir).unwrap().accept(&Key::new(&id, 1).unwrap(), &accepted).unwrap()
 }
 
-pub fn command(folder: &Folder) -> Command {
+pub(crate) fn command(folder: &Folder) -> Command {
     let mut command = Command::new(PROGRAM);
     command.arg("supervise").arg(folder.path()).stdin(Stdio::null());
     command
 }
 
-pub fn supervise(folder: &Folder) {
+pub(crate) fn supervise(folder: &Folder) {
     let status = command(folder).status().unwrap();
     assert!(status.success(), "supervise ended with {status}");
 }
 
-pub fn start(folder: &Folder) -> Child {
+pub(crate) fn start(folder: &Folder) -> Child {
     command(folder).spawn().unwrap()
 }
 
 /// The bytes of one stream, joined.
-pub fn stream(folder: &Folder, stream: Stream) -> Vec<u8> {
+pub(crate) fn stream(folder: &Folder, stream: Stream) -> Vec<u8> {
     let log = std::fs::read(folder.log()).unwrap();
     let all: Vec<_> = records(&log).collect::<Result<_, _>>().expect("whole records");
     all.into_iter().filter(|record| record.stream == stream).flat_map(|record| record.payload.to_vec()).collect()
 }
 
-pub fn text(folder: &Folder, of: Stream) -> String {
+pub(crate) fn text(folder: &Folder, of: Stream) -> String {
     String::from_utf8(stream(folder, of)).unwrap()
 }
 
 /// Waits for a condition, at most ten seconds.
-pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(10);
     while !condition() {
         assert!(Instant::now() < deadline, "{what}: did not happen in time");
@@ -135,11 +135,11 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-pub fn process_lives(pid: &str) -> bool {
+pub(crate) fn process_lives(pid: &str) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with(['Z', 'X']))
 }
 
-pub fn is_root() -> bool {
+pub(crate) fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
 }

@@ -4,4 +4,5 @@ mod bench;
 mod hooks;
 mod kill;
 mod releases;
+mod session;
 mod spool;

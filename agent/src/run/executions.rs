@@ -1,0 +1,426 @@
+//! The executions that the agent answers for, from the spool's side.
+//!
+//! Invariant: what the session is told about an execution is what its spool folder says.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::process::Stdio;
+
+use drover_shared::Digest;
+use drover_shared::message::Finished;
+use drover_shared::order::Entry;
+use nix::sys::inotify::WatchDescriptor;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::cache::Cache;
+use super::fetching::artifacts;
+use super::lost;
+use super::watcher::Watcher;
+use crate::clock;
+use crate::describe;
+use crate::session::{NewOrder, Session};
+use crate::spool::{Accepted, CancelNote, Folder, Key, Spool, Standing};
+
+/// Supervisors at work at a time; the others wait their turn.
+const RUNNING_MAX: usize = 128;
+
+/// Where an execution stands for the agent.
+pub(super) enum Stage {
+    /// Artifacts are on their way.
+    Fetching,
+    /// Waits for its turn.
+    Queued,
+    /// A supervisor is at work; `own` if this process started it.
+    Running { own: bool },
+    /// What a dead supervisor left is being ended.
+    Ending,
+    /// Over.
+    Finished,
+}
+
+pub(super) struct Execution {
+    pub(super) folder: Folder,
+    pub(super) stage: Stage,
+    /// When its time is over, by the monotonic clock.
+    deadline_ms: u64,
+    timeout_ms: u64,
+    /// Its steps, until they are a supervisor's business.
+    pub(super) entry: Option<Box<Entry>>,
+    /// What it needs of the cache.
+    artifacts: BTreeSet<Digest>,
+    log: Option<File>,
+    watch: Option<WatchDescriptor>,
+    discard: bool,
+}
+
+/// Reports of work that went on elsewhere.
+pub(super) enum Report {
+    /// A supervisor that this process started has ended.
+    Exited(Key),
+    /// A lost execution's processes are ended; this is its outcome.
+    Settled(Key, Box<Finished>),
+}
+
+/// All executions.
+pub(super) struct Executions {
+    spool: Spool,
+    pub(super) cache: Cache,
+    pub(super) all: BTreeMap<Key, Execution>,
+    pub(super) queue: VecDeque<Key>,
+    running: usize,
+    watcher: Watcher,
+    boot_id: String,
+    reports: tokio::sync::mpsc::Sender<Report>,
+}
+
+impl Executions {
+    /// Nothing yet; [`Executions::recover`] reads the spool.
+    pub(super) fn new(
+        spool: Spool,
+        cache: Cache,
+        watcher: Watcher,
+        boot_id: String,
+        reports: tokio::sync::mpsc::Sender<Report>,
+    ) -> Self {
+        let (all, queue) = (BTreeMap::new(), VecDeque::new());
+        Self { spool, cache, all, queue, running: 0, watcher, boot_id, reports }
+    }
+
+    /// What wakes the agent when a supervisor writes.
+    pub(super) fn watcher(&self) -> &Watcher {
+        &self.watcher
+    }
+
+    /// Reads the spool after a start of the agent.
+    ///
+    /// # Errors
+    /// The spool cannot be read.
+    pub(super) fn recover(&mut self, session: &mut Session) -> io::Result<()> {
+        for key in self.spool.list()? {
+            let folder = self.spool.folder(&key);
+            match self.recover_one(&key, folder, session) {
+                Ok(()) => {}
+                Err(error) => tracing::error!(%key, %error, "a spool folder cannot be used"),
+            }
+        }
+        Ok(())
+    }
+
+    fn recover_one(&mut self, key: &Key, folder: Folder, session: &mut Session) -> io::Result<()> {
+        let accepted = folder.accepted()?;
+        let (statement, entry) = accepted.open().map_err(io::Error::other)?;
+        let now = clock::now();
+        let left = statement.timeout_ms.saturating_sub(accepted.elapsed_ms(&self.boot_id, now));
+        let log_length = std::fs::metadata(folder.log()).map_or(0, |meta| meta.len());
+        let standing = folder.standing()?;
+        let mut execution = Execution {
+            folder,
+            stage: Stage::Finished,
+            deadline_ms: now.monotonic_ms.saturating_add(left),
+            timeout_ms: statement.timeout_ms,
+            entry: None,
+            artifacts: artifacts(&entry),
+            log: None,
+            watch: None,
+            discard: false,
+        };
+        match standing {
+            Standing::Finished(finished) => {
+                session.hold(key.clone(), finished.log_length, Some(*finished));
+                self.all.insert(key.clone(), execution);
+            }
+            Standing::Running => {
+                tracing::info!(%key, "goes on under its supervisor");
+                session.hold(key.clone(), log_length, None);
+                execution.watch = self.watcher.add(key, execution.folder.path());
+                execution.stage = Stage::Running { own: false };
+                self.running += 1;
+                self.all.insert(key.clone(), execution);
+                self.examine(key, session);
+            }
+            Standing::Waiting => {
+                session.hold(key.clone(), log_length, None);
+                execution.entry = Some(Box::new(entry));
+                self.all.insert(key.clone(), execution);
+                self.advance(key, session);
+            }
+            Standing::Lost(started) => {
+                session.hold(key.clone(), 0, None);
+                execution.stage = Stage::Ending;
+                let case = lost::Case { folder: execution.folder.clone(), started, boot_id: self.boot_id.clone() };
+                self.all.insert(key.clone(), execution);
+                self.settle_lost(key, case);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a verified order: into the spool, then on its way.
+    pub(super) fn take(&mut self, new: NewOrder, session: &mut Session) {
+        let now = clock::now();
+        let NewOrder { key, order, statement, entry } = new;
+        let boot_id = self.boot_id.clone();
+        let accepted = Accepted { order, wall_ms: now.wall_ms, monotonic_ms: now.monotonic_ms, boot_id };
+        let folder = match self.spool.accept(&key, &accepted) {
+            Ok(folder) => folder,
+            Err(error) => return session.rejected(&key, format!("the order cannot be kept: {}", describe(&error))),
+        };
+        session.accepted(&key);
+        let execution = Execution {
+            folder,
+            stage: Stage::Queued,
+            deadline_ms: now.monotonic_ms.saturating_add(statement.timeout_ms),
+            timeout_ms: statement.timeout_ms,
+            artifacts: artifacts(&entry),
+            entry: Some(Box::new(entry)),
+            log: None,
+            watch: None,
+            discard: false,
+        };
+        self.all.insert(key.clone(), execution);
+        self.advance(&key, session);
+    }
+
+    pub(super) fn start_queued(&mut self, session: &mut Session) {
+        while self.running < RUNNING_MAX {
+            let Some(key) = self.queue.pop_front() else { return };
+            self.start(&key, session);
+        }
+    }
+
+    fn start(&mut self, key: &Key, session: &mut Session) {
+        let Some(execution) = self.all.get_mut(key) else { return };
+        execution.entry = None;
+        execution.watch = self.watcher.add(key, execution.folder.path());
+        let spawned = tokio::process::Command::new("/proc/self/exe")
+            .arg("supervise")
+            .arg(execution.folder.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .current_dir("/")
+            .spawn();
+        execution.stage = Stage::Running { own: true };
+        self.running += 1;
+        match spawned {
+            Ok(mut child) => {
+                let (reports, key) = (self.reports.clone(), key.clone());
+                tokio::spawn(async move {
+                    let _ = child.wait().await;
+                    let _ = reports.send(Report::Exited(key)).await;
+                });
+            }
+            Err(error) => {
+                tracing::error!(%key, %error, "no supervisor can be started");
+                let reason = format!("no supervisor can be started: {}", describe(&error));
+                self.give_up(key, reason, session);
+            }
+        }
+    }
+
+    /// Ends an execution that never started.
+    fn give_up(&mut self, key: &Key, reason: String, session: &mut Session) {
+        let Some(execution) = self.all.get(key) else { return };
+        match lost::never_started(&execution.folder, reason) {
+            Ok(finished) => self.over(key, finished, session),
+            Err(error) => tracing::error!(%key, %error, "the outcome cannot be written"),
+        }
+    }
+
+    /// Looks at what a supervisor wrote.
+    pub(super) fn examine(&mut self, key: &Key, session: &mut Session) {
+        self.grew(key, session);
+        let Some(execution) = self.all.get(key) else { return };
+        if !matches!(execution.stage, Stage::Running { .. }) {
+            return;
+        }
+        match execution.folder.status() {
+            Ok(Some(finished)) => self.over(key, finished, session),
+            Ok(None) => {}
+            Err(error) => tracing::error!(%key, %error, "the status cannot be read"),
+        }
+    }
+
+    /// A supervisor has ended, or may have: if it left no status, the execution is lost.
+    pub(super) fn check(&mut self, key: &Key, session: &mut Session) {
+        self.examine(key, session);
+        let Some(execution) = self.all.get_mut(key) else { return };
+        if !matches!(execution.stage, Stage::Running { .. }) {
+            return;
+        }
+        match execution.folder.standing() {
+            Ok(Standing::Lost(started)) => {
+                execution.stage = Stage::Ending;
+                let case = lost::Case { folder: execution.folder.clone(), started, boot_id: self.boot_id.clone() };
+                self.settle_lost(key, case);
+            }
+            Ok(Standing::Waiting) => {
+                self.give_up(key, "the supervisor ended before it started anything".to_owned(), session);
+            }
+            Ok(Standing::Finished(finished)) => self.over(key, *finished, session),
+            Ok(Standing::Running) => {}
+            Err(error) => tracing::error!(%key, %error, "the spool folder cannot be read"),
+        }
+    }
+
+    /// Supervisors of an earlier agent tell nobody when they end: looks after them.
+    pub(super) fn sweep(&mut self, session: &mut Session) {
+        let foreign = |execution: &Execution| matches!(execution.stage, Stage::Running { own: false });
+        let keys: Vec<Key> = self.all.iter().filter(|(_, one)| foreign(one)).map(|(key, _)| key.clone()).collect();
+        for key in keys {
+            self.check(&key, session);
+        }
+        for key in self.watcher.unwatched() {
+            self.examine(&key, session);
+        }
+    }
+
+    /// Whether [`Executions::sweep`] has to be called, and how often at least, in milliseconds.
+    pub(super) fn sweep_ms(&self) -> Option<u64> {
+        if !self.watcher.unwatched().is_empty() {
+            return Some(20);
+        }
+        let foreign = self.all.values().any(|one| matches!(one.stage, Stage::Running { own: false }));
+        foreign.then_some(1_000)
+    }
+
+    fn settle_lost(&self, key: &Key, case: lost::Case) {
+        let (reports, key) = (self.reports.clone(), key.clone());
+        tokio::task::spawn_blocking(move || match lost::settle(&key, &case) {
+            Ok(finished) => {
+                let _ = reports.blocking_send(Report::Settled(key, Box::new(finished)));
+            }
+            Err(error) => tracing::error!(%key, %error, "the outcome of a lost execution cannot be written"),
+        });
+    }
+
+    /// An execution is over.
+    pub(super) fn over(&mut self, key: &Key, finished: Finished, session: &mut Session) {
+        let Some(execution) = self.all.get_mut(key) else { return };
+        if matches!(execution.stage, Stage::Running { .. }) {
+            self.running -= 1;
+        }
+        execution.stage = Stage::Finished;
+        execution.entry = None;
+        let watch = execution.watch.take();
+        self.watcher.remove(key, watch);
+        tracing::info!(%key, state = %finished.state, reason = finished.reason, "finished");
+        let discard = execution.discard;
+        session.finished(key, finished);
+        if discard {
+            self.forget(key, session);
+        }
+        self.start_queued(session);
+    }
+
+    /// Ends an execution early.
+    pub(super) fn cancel(&mut self, key: &Key, reason: String, timed_out: bool, session: &mut Session) {
+        let Some(execution) = self.all.get_mut(key) else { return };
+        if matches!(execution.stage, Stage::Finished | Stage::Ending) {
+            return;
+        }
+        // The deadline must not ask again.
+        execution.deadline_ms = u64::MAX;
+        if let Err(error) = execution.folder.write_cancel(&CancelNote { reason, timed_out }) {
+            tracing::error!(%key, %error, "the cancel note cannot be written");
+        }
+        match execution.stage {
+            Stage::Fetching => {
+                for digest in self.cache.leave(key) {
+                    session.fetch_done(digest);
+                }
+                self.start(key, session);
+            }
+            Stage::Queued => {
+                self.queue.retain(|queued| queued != key);
+                self.start(key, session);
+            }
+            Stage::Running { .. } => {
+                let supervisor = execution.folder.supervisor().filter(|_| execution.folder.supervised());
+                if let Some(pid) = supervisor {
+                    let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+                }
+            }
+            Stage::Ending | Stage::Finished => {}
+        }
+    }
+
+    /// Ends an execution that the server does not want and removes it.
+    pub(super) fn discard(&mut self, key: &Key, session: &mut Session) {
+        let Some(execution) = self.all.get_mut(key) else { return };
+        tracing::warn!(%key, "the server does not want this execution: ended and removed");
+        execution.discard = true;
+        if matches!(execution.stage, Stage::Finished) {
+            return self.forget(key, session);
+        }
+        self.cancel(key, "the server does not want this execution".to_owned(), false, session);
+    }
+
+    /// Removes an execution that is over.
+    pub(super) fn forget(&mut self, key: &Key, session: &mut Session) {
+        let Some(execution) = self.all.get(key).filter(|one| matches!(one.stage, Stage::Finished)) else { return };
+        if let Err(error) = execution.folder.remove() {
+            return tracing::error!(%key, %error, "a spool folder cannot be removed");
+        }
+        let used = self.all.remove(key).map(|one| one.artifacts).unwrap_or_default();
+        session.removed(key);
+        if !used.is_empty() {
+            let unfinished = self.all.values().filter(|one| !matches!(one.stage, Stage::Finished));
+            let needed = unfinished.flat_map(|one| &one.artifacts).copied().collect();
+            self.cache.prune(&needed);
+        }
+    }
+
+    /// Ends what has used up its time while no supervisor watches over it.
+    pub(super) fn expire(&mut self, session: &mut Session) {
+        let now = clock::monotonic_ms();
+        let late: Vec<(Key, u64)> = self
+            .waiting()
+            .filter(|(_, one)| one.deadline_ms <= now)
+            .map(|(key, one)| (key.clone(), one.timeout_ms))
+            .collect();
+        for (key, timeout_ms) in late {
+            let reason = format!("the time allowed ({} s) ran out", timeout_ms.div_ceil(1000));
+            self.cancel(&key, reason, true, session);
+        }
+    }
+
+    /// When [`Executions::expire`] has to be called, by the monotonic clock.
+    pub(super) fn expire_at_ms(&self) -> Option<u64> {
+        self.waiting().map(|(_, one)| one.deadline_ms).min()
+    }
+
+    fn waiting(&self) -> impl Iterator<Item = (&Key, &Execution)> {
+        self.all.iter().filter(|(_, one)| matches!(one.stage, Stage::Fetching | Stage::Queued))
+    }
+
+    /// Reads a piece of a log.
+    ///
+    /// # Errors
+    /// Whatever the file system says.
+    pub(super) fn read_log(&mut self, key: &Key, offset: u64, bytes_max: usize) -> io::Result<Vec<u8>> {
+        let execution = self.all.get_mut(key).ok_or_else(|| io::Error::other("no such execution"))?;
+        let file = match execution.log.take() {
+            Some(file) => file,
+            None => File::open(execution.folder.log())?,
+        };
+        let mut bytes = vec![0; bytes_max];
+        let length = file.read_at(&mut bytes, offset)?;
+        bytes.truncate(length);
+        // A finished log is read once: it need not stay open.
+        execution.log = (!matches!(execution.stage, Stage::Finished)).then_some(file);
+        Ok(bytes)
+    }
+
+    pub(super) fn grew(&self, key: &Key, session: &mut Session) {
+        let Some(execution) = self.all.get(key) else { return };
+        let length = match &execution.log {
+            Some(file) => file.metadata(),
+            None => std::fs::metadata(execution.folder.log()),
+        };
+        session.log_grew(key, length.map_or(0, |meta| meta.len()));
+    }
+}

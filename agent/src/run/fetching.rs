@@ -1,0 +1,164 @@
+//! Fetch steps: done here, before an execution gets its supervisor.
+//!
+//! Invariant: the outcome of a fetch step is in the spool before anything else of its execution starts.
+
+use std::collections::BTreeSet;
+use std::io;
+
+use drover_shared::Digest;
+use drover_shared::message::{StepEvent, StepOutcome};
+use drover_shared::order::{Entry, Step};
+use drover_shared::words::StepState;
+
+use super::cache::{Progress, Wanted};
+use super::executions::{Executions, Stage};
+use crate::clock;
+use crate::describe;
+use crate::log::LogWriter;
+use crate::session::Session;
+use crate::spool::{CancelNote, Folder, Key};
+use crate::supervise::skipped;
+
+impl Executions {
+    /// Brings the artifacts that are missing, one after the other, then lets the supervisor have it.
+    pub(super) fn advance(&mut self, key: &Key, session: &mut Session) {
+        loop {
+            let Some(execution) = self.all.get_mut(key) else { return };
+            let Some(entry) = execution.entry.as_deref() else { return };
+            let fetched = execution.folder.fetched().unwrap_or_default();
+            let failed = fetched.iter().any(|(_, outcome)| outcome.state == StepState::Failed);
+            let missing = entry.steps.iter().enumerate().find_map(|(index, step)| match step {
+                Step::Fetch { digest, size_bytes } if !fetched.iter().any(|(at, _)| *at == index) => {
+                    Some((index, *digest, *size_bytes))
+                }
+                _ => None,
+            });
+            let stopping = execution.folder.cancel().is_some();
+            let Some((index, digest, size)) = missing.filter(|_| !failed && !stopping) else {
+                execution.stage = Stage::Queued;
+                self.queue.push_back(key.clone());
+                return self.start_queued(session);
+            };
+            let outcome = match self.cache.want(digest, size, key) {
+                Ok(Wanted::Here) => Ok("is on this host already".to_owned()),
+                Ok(wanted) => {
+                    execution.stage = Stage::Fetching;
+                    let begun = begin_fetch(&execution.folder, index, size);
+                    if let Err(error) = begun {
+                        tracing::warn!(%key, %error, "the fetch cannot be noted in the log");
+                    }
+                    self.grew(key, session);
+                    if let Wanted::Start(offset) = wanted {
+                        session.fetch(digest, offset, &key.execution_id);
+                    }
+                    return;
+                }
+                Err(reason) => Err(reason),
+            };
+            self.end_fetch(key, index, outcome, session);
+        }
+    }
+
+    /// Writes how a fetch ended into log and spool.
+    fn end_fetch(&mut self, key: &Key, index: usize, outcome: Result<String, String>, session: &mut Session) {
+        let Some(execution) = self.all.get(key) else { return };
+        if let Err(error) = note_fetch(&execution.folder, index, outcome) {
+            tracing::error!(%key, %error, "the outcome of a fetch cannot be kept");
+            // Without it the execution cannot go on as if nothing had happened.
+            let reason = format!("fetch: {}", describe(&error));
+            let _ = execution.folder.write_cancel(&CancelNote { reason, timed_out: false });
+        }
+        self.grew(key, session);
+    }
+
+    /// A piece of an artifact came.
+    pub(super) fn artifact(&mut self, digest: Digest, offset: u64, bytes: &[u8], session: &mut Session) {
+        match self.cache.write(digest, offset, bytes) {
+            None => session.fetch_done(digest),
+            Some(Progress::Written(offset)) => session.artifact_written(digest, offset),
+            Some(Progress::Complete(waiting)) => {
+                session.fetch_done(digest);
+                self.fetched(waiting, digest, &Ok("verified".to_owned()), session);
+            }
+            Some(Progress::Failed(waiting, reason)) => {
+                session.fetch_done(digest);
+                self.fetched(waiting, digest, &Err(reason), session);
+            }
+        }
+    }
+
+    /// The server has no such artifact.
+    pub(super) fn artifact_refused(&mut self, digest: Digest, reason: &str, session: &mut Session) {
+        if let Progress::Failed(waiting, reason) = self.cache.fail(digest, format!("the server refuses it: {reason}")) {
+            self.fetched(waiting, digest, &Err(reason), session);
+        }
+    }
+
+    fn fetched(
+        &mut self,
+        waiting: BTreeSet<Key>,
+        digest: Digest,
+        outcome: &Result<String, String>,
+        session: &mut Session,
+    ) {
+        for key in waiting {
+            let Some(execution) = self.all.get(&key) else { continue };
+            let done: Vec<usize> = execution.folder.fetched().unwrap_or_default().iter().map(|(at, _)| *at).collect();
+            let steps = execution.entry.as_deref().map_or(&[][..], |entry| &entry.steps);
+            let index = steps.iter().enumerate().position(|(at, step)| {
+                matches!(step, Step::Fetch { digest: wanted, .. } if *wanted == digest) && !done.contains(&at)
+            });
+            if let Some(index) = index {
+                self.end_fetch(&key, index, outcome.clone(), session);
+            }
+            self.advance(&key, session);
+        }
+    }
+}
+
+/// What an entry needs of the cache.
+pub(super) fn artifacts(entry: &Entry) -> BTreeSet<Digest> {
+    let digest = |step: &Step| match step {
+        Step::Fetch { digest, .. } | Step::Unpack { digest, .. } => Some(*digest),
+        Step::Script { .. } | Step::Verify { .. } | Step::Switch { .. } | Step::Prune { .. } => None,
+    };
+    entry.steps.iter().filter_map(digest).collect()
+}
+
+fn begin_fetch(folder: &Folder, index: usize, size: u64) -> io::Result<()> {
+    let step = u16::try_from(index).unwrap_or(u16::MAX);
+    let mut log = LogWriter::open(&folder.log(), u64::MAX)?;
+    if log.length() == 0 {
+        let event = StepEvent { step: "fetch".to_owned(), state: StepState::Running, exit_code: None, error: None };
+        log.event(step, &event)?;
+        log.notice(step, &format!("fetch: {} bytes", size))?;
+    } else {
+        log.notice(step, "fetch: goes on")?;
+    }
+    log.flush()
+}
+
+fn note_fetch(folder: &Folder, index: usize, outcome: Result<String, String>) -> io::Result<()> {
+    let accepted = folder.accepted()?;
+    let mut fetched = folder.fetched()?;
+    let step = u16::try_from(index).unwrap_or(u16::MAX);
+    let mut log = LogWriter::open(&folder.log(), u64::MAX)?;
+    let log_start = fetched.last().map_or(0, |(_, outcome)| outcome.log_end);
+    let event = |state, error| StepEvent { step: "fetch".to_owned(), state, exit_code: None, error };
+    if log.length() == log_start {
+        log.event(step, &event(StepState::Running, None))?;
+    }
+    let (state, line, error) = match outcome {
+        Ok(line) => (StepState::Succeeded, line, None),
+        Err(reason) => (StepState::Failed, reason.clone(), Some(reason)),
+    };
+    log.notice(step, &format!("fetch: {line}"))?;
+    log.event(step, &event(state, error.clone()))?;
+    log.sync()?;
+    let now = clock::now();
+    let elapsed = accepted.elapsed_ms(&crate::spool::boot_id(), now);
+    let blank = skipped(&Step::Fetch { digest: Digest::of(b""), size_bytes: 0 }, log_start);
+    let (started_ms, duration_ms, log_end) = (Some(accepted.wall_ms), Some(elapsed), log.length());
+    fetched.push((index, StepOutcome { state, error, started_ms, duration_ms, log_end, ..blank }));
+    folder.write_fetched(&fetched)
+}
