@@ -2,4 +2,5 @@
 
 pub mod artifacts;
 pub mod logs;
+pub mod render;
 pub mod source;

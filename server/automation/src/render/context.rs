@@ -1,0 +1,99 @@
+//! The variables of hook scripts. What each means is said once, in `docs/templates.md`.
+//!
+//! Invariant: nothing here depends on the time or on chance, so a plan that is rendered again is the same plan. None of
+//! it is secret.
+#![expect(missing_docs, reason = "docs/templates.md describes every variable, and a test keeps it complete")]
+
+use drover_shared::words::Action;
+use serde::Serialize;
+
+/// Everything that a script may name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Context {
+    pub action: Action,
+    pub task: Task,
+    pub deploy_task: DeployTask,
+    pub application: Application,
+    pub version: String,
+    pub previous_version: Option<String>,
+    pub deploy_path: Option<String>,
+    pub release_path: Option<String>,
+    pub host: Host,
+    pub instance: Option<Instance>,
+    pub instances: Vec<Target>,
+    pub hook: String,
+    pub running_user: String,
+    pub keep_backups: i64,
+    pub source: Source,
+}
+
+/// See [`Context::task`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Task {
+    pub id: i64,
+    pub creator: String,
+}
+
+/// See [`Context::deploy_task`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DeployTask {
+    pub id: i64,
+    pub version: String,
+    pub level: String,
+    pub description: String,
+    pub creator: String,
+}
+
+/// See [`Context::application`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Application {
+    pub id: i64,
+    pub name: String,
+    pub full_name: String,
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub directory: String,
+    pub run_user: String,
+    pub startup_cmd: String,
+    pub stop_cmd: String,
+    pub stdout_path: String,
+    pub stderr_path: String,
+    pub pid_path: String,
+}
+
+/// See [`Context::host`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Host {
+    pub id: i64,
+    pub name: String,
+    pub ip_addresses: Vec<String>,
+    pub os_type: String,
+    pub location: String,
+    #[serde(rename = "type")]
+    pub kind: String,
+}
+
+/// See [`Context::instance`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Instance {
+    pub id: i64,
+    pub version: Option<String>,
+}
+
+/// One of [`Context::instances`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Target {
+    pub id: i64,
+    pub host: String,
+    pub version: Option<String>,
+}
+
+/// See [`Context::source`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Source {
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub url: String,
+    pub branch: String,
+    pub path: String,
+}
