@@ -1,0 +1,342 @@
+//! The command line's words: commands, options and their help.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0    finished
+  1    failed
+  2    wrong usage or bad input, or not possible in the present state
+  3    not signed in, or not allowed
+  4    not found
+  5    server not reachable
+  124  timed out waiting; the work goes on
+  130  interrupted; the work goes on";
+
+/// Deploys applications and shows what happens on their hosts.
+#[derive(Debug, Parser)]
+#[command(name = "drover", version, after_help = EXIT_CODES, max_term_width = 100)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Options of every command.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Global {
+    /// Address of the server, such as https://drover.example.com
+    #[arg(long, global = true, env = "DROVER_URL", value_name = "URL")]
+    pub(crate) url: Option<String>,
+    /// API token; better given in the environment than on the command line
+    #[arg(long, global = true, env = "DROVER_TOKEN", value_name = "TOKEN", hide_env_values = true)]
+    pub(crate) token: Option<String>,
+    /// Trust the certificates in this PEM file in place of the public ones
+    #[arg(long, global = true, env = "DROVER_CA", value_name = "FILE")]
+    pub(crate) ca: Option<std::path::PathBuf>,
+    /// Print JSON on standard output: one object, or one on each line while following
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Sign in and keep a token for this machine
+    Login(Login),
+    /// Revoke the kept token and forget it
+    Logout,
+    /// Show who is signed in
+    Whoami,
+    /// Deploy a version: make the task, approve and start it, roll it out, follow it
+    Deploy(Deploy),
+    /// Take an application back to a version that its hosts have kept
+    Revert(Revert),
+    /// Look at deploy tasks and act on them
+    #[command(subcommand)]
+    Task(Task),
+    /// Show the output of a deploy task's sub-task
+    Logs(Logs),
+    /// Look at hosts
+    #[command(subcommand)]
+    Host(Host),
+    /// Look at applications
+    #[command(subcommand)]
+    App(App),
+}
+
+/// Options of `login`.
+#[derive(Debug, Args)]
+pub(crate) struct Login {
+    /// Who signs in; asked for when it is left out
+    #[arg(long, value_name = "NAME")]
+    pub(crate) username: Option<String>,
+    /// Read the password from standard input in place of asking for it
+    #[arg(long)]
+    pub(crate) password_stdin: bool,
+}
+
+/// Options of `deploy`.
+#[derive(Debug, Args)]
+pub(crate) struct Deploy {
+    /// Application, by id or full name
+    #[arg(required_unless_present = "task")]
+    pub(crate) application: Option<String>,
+    /// Version to deploy: a tag, commit or branch, or a label
+    #[arg(long, value_name = "VERSION", required_unless_present = "task")]
+    pub(crate) version: Option<String>,
+    /// Go on with this deploy task in place of making one
+    #[arg(long, value_name = "ID", conflicts_with_all = ["application", "version", "level", "description"])]
+    pub(crate) task: Option<u64>,
+    /// Path inside the repository; the whole tree when it is left out
+    #[arg(long, value_name = "PATH")]
+    pub(crate) source: Option<String>,
+    #[command(flatten)]
+    pub(crate) targets: Targets,
+    /// Importance of the task
+    #[arg(long, value_enum, ignore_case = true, default_value = "C")]
+    pub(crate) level: Level,
+    /// What goes live
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub(crate) description: String,
+    /// Make the task and leave its review to somebody else
+    #[arg(long)]
+    pub(crate) no_approve: bool,
+    /// Make and approve the task, but do not start it
+    #[arg(long)]
+    pub(crate) no_start: bool,
+    #[command(flatten)]
+    pub(crate) following: Following,
+}
+
+/// Options of `revert`.
+#[derive(Debug, Args)]
+pub(crate) struct Revert {
+    /// Application, by id or full name
+    pub(crate) application: String,
+    /// Version to return to
+    #[arg(long, value_name = "VERSION")]
+    pub(crate) version: String,
+    #[command(flatten)]
+    pub(crate) targets: Targets,
+    #[command(flatten)]
+    pub(crate) following: Following,
+}
+
+/// Which hosts.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Targets {
+    /// Only on these hosts, separated by commas
+    #[arg(long, value_name = "HOST", value_delimiter = ',', conflicts_with = "all")]
+    pub(crate) hosts: Vec<String>,
+    /// On every host of the application, which is the default
+    #[arg(long)]
+    pub(crate) all: bool,
+}
+
+/// How to wait.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Following {
+    /// Seconds that the work may take; the deploy settings' when it is left out
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) timeout: Option<u32>,
+    /// Wait at most so many seconds, then exit with 124 while the work goes on
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) wait: Option<u32>,
+    /// Do not wait: print the sub-task's id and exit
+    #[arg(long)]
+    pub(crate) no_follow: bool,
+    /// Do not ask at a terminal whether to go on
+    #[arg(long, short = 'y')]
+    pub(crate) yes: bool,
+}
+
+/// Importance of a task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "UPPER")]
+pub(crate) enum Level {
+    S,
+    A,
+    B,
+    C,
+    I,
+}
+
+impl Level {
+    /// The letter.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::S => "S",
+            Self::A => "A",
+            Self::B => "B",
+            Self::C => "C",
+            Self::I => "I",
+        }
+    }
+}
+
+/// Commands on deploy tasks.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Task {
+    /// Show one task with its sub-tasks
+    Show(TaskId),
+    /// List tasks, newest first
+    List(TaskList),
+    /// Approve a task that waits for review
+    Approve(TaskId),
+    /// Turn a task down
+    Reject(TaskId),
+    /// Start an approved task
+    Start(TaskId),
+    /// End a task
+    Close(TaskId),
+}
+
+/// Which task.
+#[derive(Debug, Args)]
+pub(crate) struct TaskId {
+    /// Id of the deploy task
+    pub(crate) id: u64,
+}
+
+/// Options of `task list`.
+#[derive(Debug, Args)]
+pub(crate) struct TaskList {
+    /// Only of this application, by id or full name
+    #[arg(long = "app", value_name = "APPLICATION")]
+    pub(crate) application: Option<String>,
+    /// Only in this state
+    #[arg(long, value_parser = ["wait_review", "approved", "rejected", "running", "closed"])]
+    pub(crate) status: Option<String>,
+    #[command(flatten)]
+    pub(crate) limit: Limit,
+}
+
+/// Options of `logs`.
+#[derive(Debug, Args)]
+pub(crate) struct Logs {
+    /// Deploy task and sub-task, such as 12/34; with the task alone its newest sub-task
+    #[arg(value_name = "TASK_ID[/SUBTASK_ID]", value_parser = log_target)]
+    pub(crate) target: LogTarget,
+    /// Go on as output comes, until the sub-task ends; exits as `deploy` does
+    #[arg(long, short)]
+    pub(crate) follow: bool,
+    /// Begin at this offset in bytes
+    #[arg(long, value_name = "OFFSET", default_value_t = 0)]
+    pub(crate) from: u64,
+    /// With --follow: wait at most so many seconds, then exit with 124
+    #[arg(long, value_name = "SECONDS", requires = "follow", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) wait: Option<u32>,
+}
+
+/// Whose output.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LogTarget {
+    pub(crate) task: u64,
+    pub(crate) sub_task: Option<String>,
+}
+
+/// Commands on hosts.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Host {
+    /// List hosts
+    List(Named),
+}
+
+/// Commands on applications.
+#[derive(Debug, Subcommand)]
+pub(crate) enum App {
+    /// List applications
+    List(Named),
+}
+
+/// Options of lists of named things.
+#[derive(Debug, Args)]
+pub(crate) struct Named {
+    /// Only those with this text in their name
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) name: Option<String>,
+    #[command(flatten)]
+    pub(crate) limit: Limit,
+}
+
+/// How much of a list.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Limit {
+    /// Show at most so many
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(crate) limit: u32,
+}
+
+fn log_target(text: &str) -> Result<LogTarget, String> {
+    let (task, sub_task) = text.split_once('/').map_or((text, None), |(task, rest)| (task, Some(rest)));
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let wrong = || "write the deploy task's id, or TASK_ID/SUBTASK_ID".to_owned();
+    if sub_task.is_some_and(|id| !digits(id)) {
+        return Err(wrong());
+    }
+    Ok(LogTarget { task: task.parse().map_err(|_| wrong())?, sub_task: sub_task.map(str::to_owned) })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Arguments, clap::Error> {
+        Arguments::try_parse_from(line.split_whitespace())
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn good_lines_are_understood() {
+        for line in [
+            "drover login --url http://x --username a --password-stdin",
+            "drover deploy shop --version v1 --hosts a,b --level b --timeout 5 --json",
+            "drover deploy shop --version v1 --all --no-follow -y",
+            "drover deploy --task 7 --wait 3",
+            "drover deploy --task 7 --source app --hosts a",
+            "drover revert shop.web --version v1",
+            "drover task show 3",
+            "drover task list --app shop --status running --limit 5",
+            "drover logs -f 12/34 --from 9",
+            "drover --json app list --name x",
+        ] {
+            parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));
+        }
+    }
+
+    #[test]
+    fn bad_lines_are_refused() {
+        for line in [
+            "drover",
+            "drover deploy shop",
+            "drover deploy --version v1",
+            "drover deploy --task 7 --version v1",
+            "drover deploy shop --version v1 --hosts a --all",
+            "drover deploy shop --version v1 --timeout 0",
+            "drover deploy shop --version v1 --level Z",
+            "drover task list --status done",
+            "drover logs x",
+            "drover logs 1/",
+            "drover logs 1/x",
+            "drover logs 1 --wait 5",
+            "drover host list --limit 0",
+        ] {
+            let error = parse(line).expect_err(line);
+            assert_eq!(error.exit_code(), 2, "{line}");
+        }
+    }
+
+    #[test]
+    fn log_targets_are_read() {
+        assert_eq!(log_target("12"), Ok(LogTarget { task: 12, sub_task: None }));
+        assert_eq!(log_target("12/034"), Ok(LogTarget { task: 12, sub_task: Some("034".to_owned()) }));
+    }
+}

@@ -1,0 +1,116 @@
+//! `deploy`: from a version to its output.
+
+use serde_json::{Value, json};
+
+use super::rollout::{self, Application, Instance, NewTask, TASKS};
+use crate::api::Server;
+use crate::arguments::Deploy;
+use crate::failure::{Failure, NOT_ALLOWED, Result};
+use crate::follow::Kind;
+use crate::output;
+
+/// A deploy task, made or found, and what it is for.
+struct Job {
+    task: u64,
+    status: String,
+    version: String,
+    source: String,
+    instances: Vec<Instance>,
+}
+
+pub(crate) fn run(server: &Server, deploy: &Deploy, json: bool) -> Result<()> {
+    let job = match deploy.task {
+        Some(task) => found(server, deploy, task, json)?,
+        None => made(server, deploy, json)?,
+    };
+    let task = job.task;
+    let mut status = job.status.as_str();
+    if status == "wait_review" && !deploy.no_approve {
+        rollout::act(server, task, "approve").map_err(|failure| left(failure, task, "waits for review"))?;
+        status = "approved";
+    }
+    if status == "approved" && !deploy.no_start {
+        rollout::act(server, task, "start").map_err(|failure| left(failure, task, "is approved"))?;
+        status = "running";
+    }
+    if status != "running" {
+        return stopped(task, status, json);
+    }
+    if deploy.no_start {
+        return Err(Failure::usage(format!("task {task} has been started already")));
+    }
+    let source = deploy.source.as_deref().unwrap_or(&job.source);
+    let sub_task = rollout::make_sub_task(
+        server,
+        (Kind::Upgrade, task),
+        &job.instances,
+        &job.version,
+        Some(source),
+        deploy.following.timeout,
+    )?;
+    if !json {
+        eprintln!("Task {} deploys version {} to {}.", sub_task.name(), job.version, rollout::hosts(&job.instances));
+    }
+    rollout::watch(server, &sub_task, &deploy.following, json)
+}
+
+/// Makes the deploy task that the options describe.
+fn made(server: &Server, deploy: &Deploy, json: bool) -> Result<Job> {
+    let (Some(application), Some(version)) = (&deploy.application, &deploy.version) else {
+        return Err(Failure::usage("which application and which --version?"));
+    };
+    let application = Application::find(server, application)?;
+    let instances = application.instances(server, &deploy.targets)?;
+    let question = format!("Deploy {} {version} to {}?", application.full_name, rollout::hosts(&instances));
+    rollout::confirm(&question, deploy.following.yes, json)?;
+    let source = deploy.source.clone().unwrap_or_default();
+    let new = NewTask {
+        application: application.id,
+        version,
+        source: &source,
+        level: deploy.level.as_str(),
+        description: &deploy.description,
+    };
+    let task = rollout::make_task(server, &new)?;
+    Ok(Job { task, status: "wait_review".to_owned(), version: version.clone(), source, instances })
+}
+
+/// Finds the deploy task that somebody made before.
+fn found(server: &Server, deploy: &Deploy, task: u64, json: bool) -> Result<Job> {
+    let detail = server.get(&format!("{TASKS}{task}/"))?;
+    let status = output::cell(&detail, "status");
+    if !matches!(status.as_str(), "wait_review" | "approved" | "running") {
+        return Err(Failure::usage(format!("task {task} is {status}: make a new one")));
+    }
+    let application = Application::find(server, &application_id(&detail)?.to_string())?;
+    let instances = application.instances(server, &deploy.targets)?;
+    let version = output::cell(&detail, "version");
+    let question = format!("Deploy {} {version} to {}?", application.full_name, rollout::hosts(&instances));
+    rollout::confirm(&question, deploy.following.yes, json)?;
+    Ok(Job { task, status, version, source: output::cell(&detail, "package_source"), instances })
+}
+
+fn application_id(task: &Value) -> Result<u64> {
+    let id = task["application_id"].as_u64();
+    id.ok_or_else(|| Failure::failed("the server described a deploy task without its application"))
+}
+
+/// A task was made, but the caller may not go on with it alone.
+fn left(failure: Failure, task: u64, state: &str) -> Failure {
+    if failure.code != NOT_ALLOWED {
+        return failure;
+    }
+    let message = format!("{}; task {task} {state}: go on later with `drover deploy --task {task}`", failure.message);
+    Failure { message, ..failure }
+}
+
+/// The caller wanted no more than this.
+fn stopped(task: u64, status: &str, json: bool) -> Result<()> {
+    if json {
+        return output::json(&json!({ "deploy_task_id": task, "status": status }));
+    }
+    output::line(&task.to_string())?;
+    let next = if status == "wait_review" { "It waits for review" } else { "It is approved" };
+    eprintln!("{next}; go on with `drover deploy --task {task}`.");
+    Ok(())
+}

@@ -1,0 +1,37 @@
+//! The commands, one file for each group.
+
+mod deploy;
+mod inventory;
+mod logs;
+mod revert;
+mod rollout;
+mod session;
+mod task;
+
+use crate::api::Server;
+use crate::arguments::{App, Arguments, Command, Global, Host};
+use crate::failure::Result;
+use crate::settings;
+
+/// Carries out a command.
+pub(crate) fn run(Arguments { global, command }: Arguments) -> Result<()> {
+    match command {
+        Command::Login(login) => session::login(&global, &login),
+        Command::Logout => session::logout(&global),
+        Command::Whoami => session::whoami(&server(&global)?, global.json),
+        Command::Deploy(deploy) => deploy::run(&server(&global)?, &deploy, global.json),
+        Command::Revert(revert) => revert::run(&server(&global)?, &revert, global.json),
+        Command::Task(task) => task::run(&server(&global)?, &task, global.json),
+        Command::Logs(logs) => logs::run(&server(&global)?, &logs, global.json),
+        Command::Host(Host::List(list)) => inventory::hosts(&server(&global)?, &list, global.json),
+        Command::App(App::List(list)) => inventory::applications(&server(&global)?, &list, global.json),
+    }
+}
+
+/// The server, with a token.
+fn server(global: &Global) -> Result<Server> {
+    let kept = settings::load(&settings::file()?)?;
+    let server = Server::new(&settings::target(global, kept.as_ref())?)?;
+    server.require_token()?;
+    Ok(server)
+}

@@ -1,0 +1,157 @@
+//! Following a sub-task to its end.
+//!
+//! Invariant: the exit code comes from the sub-task's own state, read after the output is complete.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::api::Server;
+use crate::channel;
+use crate::failure::{Failure, Result};
+use crate::output;
+use crate::screen::Screen;
+
+/// How long a state may lag behind the end of the output.
+const SETTLE: Duration = Duration::from_secs(30);
+const LOOK: Duration = Duration::from_millis(200);
+
+/// Which of the two kinds of sub-task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Upgrade,
+    Revert,
+}
+
+impl Kind {
+    /// The kind with this name.
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        [Self::Upgrade, Self::Revert].into_iter().find(|kind| kind.as_str() == name)
+    }
+
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Upgrade => "upgrade",
+            Self::Revert => "revert",
+        }
+    }
+
+    /// Address of this kind's sub-tasks within a deploy task.
+    pub(crate) fn path(self, deploy_task: u64) -> String {
+        format!("/applications/deploy-tasks/{deploy_task}/sub-{}-tasks/", self.as_str())
+    }
+}
+
+/// A sub-task that runs or ran.
+#[derive(Debug, Clone)]
+pub(crate) struct SubTask {
+    pub(crate) deploy_task: u64,
+    pub(crate) id: String,
+    pub(crate) kind: Kind,
+    pub(crate) version: String,
+    pub(crate) task_output: String,
+    pub(crate) hosts: Vec<String>,
+}
+
+impl SubTask {
+    /// How `drover logs` names it.
+    pub(crate) fn name(&self) -> String {
+        format!("{}/{}", self.deploy_task, self.id)
+    }
+
+    /// Reads its present state.
+    pub(crate) fn detail(&self, server: &Server) -> Result<Value> {
+        server.get(&format!("{}{}/", self.kind.path(self.deploy_task), self.id))
+    }
+
+    /// As an object for programs.
+    pub(crate) fn as_json(&self) -> Value {
+        json!({
+            "deploy_task_id": self.deploy_task,
+            "task_id": self.id,
+            "kind": self.kind.as_str(),
+            "version": self.version,
+            "task_output": self.task_output,
+            "status": "running",
+        })
+    }
+
+    /// Makes a sub-task of the server's description.
+    pub(crate) fn from_detail(deploy_task: u64, detail: &Value) -> Result<Self> {
+        let text = |name: &str| detail[name].as_str().map(str::to_owned);
+        let kind = detail["kind"].as_str().and_then(Kind::named);
+        let (Some(id), Some(kind), Some(task_output)) = (text("task_id"), kind, text("task_output")) else {
+            return Err(Failure::failed("the server described a sub-task in a way that this version does not read"));
+        };
+        let instances = detail["instances"].as_array().map_or(&[][..], Vec::as_slice);
+        let hosts = instances.iter().map(|instance| output::cell(instance, "hostname")).collect();
+        Ok(Self { deploy_task, id, kind, version: text("version").unwrap_or_default(), task_output, hosts })
+    }
+}
+
+/// Shows the sub-task until it ends; fails when it did.
+pub(crate) fn follow(server: &Server, sub_task: &SubTask, from: u64, wait: Option<u32>, json: bool) -> Result<()> {
+    let start = Instant::now();
+    let deadline = wait.map(|seconds| start + Duration::from_secs(u64::from(seconds)));
+    crate::interrupt::hint(format!("it goes on; come back with `drover logs -f {}`", sub_task.name()));
+    let mut screen = Screen::new(json, &sub_task.hosts);
+    let reason = channel::read(server, &sub_task.task_output, from, deadline, &mut screen);
+    let reason = reason.map_err(|failure| Failure {
+        message: format!("{}; come back with `drover logs -f {}`", failure.message, sub_task.name()),
+        ..failure
+    })?;
+    let detail = settled(server, sub_task, &reason)?;
+    screen.finish(&detail)?;
+    let what = format!("{} to version {} on {}", sub_task.kind.as_str(), sub_task.version, hosts(&sub_task.hosts));
+    if detail["status"] == "finished" {
+        screen.say(&format!("{what}: finished in {:.1} s", start.elapsed().as_secs_f64()));
+        return Ok(());
+    }
+    Err(Failure::failed(format!("{what}: {}", failures(&detail))))
+}
+
+fn hosts(names: &[String]) -> String {
+    if names.len() == 1 { names[0].clone() } else { format!("{} hosts", names.len()) }
+}
+
+/// Which hosts failed, of how many.
+fn failures(detail: &Value) -> String {
+    let instances = detail["instances"].as_array().map_or(&[][..], Vec::as_slice);
+    let failed: Vec<String> = instances
+        .iter()
+        .filter(|instance| !matches!(instance["status"].as_str(), Some("succeeded" | "finished")))
+        .map(|instance| output::cell(instance, "hostname"))
+        .collect();
+    match failed.len() {
+        0 => output::cell(detail, "status"),
+        count => format!("failed on {count} of {} ({})", instances.len(), failed.join(", ")),
+    }
+}
+
+/// The sub-task's state once it is over; the channel's own words when the server does not answer any more.
+fn settled(server: &Server, sub_task: &SubTask, reason: &str) -> Result<Value> {
+    let end = Instant::now() + SETTLE;
+    loop {
+        match sub_task.detail(server) {
+            Ok(detail) if detail["status"] != "running" => return Ok(detail),
+            Err(failure) if Instant::now() >= end => {
+                if reason.is_empty() {
+                    return Err(failure);
+                }
+                return Ok(json!({
+                    "task_id": sub_task.id,
+                    "deploy_task_id": sub_task.deploy_task,
+                    "kind": sub_task.kind.as_str(),
+                    "version": sub_task.version,
+                    "status": reason,
+                    "instances": [],
+                }));
+            }
+            Ok(_) if Instant::now() >= end => {
+                return Err(Failure::failed(format!("its output ended with `{reason}`, yet the server says it runs")));
+            }
+            Ok(_) | Err(_) => thread::sleep(LOOK),
+        }
+    }
+}
