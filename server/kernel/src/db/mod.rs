@@ -22,7 +22,7 @@ pub use connect::DbOptions;
 pub use migrate::{MIGRATIONS, for_sqlite};
 pub use row::{Column, FromRow, Json, OptionalColumn, Row};
 pub use sql::{Condition, Sql};
-pub use value::Value;
+pub use value::{Value, WordColumn};
 
 use row::RowOf;
 

@@ -139,11 +139,7 @@ macro_rules! word_column {
         impl ::std::convert::From<$type> for $crate::db::Value {
             fn from(word: $type) -> Self { ::drover_shared::words::Word::as_str(&word).into() }
         }
-        impl ::std::convert::From<::std::option::Option<$type>> for $crate::db::Value {
-            fn from(word: ::std::option::Option<$type>) -> Self {
-                word.map(|word| ::drover_shared::words::Word::as_str(&word)).into()
-            }
-        }
+        impl $crate::db::WordColumn for $type {}
     )+};
 }
 

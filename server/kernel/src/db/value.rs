@@ -1,5 +1,6 @@
 //! The closed set of values that go into a statement.
 
+use drover_shared::words::Word;
 use serde_json::Value as JsonValue;
 
 use crate::clock::Time;
@@ -46,6 +47,15 @@ into_value! {
     JsonValue => Json, |value| value;
     Time => Integer, Time::millis;
     drover_shared::Digest => Text, |value: drover_shared::Digest| value.to_string();
+}
+
+/// Enumerations that are columns: a trait of this crate, so that other crates' words may be absent as well.
+pub trait WordColumn: Word {}
+
+impl<W: WordColumn> From<Option<W>> for Value {
+    fn from(word: Option<W>) -> Self {
+        word.map(|word| word.as_str()).into()
+    }
 }
 
 impl From<&String> for Value {
