@@ -50,6 +50,12 @@ CREATE TABLE applications (
 
 CREATE INDEX applications_by_parent ON applications (parent_id);
 
+-- One row for each organisation, touched first by whatever changes names or parents: such changes go one at a time.
+CREATE TABLE application_trees (
+    organisation_id BIGINT PRIMARY KEY REFERENCES organisations (id),
+    revision BIGINT NOT NULL
+);
+
 CREATE TABLE application_requirements (
     organisation_id BIGINT NOT NULL REFERENCES organisations (id),
     application_id BIGINT NOT NULL REFERENCES applications (id) ON DELETE CASCADE,

@@ -1,0 +1,26 @@
+//! Hosts, applications and instances as records.
+//!
+//! Owns the tables `hosts`, `ip_addresses`, `applications`, `application_trees`, `application_requirements`,
+//! `application_persons` and `instances`; nothing else writes them. Invariants: an application's full name always
+//! follows from its ancestors' names; a host with instances is `attached` or `offline`; an instance changes its state
+//! by [`instances::rules::step`] alone. Absent: whatever runs on a host, which is the automation area's.
+
+pub mod applications;
+pub mod changes;
+pub mod hosts;
+pub mod instances;
+
+use drover_kernel::Routes;
+use drover_kernel::resources::Resources;
+
+/// Every route of this area.
+#[must_use]
+pub fn routes() -> Routes {
+    applications::routes().merge(instances::routes()).merge(hosts::routes())
+}
+
+/// The kinds of objects that rights are spoken about here.
+#[must_use]
+pub fn resources() -> Resources {
+    Resources::default().with(applications::resource()).with(hosts::resource())
+}

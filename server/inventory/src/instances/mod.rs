@@ -1,0 +1,158 @@
+//! Instances: which applications run on which hosts, in which version.
+//!
+//! Invariants: an application has at most one instance on a host; a call adds or removes all of its instances or none;
+//! a host with an instance is attached, and prepared again when its last one goes.
+
+pub mod rules;
+pub mod store;
+
+use drover_identity::rights_on_many;
+use drover_kernel::fields::{Id, Many, Name};
+use drover_kernel::{
+    Audit, AuditEntry, AuditList, Body, Call, Error, Ids, Message, Page, Paging, Path, Reply, Result, Routes, Tx,
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use self::rules::InstanceStatus;
+use self::store::InstanceRow;
+use crate::applications::{self, Edit, View};
+use crate::hosts;
+use crate::hosts::rules::HostStatus;
+
+pub(crate) fn routes() -> Routes {
+    let path = "/applications/{id}/instances/";
+    Routes::tagged("applications")
+        .get(path, "instances_list", "List the instances of an application", list)
+        .post(path, "instances_add", "Add instances of an application on given hosts", add)
+        .delete(path, "instances_remove", "Remove instances from an application", remove)
+        .get("/applications/{id}/instances/{instance_id}/", "instance_detail", "Read one instance", detail)
+}
+
+/// An application on one host.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "AppInstance")]
+struct InstanceOut {
+    /// Id.
+    id: i64,
+    /// Host's id.
+    hostid: i64,
+    /// Host's name.
+    hostname: String,
+    /// What it is doing.
+    status: InstanceStatus,
+    /// Version installed; null before the first deployment.
+    version: Option<String>,
+}
+
+impl From<InstanceRow> for InstanceOut {
+    fn from(row: InstanceRow) -> Self {
+        Self { id: row.id, hostid: row.host_id, hostname: row.host_name, status: row.status, version: row.version }
+    }
+}
+
+async fn list(call: Call<View>, Path(id): Path<i64>, paging: Paging) -> Result<Reply<Page<InstanceOut>>> {
+    let mut read = call.read().await?;
+    let (count, rows) = store::list(&mut read, &paging, id).await?;
+    Ok(Reply::new(paging.page(count, rows.into_iter().map(InstanceOut::from).collect())))
+}
+
+async fn detail(call: Call<View>, Path((id, instance_id)): Path<(i64, i64)>) -> Result<Reply<InstanceOut>> {
+    let mut read = call.read().await?;
+    let row = store::load_many(&mut read, id, &[instance_id]).await?.pop();
+    row.map(|row| Reply::new(row.into())).ok_or_else(|| Error::not_found("instance"))
+}
+
+/// A host that shall carry an instance.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "NewInstance")]
+struct InstanceBody {
+    /// Host that shall carry the instance.
+    #[serde(alias = "host_id")]
+    hostid: Id,
+    /// Name of that host; must agree with the id.
+    hostname: Option<Name>,
+}
+
+async fn add(
+    call: Call<Edit>,
+    Path(id): Path<i64>,
+    Body(Many(bodies)): Body<Many<InstanceBody>>,
+) -> Result<Reply<Vec<InstanceOut>>> {
+    if bodies.is_empty() {
+        return Err(Error::invalid("hostid", "give at least one"));
+    }
+    let host_ids: Vec<i64> = bodies.iter().map(|body| body.hostid.0).collect();
+    let caller = call.caller()?.clone();
+    let mut tx = call.begin().await?;
+    let application = applications::store::load(&mut tx, caller.organisation_id, id).await?;
+    let hosts = hosts::store::find_many(&mut tx, caller.organisation_id, &host_ids).await?;
+    let rights = rights_on_many(&mut tx, &caller, "host", &host_ids).await?;
+    for (index, body) in bodies.iter().enumerate() {
+        let invalid = |member: &str, reason: String| Error::invalid(format!("[{index}].{member}"), reason);
+        let host_id = body.hostid.0;
+        let visible = rights.get(&host_id).is_some_and(|rights| !rights.is_empty());
+        let host = hosts.iter().find(|host| host.id == host_id && visible);
+        let host = host.ok_or_else(|| invalid("hostid", format!("there is no host {host_id}")))?;
+        if host_ids[..index].contains(&host_id) {
+            return Err(invalid("hostid", format!("the host {host_id} is named twice")));
+        }
+        if body.hostname.as_ref().is_some_and(|name| !name.0.is_empty() && name.0 != host.name) {
+            return Err(invalid("hostname", format!("the host {host_id} is named {}", host.name)));
+        }
+        if host.status == HostStatus::Offline {
+            return Err(Error::conflict(format!("the host {} is out of service", host.name)));
+        }
+    }
+    if let Some(present) = store::on_hosts(&mut tx, id, &host_ids).await?.first() {
+        let text = format!("{} has an instance on {} already", application.full_name, present.host_name);
+        return Err(Error::conflict(text));
+    }
+    store::insert(&mut tx, id, &host_ids).await?;
+    hosts::store::set_status(&mut tx, &host_ids, HostStatus::Attached).await?;
+    let rows = store::on_hosts(&mut tx, id, &host_ids).await?;
+    let audit = audit(&application.full_name, id, &rows, ("attach_host", "attach_app"));
+    tx.commit(audit, rows.into_iter().map(InstanceOut::from).collect()).await
+}
+
+/// One entry for the application and one for each host: instances came, or went.
+fn audit(full_name: &str, id: i64, rows: &[InstanceRow], (of_application, of_host): (&str, &str)) -> Audit {
+    let detail = |row: &InstanceRow| {
+        let version = row.version.as_deref().unwrap_or("none");
+        format!("{full_name} on {}, instance {}, version {version}", row.host_name, row.id)
+    };
+    let application = rows.iter().map(|row| {
+        AuditEntry::new(AuditList::Application, of_application, "application", id, full_name).detail(detail(row))
+    });
+    let hosts = rows
+        .iter()
+        .map(|row| AuditEntry::new(AuditList::Host, of_host, "host", row.host_id, &*row.host_name).detail(detail(row)));
+    Audit::all(application.chain(hosts).collect())
+}
+
+async fn remove(call: Call<Edit>, Path(id): Path<i64>, Ids(ids): Ids) -> Result<Reply<Message>> {
+    let organisation_id = call.organisation_id();
+    let mut tx = call.begin().await?;
+    let application = applications::store::load(&mut tx, organisation_id, id).await?;
+    let rows = store::load_many(&mut tx, id, &ids).await?;
+    if let Some(stranger) = ids.iter().find(|id| rows.iter().all(|row| row.id != **id)) {
+        return Err(Error::invalid("id", format!("the instance {stranger} is not one of {}", application.full_name)));
+    }
+    if let Some(busy) = rows.iter().find(|row| row.status.is_busy()) {
+        return Err(Error::conflict(format!("the instance on {} is {}", busy.host_name, busy.status)));
+    }
+    let removed = store::delete(&mut tx, id, &ids).await?;
+    if usize::try_from(removed).ok() != Some(ids.len()) {
+        return Err(Error::conflict("a change of one of the instances began just now"));
+    }
+    release_hosts(&mut tx, &rows).await?;
+    let audit = audit(&application.full_name, id, &rows, ("deatach_host", "deatach_app"));
+    tx.commit(audit, Message::success()).await
+}
+
+/// Hosts that carry no instance any more are prepared, not attached.
+async fn release_hosts(tx: &mut Tx, removed: &[InstanceRow]) -> Result<()> {
+    let host_ids: Vec<i64> = removed.iter().map(|row| row.host_id).collect();
+    let empty = store::empty_hosts(tx, &host_ids).await?;
+    hosts::store::set_status(tx, &empty, HostStatus::Inited).await
+}
