@@ -102,6 +102,7 @@ struct Agent {
     executions: Executions,
     connection: Connection,
     back_off_ms: u64,
+    swept_ms: u64,
     room: Arc<Notify>,
     reports: mpsc::Receiver<Report>,
 }
@@ -157,6 +158,7 @@ impl Agent {
             executions,
             connection: Connection::Waiting(0),
             back_off_ms: BACK_OFF_MS.0,
+            swept_ms: 0,
             room: Arc::new(Notify::new()),
             reports,
         })
@@ -216,7 +218,8 @@ impl Agent {
         }
         self.session.handle_timeout(now);
         self.executions.expire(&mut self.session);
-        if self.executions.sweep_ms().is_some() {
+        if self.executions.sweep_ms().is_some_and(|pause| now.monotonic_ms >= self.swept_ms + pause) {
+            self.swept_ms = now.monotonic_ms;
             self.executions.sweep(&mut self.session);
         }
     }
@@ -295,7 +298,7 @@ impl Agent {
     }
 
     fn wake_at_ms(&self) -> Option<u64> {
-        let sweep = self.executions.sweep_ms().map(|pause| clock::monotonic_ms() + pause);
+        let sweep = self.executions.sweep_ms().map(|pause| self.swept_ms + pause);
         // With a full writer the session's timers only matter once there is room.
         let session = self.session.next_timeout_ms();
         let session = match &self.connection {

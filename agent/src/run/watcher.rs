@@ -47,7 +47,7 @@ impl Watcher {
 
     /// Watches the folder of an execution.
     pub(super) fn add(&mut self, key: &Key, folder: &Path) -> Option<WatchDescriptor> {
-        let flags = AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_CLOSE_WRITE;
+        let flags = AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_MOVED_TO;
         let watch = self.inotify.as_ref().and_then(|inotify| inotify.get_ref().0.add_watch(folder, flags).ok());
         match watch {
             Some(watch) => {
@@ -82,11 +82,9 @@ impl Watcher {
         let Some(inotify) = &self.inotify else { return std::future::pending().await };
         loop {
             let Ok(mut ready) = inotify.readable().await else { return std::future::pending().await };
-            match ready.try_io(|inner| inner.get_ref().0.read_events().map_err(std::io::Error::from)) {
-                Ok(Ok(events)) => {
-                    return events.iter().filter_map(|event| self.watched.get(&event.wd)).cloned().collect();
-                }
-                Ok(Err(_)) | Err(_) => {}
+            let read = ready.try_io(|inner| inner.get_ref().0.read_events().map_err(std::io::Error::from));
+            if let Ok(Ok(events)) = read {
+                return events.iter().filter_map(|event| self.watched.get(&event.wd)).cloned().collect();
             }
         }
     }

@@ -1,8 +1,12 @@
 //! The agent's tests with real processes, in one binary.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 mod bench;
 mod hooks;
 mod kill;
 mod releases;
+mod run;
+mod server;
 mod session;
 mod spool;

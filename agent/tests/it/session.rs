@@ -153,7 +153,7 @@ fn output_goes_on_where_the_server_says_and_stays_in_the_window() {
     let log = log(500);
     session.hold(key.clone(), log.len() as u64, None);
     let offset = 1_016 * 10;
-    let answer = HoldingAnswer { execution_id: key.execution_id.clone(), attempt: 1, wanted: true, offset };
+    let answer = HoldingAnswer { execution_id: key.execution_id, attempt: 1, wanted: true, offset };
     let hello = open(&mut session, 100_000, vec![answer]);
     let [ToServer::Hello(hello)] = &hello[..] else { panic!("{hello:?}") };
     assert_eq!((hello.holdings[0].log_length, hello.holdings[0].channel), (log.len() as u64, 1));
