@@ -24,7 +24,7 @@ const MARK_TEXT_BYTES: u64 = 64 * 1024;
 /// Bytes of a file that are read at a time.
 const READ_BYTES: u64 = 64 * 1024;
 /// Record bytes of the newest chunks kept in memory for the viewers of one task.
-const RECENT_BYTES_MAX: usize = 512 * 1024;
+const RECENT_BYTES_MAX: usize = 1024 * 1024;
 
 /// Locks; a poisoned lock is taken over, because every critical section leaves its value whole.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -137,7 +137,8 @@ impl LogFile {
     /// Lets readers see what has become durable.
     pub(super) fn publish(&self, published: Published, chunks: Vec<Loaded>) {
         let mut recent = lock(&self.recent);
-        if self.published.receiver_count() == 0 {
+        // A log that has ended is read from its file: nothing more comes, so nothing is shared for long.
+        if self.published.receiver_count() == 0 || published.end.is_some() {
             recent.clear();
         } else {
             let joins = |first: &Loaded, last: &Loaded| last.at + last.header.chunk_length() == first.at;
@@ -152,6 +153,13 @@ impl LogFile {
         }
         drop(recent);
         self.published.send_replace(published);
+    }
+
+    /// A reader goes: when it was the last, nothing is kept for readers any more.
+    pub(super) fn leave(&self) {
+        if self.published.receiver_count() <= 1 {
+            lock(&self.recent).clear();
+        }
     }
 
     pub(super) fn watched(&self) -> bool {

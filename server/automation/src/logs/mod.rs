@@ -306,6 +306,12 @@ impl TaskLog {
         Ok(Pending(pending))
     }
 
+    /// Whether both are handles on the same log.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.file, &other.file)
+    }
+
     /// Durable length of a source in record bytes: where its sender goes on.
     #[must_use]
     pub fn durable(&self, source: u32) -> u64 {

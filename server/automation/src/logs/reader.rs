@@ -18,6 +18,8 @@ use super::text::{Decoders, Place};
 
 /// Text in one frame: a frame is closed at this length, and what decoding adds comes on top.
 pub(super) const FRAME_BYTES: usize = 64 * 1024;
+/// A record of at least this length is a frame of its own: its bytes are shared by all viewers, not copied.
+const SHARED_BYTES_MIN: usize = 16 * 1024;
 /// A reader this far behind may find the file cold, so it reads in a thread that may block.
 const NEAR_BYTES: u64 = 1024 * 1024;
 /// Text before the wanted place that is decoded unseen, to know which characters have begun.
@@ -52,7 +54,7 @@ impl fmt::Debug for Format {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Frame {
     /// The text, JSON lines or bytes. UTF-8, except for [`Format::Raw`].
-    pub bytes: Vec<u8>,
+    pub bytes: Bytes,
     /// Where a new reader goes on after this frame. [`Format::Text`]: where the first character begins that is not whole
     /// yet, so that it is not lost; text of other streams that came since is then shown again. The others: exact.
     pub next_offset: u64,
@@ -62,7 +64,8 @@ impl Frame {
     /// The frame as text.
     #[must_use]
     pub fn into_text(self) -> String {
-        String::from_utf8(self.bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
+        String::from_utf8(self.bytes.into())
+            .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
     }
 }
 
@@ -190,8 +193,17 @@ impl LogReader {
         let mut out = String::new();
         let mut raw = Vec::new();
         while out.len() < FRAME_BYTES && raw.len() < FRAME_BYTES && !self.over {
-            if self.current.is_none() && !self.next_record()? {
-                break;
+            if self.current.is_none() {
+                if !self.next_record()? {
+                    break;
+                }
+                if out.is_empty() && raw.is_empty() && self.is_whole_frame() {
+                    self.current = None;
+                    let bytes = std::mem::take(&mut self.payload);
+                    self.text_offset += bytes.len() as u64;
+                    self.over |= self.text_offset >= self.to;
+                    return Ok(Some(Frame { bytes, next_offset: self.text_offset }));
+                }
             }
             self.take(&mut out, &mut raw);
         }
@@ -212,7 +224,22 @@ impl LogReader {
             Format::Text => (out.into_bytes(), self.decoders.begun_at().unwrap_or(self.text_offset)),
             Format::Json(_) => (out.into_bytes(), self.text_offset),
         };
-        Ok((!bytes.is_empty()).then_some(Frame { bytes, next_offset }))
+        Ok((!bytes.is_empty()).then_some(Frame { bytes: bytes.into(), next_offset }))
+    }
+
+    /// Whether the record that was just stepped to can be given as it is.
+    fn is_whole_frame(&self) -> bool {
+        let wanted = |place: Place| place.stream.is_text() && self.source.is_none_or(|source| source == place.source);
+        let end = self.text_offset + self.payload.len() as u64;
+        self.payload.len() >= SHARED_BYTES_MIN
+            && self.text_offset >= self.from
+            && end <= self.to
+            && self.current.is_some_and(wanted)
+            && match self.format {
+                Format::Raw => true,
+                Format::Text => self.decoders.are_idle() && std::str::from_utf8(&self.payload).is_ok(),
+                Format::Json(_) => false,
+            }
     }
 
     /// Steps to the next record of the loaded chunks; false when there is none.
@@ -336,5 +363,11 @@ impl LogReader {
         }
         out.push_str(&Value::Object(record).to_string());
         out.push('\n');
+    }
+}
+
+impl Drop for LogReader {
+    fn drop(&mut self) {
+        self.log.leave();
     }
 }

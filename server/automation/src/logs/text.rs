@@ -79,6 +79,11 @@ impl Decoders {
         }
     }
 
+    /// Whether no stream is in the middle of a character.
+    pub(super) fn are_idle(&self) -> bool {
+        self.started.is_empty()
+    }
+
     /// Where the first of the characters that have begun begins.
     pub(super) fn begun_at(&self) -> Option<u64> {
         self.started.values().filter(|partial| !partial.hidden).map(|partial| partial.begins_at).min()

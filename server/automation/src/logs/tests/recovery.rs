@@ -209,6 +209,6 @@ async fn inside_a_process_with_a_limit() {
     setrlimit(Resource::RLIMIT_FSIZE, hard, hard).unwrap();
     assert_eq!(append(&log, 1, 2 * size, &body).await, Ok(3 * size));
     assert!(!store.is_full());
-    assert_eq!(reader.next_frame().await.unwrap().unwrap().bytes, [b'x'; 10_000]);
+    assert_eq!(reader.next_frame().await.unwrap().unwrap().bytes, vec![b'x'; 10_000]);
     std::fs::write(folder.join("reached"), "").unwrap();
 }

@@ -24,7 +24,8 @@ fn chunks() -> Vec<(u32, u64, Vec<u8>)> {
         let (source, offset, rest) = &mut left[usize::from(dice.roll(2) == 1)];
         let mut raw = Vec::new();
         for _ in 0..=dice.roll(4) {
-            let cut = rest.len().min(1 + usize::try_from(dice.roll(3000)).unwrap());
+            let longest = if dice.roll(20) == 0 { 60_000 } else { 3000 };
+            let cut = rest.len().min(1 + usize::try_from(dice.roll(longest)).unwrap());
             raw.extend(output(&rest[..cut]));
             rest.drain(..cut);
         }
