@@ -107,8 +107,11 @@ impl LogStore {
         let writer = Writer::new(Arc::clone(&full));
         let work = move || {
             writer.run(receiver);
-            // From here on another process may have the folder.
-            drop(guard);
+            // From here on another process may have the folder. Closing alone would not do: a child that is just being
+            // started holds the file open too.
+            if let Err(error) = guard.unlock() {
+                tracing::warn!(%error, "cannot unlock the log folder");
+            }
             let _ = stopping.send(());
         };
         std::thread::Builder::new().name("log-writer".to_owned()).spawn(work).map_err(storage)?;
