@@ -109,8 +109,8 @@ CREATE TABLE tasks (
     phase TEXT NOT NULL CHECK (phase IN ('preparing', 'global_pre', 'instances', 'global_post', 'over')),
     outcome TEXT CHECK (outcome IN ('finished', 'failed')),
     reason TEXT,
-    draft JSONB NOT NULL,
     source JSONB,
+    keep_backups BIGINT NOT NULL,
     resolved_commit TEXT,
     artifact_digest TEXT,
     plan_digest TEXT,
@@ -132,9 +132,10 @@ CREATE TABLE executions (
     instance_id BIGINT,
     host_id BIGINT NOT NULL,
     host_name TEXT NOT NULL,
+    previous_status TEXT,
     attempt BIGINT NOT NULL,
     state TEXT NOT NULL CHECK (state IN
-        ('waiting', 'queued', 'dispatched', 'running', 'succeeded', 'failed', 'timed_out', 'cancelled', 'lost')),
+        ('queued', 'dispatched', 'running', 'succeeded', 'failed', 'timed_out', 'cancelled', 'lost')),
     epoch BIGINT,
     entry TEXT NOT NULL,
     entry_digest TEXT NOT NULL,
@@ -162,10 +163,4 @@ CREATE TABLE instance_releases (
     is_current BOOLEAN NOT NULL,
     installed_at BIGINT NOT NULL,
     PRIMARY KEY (instance_id, release_name)
-);
-
-CREATE TABLE server_keys (
-    name TEXT PRIMARY KEY,
-    value TEXT NOT NULL,
-    created_at BIGINT NOT NULL
 );

@@ -1,0 +1,83 @@
+//! Puts the server together: every area's routes, kinds of objects, background work and parts.
+//!
+//! Nothing is decided here; what an area needs it gets as a value.
+
+pub mod config;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result};
+use drover_automation::artifacts::ArtifactStore;
+use drover_automation::channel::Viewers;
+use drover_automation::engine::Engine;
+use drover_automation::link::keys::Keys;
+use drover_automation::logs::{LogStore, Options};
+use drover_automation::source::{Limits, Sources};
+use drover_identity::IdentityAuthority;
+use drover_kernel::db::Db;
+use drover_kernel::http::{ReadyCheck, Service, service};
+use drover_kernel::jobs::Jobs;
+use drover_kernel::resources::Resources;
+use drover_kernel::{Clock, Kernel, KernelBuilder, Routes, Settings};
+
+/// Version of this build.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Every route of the server.
+#[must_use]
+pub fn routes() -> Routes {
+    Routes::tagged("drover")
+        .merge(drover_identity::routes())
+        .merge(drover_inventory::routes())
+        .merge(drover_automation::routes())
+        .merge(drover_requests::routes())
+        .merge(drover_edge::routes())
+}
+
+/// Every kind of object that rights are spoken about.
+#[must_use]
+pub fn resources() -> Resources {
+    drover_identity::resources().merge(drover_inventory::resources()).merge(drover_automation::resources())
+}
+
+/// Every background handler.
+#[must_use]
+pub fn jobs() -> Jobs {
+    drover_automation::jobs()
+}
+
+/// A kernel without the engine: enough for the command line's work on the database.
+#[must_use]
+pub fn bare_kernel(db: Db, clock: Clock, settings: Settings) -> Kernel {
+    KernelBuilder::new(db, clock, settings, Arc::new(IdentityAuthority), resources()).build()
+}
+
+/// The whole kernel, with its stores under the data directory.
+///
+/// # Errors
+/// When a folder cannot be used, or another server has it.
+pub fn kernel(db: Db, clock: Clock, settings: Settings, data_directory: &Path) -> Result<Kernel> {
+    let keys = Keys::open(data_directory)?;
+    let logs = LogStore::open(&data_directory.join("logs"), Options::default()).context("output")?;
+    let artifacts = ArtifactStore::open(&data_directory.join("artifacts")).context("artifacts")?;
+    let sources =
+        Sources::open(&data_directory.join("sources"), artifacts.clone(), Limits::default()).context("sources")?;
+    Ok(KernelBuilder::new(db, clock, settings, Arc::new(IdentityAuthority), resources())
+        .part(Arc::new(Engine::new(logs, artifacts, sources, keys)))
+        .part(Arc::new(Viewers::default()))
+        .build())
+}
+
+/// The HTTP service of a kernel.
+#[must_use]
+pub fn http(kernel: &Kernel) -> Service {
+    let owner = kernel.clone();
+    let room: ReadyCheck = Arc::new(move || {
+        let engine = owner.part::<Engine>();
+        Box::pin(async move {
+            if engine.logs.is_full() { Err("the disk that holds the output is full".to_owned()) } else { Ok(()) }
+        })
+    });
+    service(kernel, &routes(), VERSION, vec![room])
+}

@@ -1,1 +1,198 @@
-fn main() {}
+//! The server's command line.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use clap::{Parser, Subcommand};
+use drover_automation::engine::{self, Engine};
+use drover_automation::link::enrol::JoinTokenOptions;
+use drover_automation::link::keys::{Keys, certificate_names};
+use drover_automation::link::{self, create_join_token};
+use drover_kernel::db::{Db, DbOptions};
+use drover_kernel::{Clock, Kernel, Settings, serve};
+use drover_server::config::{Config, DataArgs, ServeArgs};
+use drover_server::{VERSION, bare_kernel, http, jobs, kernel};
+use rustls::ServerConfig;
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// Time that stopping may take.
+const STOP: Duration = Duration::from_secs(9);
+
+/// Deploys applications and operates hosts.
+#[derive(Parser)]
+#[command(name = "drover-server", version = VERSION)]
+struct Arguments {
+    #[command(flatten)]
+    data: DataArgs,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve API, console and agents
+    Serve(ServeArgs),
+    /// API tokens
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// Tokens with which agents join
+    #[command(subcommand)]
+    JoinToken(JoinTokenCommand),
+}
+
+#[derive(Subcommand)]
+enum TokenCommand {
+    /// Make an API token and print it
+    Create {
+        /// Login name of the user that the token acts as
+        #[arg(long)]
+        user: String,
+        /// What the token is called
+        #[arg(long)]
+        name: String,
+    },
+}
+
+#[derive(Subcommand)]
+enum JoinTokenCommand {
+    /// Make a join token and print it
+    Create {
+        /// The one host that may use it
+        #[arg(long)]
+        host: Option<String>,
+        /// How long it works, such as 30m, 1h or 7d
+        #[arg(long, default_value = "1h", value_parser = duration)]
+        ttl: Duration,
+        /// How many hosts may use it
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+        uses: u32,
+    },
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let seconds = match unit {
+        "" | "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        _ => return Err("a duration is a number with s, m, h or d, such as 1h".to_owned()),
+    };
+    match number.parse::<u64>().ok().and_then(|number| number.checked_mul(seconds)) {
+        Some(seconds @ 1..=31_536_000) => Ok(Duration::from_secs(seconds)),
+        _ => Err("a duration is between 1 s and 365 d".to_owned()),
+    }
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let filter = EnvFilter::try_from_env("DROVER_LOG").unwrap_or_else(|_| EnvFilter::new("info,sqlx=warn,apalis=warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let arguments = Arguments::parse();
+    match arguments.command {
+        Command::Serve(serve_arguments) => run(Config::settle(arguments.data, serve_arguments)?).await,
+        Command::Token(TokenCommand::Create { user, name }) => {
+            let config = Config::settle(arguments.data, ServeArgs::default())?;
+            let kernel = bare_kernel(open(&config).await?, Clock::system(), Settings::default());
+            print(&drover_identity::create_token(&kernel.work(), &user, &name).await?);
+            kernel.stop(STOP).await;
+            Ok(())
+        }
+        Command::JoinToken(JoinTokenCommand::Create { host, ttl, uses }) => {
+            let config = Config::settle(arguments.data, ServeArgs::default())?;
+            let kernel = bare_kernel(open(&config).await?, Clock::system(), Settings::default());
+            let keys = Keys::open(&config.data_directory)?;
+            // The running server may have chosen its port itself.
+            let url = match std::fs::read_to_string(config.data_directory.join(AGENT_ADDRESS)) {
+                Ok(url) if config.agent_url.is_none() => url.trim().to_owned(),
+                _ => config.dialled(config.agent_listen)?,
+            };
+            let options = JoinTokenOptions { url, host_name: host, ttl, uses };
+            print(&create_join_token(&kernel.work(), &keys, options).await?);
+            kernel.stop(STOP).await;
+            Ok(())
+        }
+    }
+}
+
+/// File in which a running server says where agents dial.
+const AGENT_ADDRESS: &str = "agent-url";
+
+#[expect(clippy::print_stdout, reason = "the command's answer")]
+fn print(text: &str) {
+    println!("{text}");
+}
+
+/// Opens the database and brings it up to date.
+async fn open(config: &Config) -> Result<Db> {
+    std::fs::create_dir_all(&config.data_directory)
+        .with_context(|| format!("make {}", config.data_directory.display()))?;
+    let db = Db::connect(&DbOptions::url(&config.database_url)).await.context("open the database")?;
+    db.migrate(&Clock::system()).await.context("bring the database up to date")?;
+    Ok(db)
+}
+
+async fn run(config: Config) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let db = open(&config).await?;
+    let settings =
+        Settings { zone: config.zone, four_eyes: config.four_eyes, secure: config.secure, ..Settings::default() };
+    let kernel = kernel(db, Clock::system(), settings, &config.data_directory)?;
+    let work = kernel.work();
+    let password = std::env::var("DROVER_ADMIN_PASSWORD").ok().filter(|password| !password.is_empty());
+    if let Some(password) = drover_identity::ensure_administrator(&work, password).await? {
+        print(&format!("The first administrator is `admin` with the password {password}"));
+    }
+    link::forget_connections(&work).await?;
+    let listener = TcpListener::bind(config.listen).await.with_context(|| format!("listen on {}", config.listen))?;
+    let agents = link::bind(config.agent_listen).await.with_context(|| format!("listen on {}", config.agent_listen))?;
+    let names = certificate_names(&config.dialled_host());
+    let agent_tls = kernel.part::<Engine>().keys.server_config(names)?;
+    let tls = config.tls.as_ref().map(|(certificate, key)| people_tls(certificate, key)).transpose()?;
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    print(&format!("Serving {scheme}://{} and agents on {}", listener.local_addr()?, agents.local_addr()?));
+    match config.dialled(agents.local_addr()?) {
+        Ok(url) => std::fs::write(config.data_directory.join(AGENT_ADDRESS), url)?,
+        Err(error) => tracing::warn!(%error, "join tokens cannot be made yet"),
+    }
+    let running = [
+        kernel.spawn(serve::serve(kernel.clone(), listener, http(&kernel), tls)),
+        kernel.spawn(link::serve(kernel.clone(), agents, agent_tls)),
+        kernel.spawn(engine::sweep(kernel.clone())),
+        kernel.spawn(jobs().run(kernel.clone())),
+    ];
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("stopping; running hooks go on under their agents");
+    stop(&kernel).await;
+    drop(running);
+    Ok(())
+}
+
+async fn stop(kernel: &Kernel) {
+    let engine = kernel.part::<Engine>();
+    kernel.stop(STOP).await;
+    engine.logs.close().await;
+}
+
+fn people_tls(certificate: &std::path::Path, key: &std::path::Path) -> Result<Arc<ServerConfig>> {
+    let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_file_iter(certificate)
+        .and_then(Iterator::collect)
+        .with_context(|| format!("read certificates from {}", certificate.display()))?;
+    let key = PrivateKeyDer::from_pem_file(key).with_context(|| format!("read the key {}", key.display()))?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .context("tls_cert and tls_key")?;
+    Ok(Arc::new(config))
+}

@@ -1,6 +1,40 @@
-//! Automation: tasks and what carries them out.
+//! Automation: deploy tasks, the tasks and executions that carry them out, agents, output, sources and artifacts.
+//!
+//! Owns what design calls the work: a deploy task is reviewed and started, a task is planned and rolled out, an
+//! execution runs on one host. Invariants: nothing runs that was not rendered when its task was made; an order is sent
+//! to one agent, signed; what was said to be stored is durable.
 
 pub mod artifacts;
+pub mod channel;
+pub mod deploys;
+pub mod engine;
+pub mod executions;
+pub mod link;
 pub mod logs;
 pub mod render;
+pub mod scripts;
+pub mod settings;
 pub mod source;
+pub mod tasks;
+
+use drover_kernel::Routes;
+use drover_kernel::jobs::Jobs;
+use drover_kernel::resources::Resources;
+
+/// Routes of this area.
+#[must_use]
+pub fn routes() -> Routes {
+    deploys::routes().merge(tasks::routes()).merge(channel::routes())
+}
+
+/// Kinds of objects of this area.
+#[must_use]
+pub fn resources() -> Resources {
+    deploys::resources().merge(tasks::resources())
+}
+
+/// Background handlers of this area.
+#[must_use]
+pub fn jobs() -> Jobs {
+    engine::jobs()
+}

@@ -18,6 +18,7 @@ pub mod metrics;
 pub mod page;
 pub mod resources;
 pub mod routes;
+pub mod serve;
 mod trace;
 
 pub use audit::{Audit, AuditEntry, AuditList};

@@ -30,7 +30,6 @@ pub struct Context {
 /// See [`Context::task`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Task {
-    pub id: i64,
     pub creator: String,
 }
 

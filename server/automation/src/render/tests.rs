@@ -10,7 +10,7 @@ use super::*;
 fn context() -> Context {
     Context {
         action: Action::Upgrade,
-        task: Task { id: 17, creator: "ada".to_owned() },
+        task: Task { creator: "ada".to_owned() },
         deploy_task: DeployTask {
             id: 12,
             version: "2.0".to_owned(),
@@ -66,7 +66,7 @@ fn variables_filters_and_newlines() {
     let cases = [
         ("", ""),
         ("#!/bin/sh\necho done\n\n", "#!/bin/sh\necho done\n\n"),
-        ("{{ action }} {{ application.type }} {{ task.id + 1 }}\n", "upgrade web 18\n"),
+        ("{{ action }} {{ application.type }} {{ deploy_task.id + 1 }}\n", "upgrade web 13\n"),
         ("{{ deploy_task.description }}", "it's <new> & shiny"),
         ("{{ deploy_task.description | shell_quote }}", r"'it'\''s <new> & shiny'"),
         ("{{ host.ip_addresses | shell_quote }}", "'10.0.0.1' '10.0.0.2'"),

@@ -64,6 +64,15 @@ impl Condition {
         Self { sql, arguments }
     }
 
+    /// This condition or another.
+    #[must_use]
+    pub fn or(mut self, other: Self) -> Self {
+        let second = renumber(other.sql.as_str(), self.arguments.len());
+        self.sql = Sql(Cow::Owned(format!("({}) OR ({second})", self.sql.as_str())));
+        self.arguments.extend(other.arguments);
+        self
+    }
+
     /// A part of a text, ignoring case: the argument for `lower(x) LIKE $1 ESCAPE '\'`.
     #[must_use]
     pub fn pattern(part: &str) -> Value {

@@ -1,0 +1,177 @@
+//! The channel: the output of a task as a websocket, live and from the beginning.
+//!
+//! A viewer reads the task's log file up to its end and then follows it, so a slow one neither blocks anybody nor is
+//! dropped, and one that joins late or comes back misses nothing. Invariant: what is sent is durable.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
+use axum::response::Response;
+use drover_kernel::call::{Call, Permission};
+use drover_kernel::fields::{Name, Number};
+use drover_kernel::{Error, Kernel, Path, Query, Result, Routes, permission};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use tokio::time::timeout;
+
+use crate::engine::Engine;
+use crate::logs::{Format, LogReader};
+use crate::tasks::store as task_store;
+
+/// Interval of pings to a viewer that sees nothing new: proxies close what is silent.
+const PING: Duration = Duration::from_secs(20);
+/// Time for a viewer to take one frame. A slow one is waited for; one that takes nothing at all is gone.
+const TAKE: Duration = Duration::from_secs(300);
+/// What a viewer may send: nothing but control frames.
+const INCOMING_BYTES_MAX: usize = 4096;
+/// Viewers of this server.
+const VIEWERS_MAX: i64 = 10_000;
+
+permission!(pub Follow, "channel.follow", "Follow the output of a task",
+    Resource { kind: "channel", right: "view_app" });
+
+/// Routes of the channel.
+pub fn routes() -> Routes {
+    Routes::tagged("channel").get("/channel/{channel}", "task-output-channel", "Stream a task's output.", follow)
+}
+
+/// The absolute address of a channel, on the host that the client used.
+pub(crate) fn address<P: Permission>(call: &Call<P>, channel: &str) -> String {
+    let scheme = if call.kernel().settings().secure { "wss" } else { "ws" };
+    let host = call.client().host.as_deref().unwrap_or("localhost");
+    format!("{scheme}://{host}/api/v1/channel/{channel}")
+}
+
+/// How the output is wanted.
+#[derive(Deserialize, JsonSchema)]
+struct Wish {
+    /// Byte of the task's text to begin at; the beginning when left out.
+    #[serde(default)]
+    from: Option<Number>,
+    /// `text` (the default) or `json`: one record with execution, host, step, stream, time and offset for each line.
+    #[serde(default)]
+    format: Option<Name>,
+}
+
+async fn follow(
+    call: Call<Follow>,
+    channel: Path<String>,
+    wish: Query<Wish>,
+    upgrade: WebSocketUpgrade,
+) -> Result<Response> {
+    let wish = wish.0;
+    let from = u64::try_from(wish.from.map_or(0, |from| from.0))
+        .map_err(|_| Error::invalid("from", "must not be negative"))?;
+    let json = match wish.format.as_ref().map_or("text", |format| format.0.as_str()) {
+        "text" => false,
+        "json" => true,
+        _ => return Err(Error::invalid("format", "must be text or json")),
+    };
+    let mut read = call.read().await?;
+    let task = task_store::find_by_channel(&mut read, call.organisation_id(), &channel.0).await?;
+    let names = if json { names(&task_store::executions(&mut read, task.id).await?) } else { HashMap::new() };
+    drop(read);
+    let kernel = call.kernel().clone();
+    let viewers = kernel.part::<Viewers>();
+    let place = viewers.enter().ok_or_else(|| Error::Unavailable("too many viewers at a time".to_owned()))?;
+    if task.outcome.is_some() {
+        // A crash between the end of a task and the end of its log is repaired here at the latest.
+        crate::engine::advance(&kernel, task.id).await?;
+    }
+    let log = kernel.part::<Engine>().logs.task(task.id).await.map_err(Error::internal)?;
+    let format = if json { Format::Json(Arc::new(move |source| names.get(&source).cloned())) } else { Format::Text };
+    let reader = log.reader(from, format);
+    Ok(upgrade.max_message_size(INCOMING_BYTES_MAX).max_frame_size(INCOMING_BYTES_MAX).on_upgrade(
+        move |socket| async move {
+            let owner = kernel.clone();
+            // The upgrade's own task is large; the viewer's is small, and the server waits for it when it stops.
+            let _ = kernel.spawn(show(owner, socket, reader)).await;
+            drop(place);
+        },
+    ))
+}
+
+/// Execution and host of every source. The server's own lines have neither.
+fn names(executions: &[task_store::Execution]) -> HashMap<u32, Map<String, Value>> {
+    let mut names =
+        HashMap::from([(0, Map::from_iter([("execution".to_owned(), Value::Null), ("host".to_owned(), Value::Null)]))]);
+    for execution in executions {
+        let Ok(source) = u32::try_from(execution.ordinal) else { continue };
+        let members = [
+            ("execution".to_owned(), Value::from(execution.id.as_str())),
+            ("host".to_owned(), Value::from(execution.host_name.as_str())),
+            ("instance_id".to_owned(), Value::from(execution.instance_id)),
+        ];
+        names.insert(source, Map::from_iter(members));
+    }
+    names
+}
+
+async fn show(kernel: Kernel, mut socket: WebSocket, mut reader: LogReader) {
+    let stop = kernel.stopping();
+    let end = loop {
+        let frame = tokio::select! {
+            frame = reader.next_frame() => frame,
+            incoming = socket.recv() => match incoming {
+                Some(Ok(Message::Close(_)) | Err(_)) | None => return,
+                Some(Ok(_)) => continue,
+            },
+            () = tokio::time::sleep(PING) => {
+                if !take(&mut socket, Message::Ping(Vec::new().into())).await {
+                    return;
+                }
+                continue;
+            }
+            () = stop.cancelled() => break CloseFrame { code: close_code::RESTART, reason: "the server stops".into() },
+        };
+        match frame {
+            Ok(Some(frame)) => {
+                if !take(&mut socket, Message::Text(frame.into_text().into())).await {
+                    return;
+                }
+            }
+            Ok(None) => {
+                let reason = reader.final_state().unwrap_or("over").to_owned();
+                break CloseFrame { code: close_code::NORMAL, reason: reason.into() };
+            }
+            Err(error) => {
+                tracing::error!(%error, "a log cannot be read");
+                break CloseFrame { code: close_code::ERROR, reason: "the log cannot be read".into() };
+            }
+        }
+    };
+    if take(&mut socket, Message::Close(Some(end))).await {
+        // The viewer's own close frame ends the connection; it has its time for it.
+        let _ = timeout(Duration::from_secs(5), async { while let Some(Ok(_)) = socket.recv().await {} }).await;
+    }
+}
+
+async fn take(socket: &mut WebSocket, message: Message) -> bool {
+    matches!(timeout(TAKE, socket.send(message)).await, Ok(Ok(())))
+}
+
+/// Counts viewers, so that there is a bound.
+#[derive(Default)]
+pub struct Viewers(Arc<std::sync::atomic::AtomicI64>);
+
+struct Place(Arc<std::sync::atomic::AtomicI64>);
+
+impl Viewers {
+    fn enter(&self) -> Option<Place> {
+        use std::sync::atomic::Ordering::SeqCst;
+        if self.0.fetch_add(1, SeqCst) >= VIEWERS_MAX {
+            self.0.fetch_sub(1, SeqCst);
+            return None;
+        }
+        Some(Place(self.0.clone()))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, std::sync::atomic::Ordering::SeqCst);
+    }
+}

@@ -1,0 +1,368 @@
+//! The engine: moves tasks from phase to phase, completes plans, sends executions and takes in how they ended.
+//!
+//! The truth is in the tables; the engine may be asked about a task at any time, any number of times, and does what is
+//! due: a wake-up that gets lost is repaired by the sweep. Invariants: every move is one transaction with everything
+//! that belongs to it; nothing waits for the network inside one; an execution is marked as sent before it is sent.
+
+mod prepare;
+mod results;
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use drover_inventory::instances;
+use drover_kernel::jobs::{Jobs, Work};
+use drover_kernel::{Audit, Error, Kernel, Result, Time, Tx};
+use drover_shared::Digest;
+use drover_shared::message::ToAgent;
+use drover_shared::order::{Order, Statement, canonical};
+use drover_shared::words::ExecutionState as State;
+
+use crate::artifacts::ArtifactStore;
+use crate::executions::rules::Event;
+use crate::executions::store::{self as execution_store, Known, Sendable};
+use crate::link::hub::{Hub, Session};
+use crate::link::keys::Keys;
+use crate::logs::LogStore;
+use crate::source::Sources;
+use crate::tasks::rules::{self, Facts, Next, Outcome, Phase, Role};
+use crate::tasks::store::{self as task_store, Task};
+
+pub(crate) use results::{accepted, finished, lost, rejected};
+
+/// Topic of the engine's wake-ups; the key is a task.
+pub(crate) const TOPIC: &str = "task";
+
+/// Executions that are marked as sent in one transaction.
+const SEND_BATCH: i64 = 200;
+
+/// Interval of the sweep.
+const SWEEP: Duration = Duration::from_secs(1);
+
+/// How long after its deadline a task waits for an agent that is not connected.
+const ABSENT_GRACE: Duration = Duration::from_secs(60);
+
+/// Time for the hook that runs once after the instances, however late they were.
+const GLOBAL_POST_MS_MIN: i64 = 30_000;
+
+/// What the engine works with. One for each server.
+pub struct Engine {
+    /// Output of every task.
+    pub logs: LogStore,
+    /// Packed sources.
+    pub artifacts: ArtifactStore,
+    /// Repositories.
+    pub sources: Sources,
+    /// Connected agents.
+    pub hub: Hub,
+    /// CA and signing key.
+    pub keys: Keys,
+    /// Tasks whose source this server is fetching.
+    preparing: Mutex<HashSet<i64>>,
+}
+
+impl Engine {
+    /// Puts the engine together.
+    #[must_use]
+    pub fn new(logs: LogStore, artifacts: ArtifactStore, sources: Sources, keys: Keys) -> Self {
+        Self { logs, artifacts, sources, hub: Hub::default(), keys, preparing: Mutex::default() }
+    }
+
+    /// Adds the server's own line to a task's output. A log that cannot be written stops nothing.
+    async fn notice(&self, task_id: i64, now: Time, text: &str) {
+        let written = match self.logs.task(task_id).await {
+            Ok(log) => log.notice(0, text, now.millis()).await.map(drop).map_err(|error| error.to_string()),
+            Err(error) => Err(error.to_string()),
+        };
+        if let Err(error) = written {
+            tracing::warn!(task_id, text, error, "cannot add a line to the output");
+        }
+    }
+}
+
+/// The engine's background handlers.
+pub fn jobs() -> Jobs {
+    Jobs::default().on(TOPIC, |work: Work, key: String| async move {
+        match key.parse() {
+            Ok(task_id) => advance(work.kernel(), task_id).await,
+            Err(_) => Err(Error::internal(format!("`{key}` is no task"))),
+        }
+    })
+}
+
+/// Looks after a task right away, without waiting for the queue.
+pub(crate) fn wake(kernel: &Kernel, task_id: i64) {
+    let owner = kernel.clone();
+    kernel.spawn(async move {
+        if let Err(error) = advance(&owner, task_id).await {
+            tracing::warn!(task_id, %error, "a task could not be moved on; the sweep tries again");
+        }
+    });
+}
+
+/// Looks after every task that is not over, again and again: what lost wake-ups, failures and restarts left behind.
+pub async fn sweep(kernel: Kernel) {
+    let stop = kernel.stopping();
+    let mut full = true;
+    let mut rounds = 0_u64;
+    while !stop.is_cancelled() {
+        if let Err(error) = sweep_once(&kernel, full).await {
+            tracing::warn!(%error, "sweep failed, trying again");
+        }
+        rounds += 1;
+        full = rounds.is_multiple_of(5);
+        if rounds.is_multiple_of(600)
+            && let Err(error) = kernel.clean().await
+        {
+            tracing::warn!(%error, "housekeeping failed, trying again later");
+        }
+        tokio::select! {
+            () = tokio::time::sleep(SWEEP) => {}
+            () = stop.cancelled() => {}
+        }
+    }
+}
+
+async fn sweep_once(kernel: &Kernel, full: bool) -> Result<()> {
+    let work = kernel.work();
+    let now = kernel.clock().now();
+    let overdue = task_store::overdue(&mut work.read().await?, now).await?;
+    for task_id in overdue {
+        expire(kernel, task_id).await?;
+    }
+    if full {
+        let tasks = task_store::at_work(&mut work.read().await?).await?;
+        for task_id in tasks {
+            advance(kernel, task_id).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Does what is due for a task.
+pub(crate) async fn advance(kernel: &Kernel, task_id: i64) -> Result<()> {
+    let engine = kernel.part::<Engine>();
+    let work = kernel.work();
+    // Phases are few; the bound is for a rule that would not end.
+    for _ in 0..8 {
+        let mut read = work.read().await?;
+        let Some(task) = task_store::find(&mut read, task_id).await? else { return Ok(()) };
+        if let Some(outcome) = task.outcome {
+            return close_log(&engine, task_id, outcome).await;
+        }
+        if task.plan_digest.is_none() {
+            drop(read);
+            prepare::start(kernel, task);
+            return Ok(());
+        }
+        let facts = facts(&mut read, &task).await?;
+        drop(read);
+        if rules::next(&facts) == Next::Stay {
+            return dispatch(kernel, &task).await;
+        }
+        move_on(kernel, &work, &task).await?;
+    }
+    Err(Error::internal(format!("task {task_id} does not come to rest")))
+}
+
+async fn facts(read: &mut drover_kernel::db::Read, task: &Task) -> Result<Facts> {
+    let executions = task_store::executions(read, task.id).await?;
+    Ok(Facts { phase: task.phase, executions: executions.iter().map(|one| (one.role, one.state)).collect() })
+}
+
+/// Moves the task one phase on, decided anew under the lock.
+async fn move_on(kernel: &Kernel, work: &Work, task: &Task) -> Result<()> {
+    let mut tx = work.begin(task.organisation_id).await?;
+    let Some(task) = task_store::lock(&mut tx, task.id).await? else { return Ok(()) };
+    let facts = facts(&mut tx, &task).await?;
+    match rules::next(&facts) {
+        Next::Stay => Ok(()),
+        Next::Enter(phase) => {
+            task_store::enter(&mut tx, &task, phase).await?;
+            tx.finish(Audit::none("a task goes on by itself")).await
+        }
+        Next::End(outcome) => {
+            end(&mut tx, &task, outcome, None).await?;
+            tx.finish(Audit::none("a task ends by itself")).await?;
+            close_log(&kernel.part::<Engine>(), task.id, outcome).await
+        }
+    }
+}
+
+/// Ends a task: what never started is cancelled, and its instances are as they were before.
+async fn end(tx: &mut Tx, task: &Task, outcome: Outcome, reason: Option<&str>) -> Result<()> {
+    for execution in task_store::executions(tx, task.id).await? {
+        if execution.state.is_over() {
+            continue;
+        }
+        let known = Known {
+            id: execution.id,
+            organisation_id: task.organisation_id,
+            task_id: task.id,
+            ordinal: execution.ordinal,
+            instance_id: execution.instance_id,
+            host_id: execution.host_id,
+            host_name: execution.host_name,
+            attempt: execution.attempt,
+            state: execution.state,
+            entry: String::new(),
+        };
+        let why = "the task ended before this was started";
+        execution_store::advance(tx, &known, Event::Cancelled, Some(why)).await?;
+        restore_instance(tx, known.instance_id, execution.previous_status.as_deref()).await?;
+    }
+    task_store::end(tx, task, outcome, reason).await
+}
+
+/// Gives an instance that was not touched the status that it had.
+async fn restore_instance(tx: &mut Tx, instance_id: Option<i64>, previous: Option<&str>) -> Result<()> {
+    let Some(instance_id) = instance_id else { return Ok(()) };
+    let status = previous.and_then(|text| text.parse().ok()).unwrap_or(instances::rules::InstanceStatus::Stopped);
+    instances::store::finish_change(tx, instance_id, status, None).await
+}
+
+async fn close_log(engine: &Engine, task_id: i64, outcome: Outcome) -> Result<()> {
+    let log = engine.logs.task(task_id).await.map_err(Error::internal)?;
+    if log.final_state().is_some() {
+        return Ok(());
+    }
+    log.finish(drover_shared::words::Word::as_str(&outcome)).await.map_err(Error::internal)
+}
+
+/// Sends what may be sent now to the hosts that are connected.
+async fn dispatch(kernel: &Kernel, task: &Task) -> Result<()> {
+    let engine = kernel.part::<Engine>();
+    let hosts = execution_store::hosts_waiting(&mut kernel.work().read().await?, task.id).await?;
+    for host_id in hosts {
+        match engine.hub.find(host_id) {
+            Some(session) => dispatch_host(kernel, &session).await?,
+            None => engine.hub.mention_absence(task.id, host_id, || {
+                let (kernel, task_id) = (kernel.clone(), task.id);
+                kernel.clone().spawn(async move { report_absence(&kernel, task_id, host_id).await });
+            }),
+        }
+    }
+    Ok(())
+}
+
+/// Says once in the output what a task waits for.
+async fn report_absence(kernel: &Kernel, task_id: i64, host_id: i64) {
+    let Ok(mut read) = kernel.work().read().await else { return };
+    let Ok(executions) = task_store::executions(&mut read, task_id).await else { return };
+    drop(read);
+    if let Some(execution) = executions.iter().find(|execution| execution.host_id == host_id) {
+        let text = format!("{}: waiting for the agent of this host to connect", execution.host_name);
+        kernel.part::<Engine>().notice(task_id, kernel.clock().now(), &text).await;
+    }
+}
+
+/// Sends everything that waits for one host through its session.
+pub(crate) async fn dispatch_host(kernel: &Kernel, session: &Arc<Session>) -> Result<()> {
+    // One sender at a time for a host keeps the order of executions.
+    let _turn = session.sending.lock().await;
+    let work = kernel.work();
+    loop {
+        let waiting = execution_store::queued_for_host(&mut work.read().await?, session.host_id, SEND_BATCH).await?;
+        let Some(first) = waiting.first() else { return Ok(()) };
+        let mut tx = work.begin(first.organisation_id).await?;
+        let ids = waiting.iter().map(|execution| execution.id.clone()).collect();
+        let sent: HashSet<String> =
+            execution_store::mark_sent(&mut tx, ids, session.epoch).await?.into_iter().collect();
+        tx.finish(Audit::none("executions are sent")).await?;
+        if sent.is_empty() {
+            return Ok(());
+        }
+        for execution in waiting.iter().filter(|execution| sent.contains(&execution.id)) {
+            // A session that ends here takes nothing along: the agent does not list it, and it is sent again.
+            if !session.send(ToAgent::Run { order: order(kernel, session, execution) }).await {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// The signed order for an execution.
+pub(crate) fn order(kernel: &Kernel, session: &Session, execution: &Sendable) -> Order {
+    let engine = kernel.part::<Engine>();
+    let left = execution.deadline_at.millis() - kernel.clock().now().millis();
+    let least = if execution.role == Role::GlobalPost { GLOBAL_POST_MS_MIN } else { 1 };
+    let statement = Statement {
+        execution_id: execution.id.clone(),
+        attempt: u32::try_from(execution.attempt).unwrap_or(u32::MAX),
+        agent_id: session.agent_id.clone(),
+        plan_digest: execution.plan_digest,
+        entry_digest: execution.entry_digest,
+        timeout_ms: u64::try_from(left.max(least)).unwrap_or(1),
+    };
+    Order::seal(&statement, execution.entry.clone(), |bytes| engine.keys.sign(bytes))
+}
+
+/// Ends what a task whose time has run out still does.
+async fn expire(kernel: &Kernel, task_id: i64) -> Result<()> {
+    let engine = kernel.part::<Engine>();
+    let work = kernel.work();
+    let mut read = work.read().await?;
+    let Some(task) = task_store::find(&mut read, task_id).await? else { return Ok(()) };
+    if task.plan_digest.is_none() {
+        drop(read);
+        let reason = format!("the time of {} s ran out while the source was being fetched", task.timeout_s);
+        return prepare::fail(kernel, &task, &reason).await;
+    }
+    // The last hook has a time of its own, counted by its agent.
+    let executions = task_store::executions(&mut read, task_id).await?;
+    drop(read);
+    let late = kernel.clock().now() >= task.deadline_at.after(ABSENT_GRACE);
+    let mut moved = false;
+    for execution in executions.into_iter().filter(|one| !one.state.is_over() && one.role != Role::GlobalPost) {
+        let session = engine.hub.find(execution.host_id);
+        let known = Known {
+            id: execution.id,
+            organisation_id: task.organisation_id,
+            task_id,
+            ordinal: execution.ordinal,
+            instance_id: execution.instance_id,
+            host_id: execution.host_id,
+            host_name: execution.host_name,
+            attempt: execution.attempt,
+            state: execution.state,
+            entry: String::new(),
+        };
+        let (event, reason) = match (execution.state, session) {
+            (State::Queued, _) => (Event::TimedOut, "the time ran out before this was started"),
+            (_, Some(session)) => {
+                session.cancel_late(&known, late).await;
+                continue;
+            }
+            (_, None) if late => {
+                (Event::Lost, "the time ran out and the host's agent is not connected to say how it ended")
+            }
+            (_, None) => continue,
+        };
+        let mut tx = work.begin(task.organisation_id).await?;
+        if execution_store::advance(&mut tx, &known, event, Some(reason)).await? {
+            if event == Event::TimedOut {
+                restore_instance(&mut tx, known.instance_id, execution.previous_status.as_deref()).await?;
+            } else {
+                results::stop_instance(&mut tx, known.instance_id).await?;
+            }
+            tx.finish(Audit::none("the time ran out")).await?;
+            moved = true;
+        }
+    }
+    if moved || task.phase == Phase::GlobalPost { advance(kernel, task_id).await } else { Ok(()) }
+}
+
+/// Plan digest and entries in the form that is stored.
+fn entry_texts(entries: &[drover_shared::order::Entry]) -> Vec<String> {
+    entries.iter().map(canonical).collect()
+}
+
+/// Digest of the plan of a task.
+fn plan_digest(task: &Task, commit: Option<&str>, entries: &[String]) -> Digest {
+    crate::tasks::plan::digest(task.id, task.kind, &task.version, commit, entries)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

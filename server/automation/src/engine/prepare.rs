@@ -1,0 +1,120 @@
+//! Completing a plan: the source is fetched once, and every entry gets the artifact that its agent will verify.
+
+use drover_kernel::{Audit, Error, Kernel, Result};
+use drover_shared::order::Entry;
+
+use super::{Engine, advance, close_log, end, entry_texts, lock, plan_digest};
+use crate::source::GitSource;
+use crate::tasks::plan::{self, Artifact};
+use crate::tasks::rules::Outcome;
+use crate::tasks::store::{self as task_store, Source, Task};
+
+/// Lines of progress that may wait to be written.
+const PROGRESS_LINES: usize = 256;
+
+/// Begins to fetch a task's source, unless this server is at it already.
+pub(super) fn start(kernel: &Kernel, task: Task) {
+    let engine = kernel.part::<Engine>();
+    if !lock(&engine.preparing).insert(task.id) {
+        return;
+    }
+    let owner = kernel.clone();
+    kernel.spawn(async move {
+        let task_id = task.id;
+        let stop = owner.stopping();
+        let outcome = tokio::select! {
+            outcome = prepare(&owner, &task) => outcome,
+            // The next start fetches it again.
+            () = stop.cancelled() => Ok(()),
+        };
+        lock(&owner.part::<Engine>().preparing).remove(&task_id);
+        let moved = match outcome {
+            Ok(()) if stop.is_cancelled() => Ok(()),
+            Ok(()) => advance(&owner, task_id).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = moved {
+            tracing::warn!(task_id, %error, "a task could not be prepared; the sweep tries again");
+        }
+    });
+}
+
+async fn prepare(kernel: &Kernel, task: &Task) -> Result<()> {
+    let Some(source) = task.source.as_ref().map(|json| &json.0) else {
+        return Err(Error::internal(format!("task {} has neither plan nor source", task.id)));
+    };
+    match fetch(kernel, task, source).await {
+        Ok(fetched) => {
+            let artifact = Artifact { digest: fetched.digest, size_bytes: fetched.size_bytes };
+            complete(kernel, task, artifact, &fetched.commit).await
+        }
+        Err(reason) => fail(kernel, task, &reason).await,
+    }
+}
+
+/// Fetches with its progress in the task's output.
+async fn fetch(kernel: &Kernel, task: &Task, source: &Source) -> Result<crate::source::Fetched, String> {
+    let engine = kernel.part::<Engine>();
+    let wanted = GitSource {
+        url: source.url.clone(),
+        branch: source.branch.clone(),
+        version: source.version.clone(),
+        path: (!source.path.is_empty()).then(|| source.path.clone()),
+    };
+    let (lines, mut progress) = tokio::sync::mpsc::channel::<String>(PROGRESS_LINES);
+    let writer = {
+        let (engine, kernel, task_id) = (engine.clone(), kernel.clone(), task.id);
+        kernel.clone().spawn(async move {
+            while let Some(line) = progress.recv().await {
+                engine.notice(task_id, kernel.clock().now(), &line).await;
+            }
+        })
+    };
+    // A line that finds the queue full is left out: progress is no record.
+    let tell = move |line: String| drop(lines.try_send(line));
+    let outcome = engine.sources.fetch(&wanted, None, &tell).await;
+    drop(tell);
+    let _ = writer.await;
+    if let Ok(fetched) = &outcome {
+        for notice in &fetched.notices {
+            engine.notice(task.id, kernel.clock().now(), notice).await;
+        }
+    }
+    outcome.map_err(|error| error.to_string())
+}
+
+async fn complete(kernel: &Kernel, task: &Task, artifact: Artifact, commit: &str) -> Result<()> {
+    let work = kernel.work();
+    let mut tx = work.begin(task.organisation_id).await?;
+    let Some(task) = task_store::lock(&mut tx, task.id).await? else { return Ok(()) };
+    if task.plan_digest.is_some() || task.outcome.is_some() {
+        return Ok(());
+    }
+    let executions = task_store::executions(&mut tx, task.id).await?;
+    let mut entries = Vec::with_capacity(executions.len());
+    for execution in &executions {
+        let draft: Entry = serde_json::from_str(&execution.entry).map_err(Error::internal)?;
+        entries.push(plan::complete(draft, task.id, Some(artifact), task.keep_backups));
+    }
+    let texts = entry_texts(&entries);
+    for (execution, text) in executions.iter().zip(&texts) {
+        task_store::set_entry(&mut tx, &execution.id, text).await?;
+    }
+    let digest = plan_digest(&task, Some(commit), &texts);
+    task_store::complete_plan(&mut tx, task.id, digest, Some(artifact.digest), Some(commit)).await?;
+    tx.finish(Audit::none("the plan was rendered when the task was made; here its source is pinned")).await
+}
+
+/// Ends a task that could not be prepared; everything else is as it was.
+pub(super) async fn fail(kernel: &Kernel, task: &Task, reason: &str) -> Result<()> {
+    let engine = kernel.part::<Engine>();
+    engine.notice(task.id, kernel.clock().now(), &format!("The source cannot be had: {reason}")).await;
+    let mut tx = kernel.work().begin(task.organisation_id).await?;
+    let Some(task) = task_store::lock(&mut tx, task.id).await? else { return Ok(()) };
+    if task.outcome.is_some() {
+        return Ok(());
+    }
+    end(&mut tx, &task, Outcome::Failed, Some(reason)).await?;
+    tx.finish(Audit::none("a task ends by itself")).await?;
+    close_log(&engine, task.id, Outcome::Failed).await
+}

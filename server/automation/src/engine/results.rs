@@ -1,0 +1,98 @@
+//! Taking in what agents say of executions.
+
+use drover_inventory::instances::rules::InstanceStatus;
+use drover_inventory::instances::store::finish_change;
+use drover_kernel::{Audit, Kernel, Result, Tx};
+use drover_shared::message::Finished;
+use drover_shared::words::ExecutionState as State;
+
+use super::{TOPIC, wake};
+use crate::executions::rules::{Event, reported};
+use crate::executions::store::{self as store, Known};
+use crate::link::hub::Session;
+
+/// The agent holds the order.
+pub(crate) async fn accepted(kernel: &Kernel, session: &Session, id: &str, attempt: i64) -> Result<Option<Known>> {
+    let work = kernel.work();
+    let Some(known) = find(kernel, session, id, attempt).await? else { return Ok(None) };
+    if known.state == State::Dispatched {
+        let mut tx = work.begin(known.organisation_id).await?;
+        store::advance(&mut tx, &known, Event::Accepted, None).await?;
+        tx.finish(Audit::none("the agent has the order")).await?;
+    }
+    Ok(Some(known))
+}
+
+/// The execution, if it belongs to the session's host and this is its present attempt.
+async fn find(kernel: &Kernel, session: &Session, id: &str, attempt: i64) -> Result<Option<Known>> {
+    let mut read = kernel.work().read().await?;
+    Ok(store::find(&mut read, session.host_id, id).await?.filter(|known| known.attempt == attempt))
+}
+
+/// The agent did not take the order; nothing was started.
+pub(crate) async fn rejected(kernel: &Kernel, session: &Session, id: &str, attempt: i64, reason: &str) -> Result<()> {
+    let Some(known) = find(kernel, session, id, attempt).await? else { return Ok(()) };
+    let mut tx = kernel.work().begin(known.organisation_id).await?;
+    let reason = format!("the agent refused: {reason}");
+    if !store::advance(&mut tx, &known, Event::Rejected, Some(&reason)).await? {
+        return Ok(());
+    }
+    stop_instance(&mut tx, known.instance_id).await?;
+    ended(tx, &known).await
+}
+
+/// Nobody can say how an execution ended.
+pub(crate) async fn lost(kernel: &Kernel, session: &Session, id: &str, attempt: i64, reason: &str) -> Result<()> {
+    let Some(known) = find(kernel, session, id, attempt).await? else { return Ok(()) };
+    let mut tx = kernel.work().begin(known.organisation_id).await?;
+    if !store::advance(&mut tx, &known, Event::Lost, Some(reason)).await? {
+        return Ok(());
+    }
+    stop_instance(&mut tx, known.instance_id).await?;
+    ended(tx, &known).await
+}
+
+/// An instance whose execution failed is not serving, as far as anybody can say.
+pub(super) async fn stop_instance(tx: &mut Tx, instance_id: Option<i64>) -> Result<()> {
+    match instance_id {
+        Some(instance_id) => finish_change(tx, instance_id, InstanceStatus::Stopped, None).await,
+        None => Ok(()),
+    }
+}
+
+/// How an execution ended; all of its output is durable. Heard twice it changes nothing.
+pub(crate) async fn finished(kernel: &Kernel, session: &Session, news: &Finished) -> Result<()> {
+    let Some(known) = find(kernel, session, &news.execution_id, i64::from(news.attempt)).await? else { return Ok(()) };
+    let Some(event) = reported(news.state) else { return Ok(()) };
+    let mut tx = kernel.work().begin(known.organisation_id).await?;
+    if !store::advance(&mut tx, &known, event, news.reason.as_deref()).await? {
+        return Ok(());
+    }
+    store::set_details(&mut tx, news).await?;
+    if let Some(instance_id) = known.instance_id {
+        let mut version = None;
+        if let Some(releases) = &news.releases {
+            store::set_releases(&mut tx, instance_id, releases).await?;
+            version = releases.iter().find(|release| release.current).map(|release| release.version.clone());
+        }
+        let succeeded = news.state == State::Succeeded;
+        if succeeded && version.is_none() {
+            version = entry_version(&known.entry);
+        }
+        let status = if succeeded { InstanceStatus::Running } else { InstanceStatus::Stopped };
+        finish_change(&mut tx, instance_id, status, version.as_deref()).await?;
+    }
+    ended(tx, &known).await
+}
+
+fn entry_version(entry: &str) -> Option<String> {
+    serde_json::from_str::<drover_shared::order::Entry>(entry).ok().map(|entry| entry.version)
+}
+
+/// Commits the end of an execution and has its task looked after.
+async fn ended(mut tx: Tx, known: &Known) -> Result<()> {
+    let task_id = known.task_id;
+    tx.enqueue(TOPIC, &task_id.to_string()).await?;
+    tx.after_commit(move |kernel| wake(kernel, task_id));
+    tx.finish(Audit::none("an execution ended")).await
+}

@@ -1,0 +1,145 @@
+//! Executions in the database: how they are sent, taken in and ended.
+
+use drover_kernel::db::Read;
+use drover_kernel::{Error, Result, Time, Tx, args, row, sql};
+use drover_shared::Digest;
+use drover_shared::message::{Finished, Release};
+use drover_shared::words::ExecutionState as State;
+
+use super::rules::{self, Event};
+
+row! {
+    /// What sending an execution needs.
+    pub struct Sendable {
+        pub id: String,
+        pub organisation_id: i64,
+        pub task_id: i64,
+        pub ordinal: i64,
+        pub attempt: i64,
+        pub state: State,
+        pub host_id: i64,
+        pub host_name: String,
+        pub role: crate::tasks::rules::Role,
+        pub entry: String,
+        pub entry_digest: Digest,
+        pub plan_digest: Digest,
+        pub deadline_at: Time,
+        pub created_at: Time,
+    }
+}
+
+row! {
+    /// What taking in news of an execution needs.
+    pub struct Known {
+        pub id: String,
+        pub organisation_id: i64,
+        pub task_id: i64,
+        pub ordinal: i64,
+        pub instance_id: Option<i64>,
+        pub host_id: i64,
+        pub host_name: String,
+        pub attempt: i64,
+        pub state: State,
+        pub entry: String,
+    }
+}
+
+/// Executions of a host that may be sent now: their task has reached their phase, its plan is complete.
+pub(crate) async fn queued_for_host(read: &mut Read, host_id: i64, limit: i64) -> Result<Vec<Sendable>> {
+    let sql = sql!(
+        "SELECT e.id, e.organisation_id, e.task_id, e.ordinal, e.attempt, e.state, e.host_id, e.host_name, e.role, \
+         e.entry, e.entry_digest, t.plan_digest, t.deadline_at, t.created_at FROM executions e \
+         JOIN tasks t ON t.id = e.task_id WHERE e.host_id = $1 AND e.state = 'queued' AND t.plan_digest IS NOT NULL \
+         AND t.phase = CASE e.role WHEN 'instance' THEN 'instances' ELSE e.role END ORDER BY e.id LIMIT $2"
+    );
+    Ok(read.all(sql, args![host_id, limit]).await?)
+}
+
+/// Hosts for which a task has executions that may be sent now.
+pub(crate) async fn hosts_waiting(read: &mut Read, task_id: i64) -> Result<Vec<i64>> {
+    let sql = sql!(
+        "SELECT DISTINCT e.host_id FROM executions e JOIN tasks t ON t.id = e.task_id WHERE e.task_id = $1 \
+         AND e.state = 'queued' AND t.plan_digest IS NOT NULL \
+         AND t.phase = CASE e.role WHEN 'instance' THEN 'instances' ELSE e.role END"
+    );
+    Ok(read.values(sql, args![task_id]).await?)
+}
+
+/// Executions that were sent to a host and are not over: the agent answers for them.
+pub(crate) async fn out_on_host(read: &mut Read, host_id: i64) -> Result<Vec<Sendable>> {
+    let sql = sql!(
+        "SELECT e.id, e.organisation_id, e.task_id, e.ordinal, e.attempt, e.state, e.host_id, e.host_name, e.role, \
+         e.entry, e.entry_digest, t.plan_digest, t.deadline_at, t.created_at FROM executions e \
+         JOIN tasks t ON t.id = e.task_id WHERE e.host_id = $1 AND e.state IN ('dispatched', 'running') ORDER BY e.id"
+    );
+    Ok(read.all(sql, args![host_id]).await?)
+}
+
+/// An execution of a host.
+pub(crate) async fn find(read: &mut Read, host_id: i64, id: &str) -> Result<Option<Known>> {
+    let sql = sql!(
+        "SELECT id, organisation_id, task_id, ordinal, instance_id, host_id, host_name, attempt, state, entry \
+         FROM executions WHERE host_id = $1 AND id = $2"
+    );
+    Ok(read.opt(sql, args![host_id, id]).await?)
+}
+
+/// Marks executions as sent in the session with this epoch. Gives the ids that were still queued.
+pub(crate) async fn mark_sent(tx: &mut Tx, ids: Vec<String>, epoch: i64) -> Result<Vec<String>> {
+    let now = tx.now();
+    let sql = sql!(
+        "UPDATE executions SET state = 'dispatched', dispatched_at = $3, epoch = $2 \
+         WHERE id IN ($1) AND state = 'queued' RETURNING id"
+    );
+    Ok(tx.values(sql, args![ids, epoch, now]).await?)
+}
+
+/// Moves an execution from the state it was read in. False when the event does not apply: it was heard before.
+pub(crate) async fn advance(tx: &mut Tx, execution: &Known, event: Event, reason: Option<&str>) -> Result<bool> {
+    let Ok(state) = rules::step(execution.state, event) else { return Ok(false) };
+    if state == execution.state {
+        return Ok(true);
+    }
+    let now = tx.now();
+    let (started, finished) = ((state == State::Running).then_some(now), state.is_over().then_some(now));
+    let sql = sql!(
+        "UPDATE executions SET state = $4, reason = $5, started_at = COALESCE(started_at, $6), finished_at = $7 \
+         WHERE id = $1 AND attempt = $2 AND state = $3"
+    );
+    let arguments = args![execution.id.as_str(), execution.attempt, execution.state, state, reason, started, finished];
+    tx.run_one(sql, arguments).await.map(|()| true)
+}
+
+/// Stores the details of how an execution ended.
+pub(crate) async fn set_details(tx: &mut Tx, finished: &Finished) -> Result<()> {
+    let steps = serde_json::to_value(&finished.steps).map_err(Error::internal)?;
+    let processes = serde_json::to_value(&finished.processes).map_err(Error::internal)?;
+    let sql = sql!("UPDATE executions SET steps = $2, processes = $3, output_truncated = $4 WHERE id = $1");
+    tx.run_one(sql, args![finished.execution_id.as_str(), steps, processes, finished.output_truncated]).await
+}
+
+/// Replaces what is known of the releases that an instance keeps.
+pub(crate) async fn set_releases(tx: &mut Tx, instance_id: i64, releases: &[Release]) -> Result<()> {
+    let organisation_id = tx.organisation_id();
+    tx.run(sql!("DELETE FROM instance_releases WHERE instance_id = $1"), args![instance_id]).await?;
+    let rows = releases
+        .iter()
+        .map(|release| {
+            args![
+                organisation_id,
+                instance_id,
+                release.name.as_str(),
+                release.version.as_str(),
+                release.artifact_digest,
+                release.tree_digest,
+                release.current,
+                release.installed_ms
+            ]
+        })
+        .collect();
+    let sql = sql!(
+        "INSERT INTO instance_releases (organisation_id, instance_id, release_name, version, artifact_digest, \
+         tree_digest, is_current, installed_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)"
+    );
+    Ok(tx.insert_many(sql, rows).await?)
+}

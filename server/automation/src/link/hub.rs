@@ -1,0 +1,138 @@
+//! Which agents are connected to this server.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use drover_shared::message::ToAgent;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::executions::store::Known;
+
+/// Absences that are remembered, so that each is mentioned once; beyond that they are mentioned again.
+const ABSENCES_MAX: usize = 10_000;
+
+/// An open session.
+pub struct Session {
+    /// Host.
+    pub host_id: i64,
+    /// Its name.
+    pub host_name: String,
+    /// Agent.
+    pub agent_id: String,
+    /// Organisation of the host.
+    pub organisation_id: i64,
+    /// Fencing number.
+    pub epoch: i64,
+    /// Held by whoever sends executions, so that there is one at a time.
+    pub(crate) sending: tokio::sync::Mutex<()>,
+    /// Set when the session is over, or when a newer one has taken its place.
+    pub(crate) closed: CancellationToken,
+    control: mpsc::Sender<ToAgent>,
+    cancelled: Mutex<HashSet<String>>,
+}
+
+impl Session {
+    pub(crate) fn new(
+        agent: &super::store::Agent,
+        host_name: String,
+        epoch: i64,
+        control: mpsc::Sender<ToAgent>,
+    ) -> Self {
+        Self {
+            host_id: agent.host_id,
+            host_name,
+            agent_id: agent.id.clone(),
+            organisation_id: agent.organisation_id,
+            epoch,
+            sending: tokio::sync::Mutex::default(),
+            closed: CancellationToken::new(),
+            control,
+            cancelled: Mutex::default(),
+        }
+    }
+
+    /// Queues a message, waiting while the queue is full. False when the session is over.
+    pub(crate) async fn send(&self, message: ToAgent) -> bool {
+        tokio::select! {
+            sent = self.control.send(message) => sent.is_ok(),
+            () = self.closed.cancelled() => false,
+        }
+    }
+
+    /// Reminds the agent of an execution whose time ran out long ago; its supervisor counts the time by itself.
+    pub(crate) async fn cancel_late(&self, execution: &Known, late: bool) {
+        if !late || !lock(&self.cancelled).insert(execution.id.clone()) {
+            return;
+        }
+        let message = ToAgent::Cancel {
+            execution_id: execution.id.clone(),
+            attempt: u32::try_from(execution.attempt).unwrap_or(u32::MAX),
+            reason: "the time ran out".to_owned(),
+            timed_out: true,
+        };
+        self.send(message).await;
+    }
+}
+
+/// Every open session of this server.
+#[derive(Default)]
+pub struct Hub {
+    sessions: Mutex<HashMap<i64, Arc<Session>>>,
+    absences: Mutex<HashSet<(i64, i64)>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Hub {
+    /// The session of a host.
+    #[must_use]
+    pub fn find(&self, host_id: i64) -> Option<Arc<Session>> {
+        lock(&self.sessions).get(&host_id).filter(|session| !session.closed.is_cancelled()).cloned()
+    }
+
+    /// How many agents are connected.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        lock(&self.sessions).len()
+    }
+
+    /// Makes a session the one of its host; an older one is closed. False when a newer one is there already.
+    pub(crate) fn register(&self, session: &Arc<Session>) -> bool {
+        let mut sessions = lock(&self.sessions);
+        if let Some(present) = sessions.get(&session.host_id) {
+            if present.epoch > session.epoch {
+                return false;
+            }
+            present.closed.cancel();
+        }
+        sessions.insert(session.host_id, session.clone());
+        drop(sessions);
+        lock(&self.absences).retain(|(_, host_id)| *host_id != session.host_id);
+        true
+    }
+
+    /// Forgets a session. True when it was still the one of its host.
+    pub(crate) fn remove(&self, session: &Session) -> bool {
+        let mut sessions = lock(&self.sessions);
+        let present = sessions.get(&session.host_id).is_some_and(|present| present.epoch == session.epoch);
+        if present {
+            sessions.remove(&session.host_id);
+        }
+        present
+    }
+
+    /// Calls `mention` the first time that a task waits for a host.
+    pub(crate) fn mention_absence(&self, task_id: i64, host_id: i64, mention: impl FnOnce()) {
+        let mut absences = lock(&self.absences);
+        if absences.len() >= ABSENCES_MAX {
+            absences.clear();
+        }
+        if absences.insert((task_id, host_id)) {
+            drop(absences);
+            mention();
+        }
+    }
+}

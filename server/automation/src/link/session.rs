@@ -1,0 +1,443 @@
+//! One session with one agent, from the first message to the last.
+//!
+//! Three tasks share a session: this one reads, a second writes (so that no send is cancelled half way), a third
+//! acknowledges in order what became durable. Invariant: an outcome is taken in only after all the output before it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::Bytes;
+use drover_kernel::{Audit, Kernel, Result};
+use drover_shared::frame::{FrameError, Header, Kind};
+use drover_shared::limits::{
+    HEARTBEAT_DEADLINE_MS, HEARTBEAT_MS, HOLDINGS_MAX, OUTPUT_WINDOW_BYTES, PROTOCOL_VERSIONS,
+};
+use drover_shared::message::{Finished, Hello, HoldingAnswer, ToAgent, ToServer, hello_bytes};
+use drover_shared::words::ExecutionState as State;
+use futures_util::stream::{SplitSink, SplitStream};
+use futures_util::{SinkExt as _, StreamExt as _};
+use ring::signature::{ED25519, UnparsedPublicKey};
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, watch};
+use tokio_rustls::server::TlsStream;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message;
+
+use super::enrol::{EnrolRefused, enrol};
+use super::hub::Session;
+use super::keys::random_secret;
+use super::{store, transfer};
+use crate::engine::{self, Engine};
+use crate::executions::store as execution_store;
+use crate::logs::{AppendError, Pending, TaskLog};
+use crate::tasks::store as task_store;
+
+pub(super) type Socket = WebSocketStream<TlsStream<TcpStream>>;
+
+/// Time for the messages before the session is open.
+const OPENING: Duration = Duration::from_secs(20);
+/// Time for one write: an agent that does not read for so long is gone.
+const WRITE: Duration = Duration::from_secs(30);
+/// Control messages and data frames that wait to be written, and output that waits to become durable.
+const CONTROL_QUEUE: usize = 1024;
+const DATA_QUEUE: usize = 16;
+const DURABLE_QUEUE: usize = 256;
+/// Transfers that one agent may have under way.
+const TRANSFERS_MAX: usize = 16;
+/// Interval at which a sign of life reaches the database.
+const SEEN: Duration = Duration::from_secs(60);
+
+/// Why a session ends before the agent ends it.
+struct Ended(String);
+
+impl<E: std::fmt::Display> From<E> for Ended {
+    fn from(error: E) -> Self {
+        Self(error.to_string())
+    }
+}
+
+/// Runs a session to its end.
+pub(super) async fn run(kernel: Kernel, mut socket: Socket) {
+    let opened = tokio::time::timeout(OPENING, open(&kernel, &mut socket)).await;
+    let (session, hello, control) = match opened {
+        Ok(Ok(Some(opened))) => opened,
+        Ok(Ok(None)) => return,
+        Ok(Err(Ended(reason))) => return tracing::info!(reason, "an agent's session did not open"),
+        Err(_) => return tracing::info!("an agent took too long to say who it is"),
+    };
+    tracing::info!(host = session.host_name, epoch = session.epoch, "agent connected");
+    let (sink, stream) = socket.split();
+    let (data, frames) = mpsc::channel(DATA_QUEUE);
+    let writer = kernel.spawn(write(session.clone(), sink, control, frames));
+    let (durable, waiting) = mpsc::channel(DURABLE_QUEUE);
+    let acknowledger = kernel.spawn(acknowledge(kernel.clone(), session.clone(), waiting));
+    let mut reader = Reader {
+        kernel: kernel.clone(),
+        session: session.clone(),
+        channels: HashMap::new(),
+        transfers: HashMap::new(),
+        durable,
+        data,
+    };
+    let outcome = match reader.welcome(&hello).await {
+        Ok(()) => reader.read(stream).await,
+        Err(ended) => Err(ended),
+    };
+    let reason = outcome.err().map_or_else(|| "the agent hung up".to_owned(), |Ended(reason)| reason);
+    tracing::info!(host = session.host_name, reason, "agent disconnected");
+    session.closed.cancel();
+    drop(reader);
+    let _ = acknowledger.await;
+    let _ = writer.await;
+    let present = kernel.part::<Engine>().hub.remove(&session);
+    if present && let Err(error) = note_seen(&kernel, &session, false, None).await {
+        tracing::warn!(%error, "cannot note that an agent has gone");
+    }
+}
+
+async fn note_seen(kernel: &Kernel, session: &Session, connected: bool, skew_ms: Option<i64>) -> Result<()> {
+    let mut tx = kernel.work().begin(session.organisation_id).await?;
+    store::seen(&mut tx, &session.agent_id, session.epoch, connected, skew_ms).await?;
+    tx.finish(Audit::none("a sign of life")).await
+}
+
+async fn say(socket: &mut Socket, message: &ToAgent) -> Result<(), Ended> {
+    let text = serde_json::to_string(message)?;
+    socket.send(Message::text(text)).await.map_err(Ended::from)
+}
+
+async fn hear(socket: &mut Socket) -> Result<ToServer, Ended> {
+    loop {
+        match socket.next().await {
+            Some(Ok(Message::Text(text))) => return serde_json::from_str(&text).map_err(Ended::from),
+            Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
+            Some(Ok(_)) | None => return Err(Ended("hung up before it said who it is".to_owned())),
+            Some(Err(error)) => return Err(error.into()),
+        }
+    }
+}
+
+type Opened = (Arc<Session>, Box<Hello>, mpsc::Receiver<ToAgent>);
+
+/// Challenge, enrolment if the agent is new, hello. None when the agent was refused.
+async fn open(kernel: &Kernel, socket: &mut Socket) -> Result<Option<Opened>, Ended> {
+    let nonce = random_secret()?;
+    let time_ms = kernel.clock().now().millis();
+    say(socket, &ToAgent::Challenge { nonce: nonce.clone(), versions: PROTOCOL_VERSIONS, time_ms }).await?;
+    let mut message = hear(socket).await?;
+    if let ToServer::Enrol { secret, name, public_key } = &message {
+        let engine = kernel.part::<Engine>();
+        match enrol(kernel, secret, name, public_key).await? {
+            Ok(agent_id) => {
+                let (ca_pem, signing_key) = (engine.keys.ca_pem().to_owned(), engine.keys.signing_key());
+                say(socket, &ToAgent::Enrolled { agent_id, ca_pem, signing_key }).await?;
+            }
+            Err(EnrolRefused(reason)) => return refuse(socket, reason, false).await,
+        }
+        message = hear(socket).await?;
+    }
+    let ToServer::Hello(hello) = message else { return Err(Ended("did not say hello".to_owned())) };
+    let agent = store::find(&mut kernel.work().read().await?, &hello.agent_id).await?;
+    let Some(agent) = agent else {
+        return refuse(socket, "this agent is not enrolled here, or its host was removed".to_owned(), false).await;
+    };
+    let key = BASE64.decode(&agent.public_key)?;
+    let signature = BASE64.decode(&hello.signature)?;
+    let proved = UnparsedPublicKey::new(&ED25519, key).verify(&hello_bytes(&nonce, &agent.id), &signature);
+    if proved.is_err() {
+        return refuse(socket, "the agent's key is not the one that was enrolled".to_owned(), false).await;
+    }
+    if !(PROTOCOL_VERSIONS.0..=PROTOCOL_VERSIONS.1).contains(&hello.version) || hello.holdings.len() > HOLDINGS_MAX {
+        return refuse(socket, "the agent speaks another version of the protocol".to_owned(), true).await;
+    }
+    let mut tx = kernel.work().begin(agent.organisation_id).await?;
+    let host_name = store::host_name(&mut tx, agent.host_id).await?;
+    let epoch = store::open_session(&mut tx, &hello).await?;
+    tx.finish(Audit::none("an agent connects")).await?;
+    let (sender, control) = mpsc::channel(CONTROL_QUEUE);
+    let session = Arc::new(Session::new(&agent, host_name, epoch, sender));
+    if !kernel.part::<Engine>().hub.register(&session) {
+        return refuse(socket, "a newer session of this agent is open".to_owned(), true).await;
+    }
+    Ok(Some((session, hello, control)))
+}
+
+async fn refuse(socket: &mut Socket, reason: String, retry: bool) -> Result<Option<Opened>, Ended> {
+    tracing::info!(reason, "an agent is refused");
+    say(socket, &ToAgent::Refused { reason, retry }).await?;
+    let _ = socket.close(None).await;
+    Ok(None)
+}
+
+/// Writes control messages before data, until the session is over.
+async fn write(
+    session: Arc<Session>,
+    mut sink: SplitSink<Socket, Message>,
+    mut control: mpsc::Receiver<ToAgent>,
+    mut frames: mpsc::Receiver<Vec<u8>>,
+) {
+    loop {
+        let message = tokio::select! {
+            biased;
+            () = session.closed.cancelled() => break,
+            Some(message) = control.recv() => match serde_json::to_string(&message) {
+                Ok(text) => Message::text(text),
+                Err(error) => {
+                    tracing::error!(%error, "a message cannot be written as JSON");
+                    continue;
+                }
+            },
+            Some(frame) = frames.recv() => Message::binary(frame),
+            else => break,
+        };
+        if !matches!(tokio::time::timeout(WRITE, sink.send(message)).await, Ok(Ok(()))) {
+            break;
+        }
+    }
+    session.closed.cancel();
+    let _ = tokio::time::timeout(Duration::from_secs(1), sink.close()).await;
+}
+
+/// Where the output of a channel goes.
+#[derive(Clone)]
+struct Output {
+    log: TaskLog,
+    ordinal: u32,
+}
+
+/// What waits for output to become durable, in order.
+enum Waiting {
+    Output { channel: u32, pending: Pending },
+    Finished { output: Option<(u32, Output)>, news: Box<Finished> },
+}
+
+/// Acknowledges output, and takes in outcomes after all output before them.
+async fn acknowledge(kernel: Kernel, session: Arc<Session>, mut waiting: mpsc::Receiver<Waiting>) {
+    while let Some(next) = waiting.recv().await {
+        let outcome = match next {
+            Waiting::Output { channel, pending } => acknowledge_output(&session, channel, pending).await,
+            Waiting::Finished { output, news } => take_outcome(&kernel, &session, output, &news).await,
+        };
+        if let Err(Ended(reason)) = outcome {
+            tracing::warn!(host = session.host_name, reason, "the session is ended; the agent will come back");
+            session.closed.cancel();
+            return;
+        }
+    }
+}
+
+async fn acknowledge_output(session: &Session, channel: u32, pending: Pending) -> Result<(), Ended> {
+    match pending.done().await {
+        Ok(appended) => session.send(ToAgent::OutputAck { channel, offset: appended.durable }).await,
+        Err(AppendError::Gap { durable }) => session.send(ToAgent::OutputResume { channel, offset: durable }).await,
+        Err(error) => return Err(error.into()),
+    };
+    Ok(())
+}
+
+async fn take_outcome(
+    kernel: &Kernel,
+    session: &Session,
+    output: Option<(u32, Output)>,
+    news: &Finished,
+) -> Result<(), Ended> {
+    if let Some((channel, output)) = &output {
+        let durable = output.log.durable(output.ordinal);
+        if durable < news.log_length {
+            // The agent says it again once the rest is across.
+            session.send(ToAgent::OutputResume { channel: *channel, offset: durable }).await;
+            return Ok(());
+        }
+    }
+    engine::finished(kernel, session, news).await?;
+    session.send(ToAgent::Archived { execution_id: news.execution_id.clone(), attempt: news.attempt }).await;
+    Ok(())
+}
+
+struct Reader {
+    kernel: Kernel,
+    session: Arc<Session>,
+    /// Channels of this session, and which execution each is.
+    channels: HashMap<u32, Output>,
+    /// Transfers under way: the agent's acknowledged offset of each.
+    transfers: HashMap<u32, watch::Sender<u64>>,
+    durable: mpsc::Sender<Waiting>,
+    data: mpsc::Sender<Vec<u8>>,
+}
+
+impl Reader {
+    /// Says what is wanted of the agent's holdings, and sends again what it never got.
+    async fn welcome(&mut self, hello: &Hello) -> Result<(), Ended> {
+        let mut answers = Vec::with_capacity(hello.holdings.len());
+        for holding in &hello.holdings {
+            let known =
+                engine::accepted(&self.kernel, &self.session, &holding.execution_id, holding.attempt.into()).await?;
+            let wanted = known.filter(|known| !known.state.is_over());
+            let mut offset = 0;
+            if let Some(known) = &wanted {
+                let output = self.open_output(holding.channel, known.task_id, known.ordinal).await?;
+                offset = output.log.durable(output.ordinal);
+            }
+            answers.push(HoldingAnswer {
+                execution_id: holding.execution_id.clone(),
+                attempt: holding.attempt,
+                wanted: wanted.is_some(),
+                offset,
+            });
+        }
+        self.session
+            .send(ToAgent::Welcome {
+                version: hello.version,
+                epoch: self.session.epoch,
+                heartbeat_ms: HEARTBEAT_MS,
+                deadline_ms: HEARTBEAT_DEADLINE_MS,
+                output_window_bytes: OUTPUT_WINDOW_BYTES,
+                holdings: answers,
+            })
+            .await;
+        self.account_for_missing(hello).await?;
+        engine::dispatch_host(&self.kernel, &self.session).await?;
+        Ok(())
+    }
+
+    /// Executions that were sent to this host and that its agent does not hold: an order that never arrived is sent
+    /// again, one that was accepted is lost.
+    async fn account_for_missing(&self, hello: &Hello) -> Result<(), Ended> {
+        let out = execution_store::out_on_host(&mut self.kernel.work().read().await?, self.session.host_id).await?;
+        for execution in out {
+            if hello.holdings.iter().any(|holding| holding.execution_id == execution.id) {
+                continue;
+            }
+            if execution.state == State::Dispatched {
+                let order = engine::order(&self.kernel, &self.session, &execution);
+                self.session.send(ToAgent::Run { order }).await;
+            } else {
+                let reason = "the agent no longer knows of it: its data directory was emptied or replaced";
+                engine::lost(&self.kernel, &self.session, &execution.id, execution.attempt, reason).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn open_output(&mut self, channel: u32, task_id: i64, ordinal: i64) -> Result<Output, Ended> {
+        let log = self.kernel.part::<Engine>().logs.task(task_id).await?;
+        let output = Output { log, ordinal: u32::try_from(ordinal)? };
+        self.channels.insert(channel, output.clone());
+        Ok(output)
+    }
+
+    async fn read(&mut self, mut stream: SplitStream<Socket>) -> Result<(), Ended> {
+        let stop = self.kernel.stopping();
+        let silence = Duration::from_millis(HEARTBEAT_DEADLINE_MS);
+        let mut seen = tokio::time::Instant::now();
+        loop {
+            let session = self.session.clone();
+            let message = tokio::select! {
+                message = tokio::time::timeout(silence, stream.next()) => message,
+                () = session.closed.cancelled() => return Err(Ended("the session was closed".to_owned())),
+                () = stop.cancelled() => return Err(Ended("the server stops".to_owned())),
+            };
+            match message {
+                Err(_) => return Err(Ended(format!("nothing was heard for {} s", silence.as_secs()))),
+                Ok(None | Some(Ok(Message::Close(_)))) => return Ok(()),
+                Ok(Some(Ok(Message::Text(text)))) => self.control(serde_json::from_str(&text)?).await?,
+                Ok(Some(Ok(Message::Binary(frame)))) => self.frame(frame).await?,
+                Ok(Some(Ok(_))) => {}
+                Ok(Some(Err(error))) => return Err(error.into()),
+            }
+            if seen.elapsed() > SEEN {
+                seen = tokio::time::Instant::now();
+                note_seen(&self.kernel, &self.session, true, None).await?;
+            }
+        }
+    }
+
+    async fn control(&mut self, message: ToServer) -> Result<(), Ended> {
+        match message {
+            ToServer::Accepted { execution_id, attempt, channel } => {
+                let known = engine::accepted(&self.kernel, &self.session, &execution_id, attempt.into()).await?;
+                match known {
+                    Some(known) => drop(self.open_output(channel, known.task_id, known.ordinal).await?),
+                    None => drop(self.session.send(ToAgent::Archived { execution_id, attempt }).await),
+                }
+            }
+            ToServer::Rejected { execution_id, attempt, reason } => {
+                engine::rejected(&self.kernel, &self.session, &execution_id, attempt.into(), &reason).await?;
+            }
+            ToServer::Finished(news) => {
+                let output = self.output_of(&news).await?;
+                self.durable.send(Waiting::Finished { output, news }).await?;
+            }
+            ToServer::Fetch { channel, digest, offset, execution_id } => {
+                self.fetch(channel, digest, offset, &execution_id).await?;
+            }
+            ToServer::FetchAck { channel, offset } => {
+                if let Some(acknowledged) = self.transfers.get(&channel) {
+                    acknowledged.send_replace(offset);
+                }
+            }
+            ToServer::FetchDone { channel } => drop(self.transfers.remove(&channel)),
+            ToServer::Heartbeat { .. } => drop(self.session.send(ToAgent::HeartbeatAck {}).await),
+            ToServer::Enrol { .. } | ToServer::Hello(_) => return Err(Ended("said hello twice".to_owned())),
+            ToServer::Unknown => {}
+        }
+        Ok(())
+    }
+
+    /// The channel and log of an execution that is over, if this server still wants to hear of it.
+    async fn output_of(&mut self, news: &Finished) -> Result<Option<(u32, Output)>, Ended> {
+        let mut read = self.kernel.work().read().await?;
+        let known = execution_store::find(&mut read, self.session.host_id, &news.execution_id).await?;
+        drop(read);
+        let Some(known) = known.filter(|known| known.attempt == i64::from(news.attempt) && !known.state.is_over())
+        else {
+            return Ok(None);
+        };
+        let log = self.kernel.part::<Engine>().logs.task(known.task_id).await?;
+        let output = Output { log, ordinal: u32::try_from(known.ordinal)? };
+        let channel =
+            self.channels.iter().find(|(_, open)| open.ordinal == output.ordinal && open.log.is_same(&output.log));
+        Ok(channel.map(|(channel, _)| (*channel, output)))
+    }
+
+    async fn fetch(&mut self, channel: u32, digest: drover_shared::Digest, offset: u64, id: &str) -> Result<(), Ended> {
+        let mut read = self.kernel.work().read().await?;
+        let known = execution_store::find(&mut read, self.session.host_id, id).await?;
+        let task = match &known {
+            Some(known) => task_store::find(&mut read, known.task_id).await?,
+            None => None,
+        };
+        drop(read);
+        let wanted = task.is_some_and(|task| task.artifact_digest == Some(digest));
+        if !wanted || self.transfers.len() >= TRANSFERS_MAX {
+            let reason =
+                if wanted { "too many transfers at a time" } else { "no order of this host names this artifact" };
+            self.session.send(ToAgent::ArtifactRefused { channel, reason: reason.to_owned() }).await;
+            return Ok(());
+        }
+        let (acknowledged, watch) = watch::channel(offset);
+        self.transfers.insert(channel, acknowledged);
+        let artifacts = self.kernel.part::<Engine>().artifacts.clone();
+        let sending =
+            transfer::send(self.session.clone(), artifacts, self.data.clone(), channel, digest, offset, watch);
+        self.kernel.spawn(sending);
+        Ok(())
+    }
+
+    async fn frame(&mut self, frame: Bytes) -> Result<(), Ended> {
+        let (header, body) = match Header::decode(&frame) {
+            Ok(parts) => parts,
+            Err(FrameError::Unknown) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        // A channel that is not open belongs to an execution that is no longer wanted.
+        let (Kind::Output, Some(output)) = (header.kind, self.channels.get(&header.channel)) else { return Ok(()) };
+        let body = frame.slice_ref(body);
+        let pending = output.log.enqueue(output.ordinal, header.offset, header.flags, header.raw_length, body).await?;
+        self.durable.send(Waiting::Output { channel: header.channel, pending }).await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,117 @@
+//! Agents and join tokens in the database.
+
+use drover_kernel::db::Read;
+use drover_kernel::jobs::Work;
+use drover_kernel::{Audit, DEFAULT_ORGANISATION, Error, Result, Time, Tx, args, row, sql};
+use drover_shared::message::Hello;
+
+row! {
+    /// An enrolled agent.
+    pub struct Agent {
+        pub id: String,
+        pub organisation_id: i64,
+        pub host_id: i64,
+        pub public_key: String,
+        pub boot_id: Option<String>,
+    }
+}
+
+row! {
+    /// A join token.
+    pub struct JoinTokenRow {
+        pub id: i64,
+        pub organisation_id: i64,
+        pub host_name: Option<String>,
+        pub uses_left: i64,
+        pub expires_at: Time,
+    }
+}
+
+pub(crate) async fn insert_join_token(
+    tx: &mut Tx,
+    hash: &str,
+    host_name: Option<&str>,
+    uses: i64,
+    expires_at: Time,
+) -> Result<i64> {
+    let arguments = args![tx.organisation_id(), hash, host_name, uses, expires_at, tx.now()];
+    let sql = sql!(
+        "INSERT INTO join_tokens (organisation_id, token_hash, host_name, uses_left, expires_at, created_at) \
+         VALUES ($1, $2, $3, $4, $5, $6) RETURNING id"
+    );
+    Ok(tx.value(sql, arguments).await?)
+}
+
+/// Takes one use of a join token, if it has one left.
+pub(crate) async fn use_join_token(tx: &mut Tx, hash: &str) -> Result<Option<JoinTokenRow>> {
+    let now = tx.now();
+    let sql = sql!(
+        "UPDATE join_tokens SET uses_left = uses_left - 1 WHERE token_hash = $1 AND uses_left > 0 AND expires_at > $2 \
+         RETURNING id, organisation_id, host_name, uses_left, expires_at"
+    );
+    Ok(tx.opt(sql, args![hash, now]).await?)
+}
+
+pub(crate) async fn find(read: &mut Read, id: &str) -> Result<Option<Agent>> {
+    let sql = sql!("SELECT id, organisation_id, host_id, public_key, boot_id FROM agents WHERE id = $1");
+    Ok(read.opt(sql, args![id]).await?)
+}
+
+pub(crate) async fn agent_of_host(read: &mut Read, host_id: i64) -> Result<Option<Agent>> {
+    let sql = sql!("SELECT id, organisation_id, host_id, public_key, boot_id FROM agents WHERE host_id = $1");
+    Ok(read.opt(sql, args![host_id]).await?)
+}
+
+pub(crate) async fn host_name(read: &mut Read, host_id: i64) -> Result<String> {
+    read.opt::<(String,)>(sql!("SELECT name FROM hosts WHERE id = $1"), args![host_id])
+        .await?
+        .map(|(name,)| name)
+        .ok_or_else(|| Error::not_found("host"))
+}
+
+/// Adds an agent, in place of the one that the host had.
+pub(crate) async fn replace(tx: &mut Tx, id: &str, host_id: i64, public_key: &str) -> Result<()> {
+    let (organisation_id, now) = (tx.organisation_id(), tx.now());
+    tx.run(sql!("DELETE FROM agents WHERE host_id = $1"), args![host_id]).await?;
+    let sql = sql!(
+        "INSERT INTO agents (id, organisation_id, host_id, public_key, connected, epoch, enrolled_at) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7)"
+    );
+    tx.run(sql, args![id, organisation_id, host_id, public_key, false, 0_i64, now]).await?;
+    Ok(())
+}
+
+/// Opens a session in the database: gives its epoch.
+pub(crate) async fn open_session(tx: &mut Tx, hello: &Hello) -> Result<i64> {
+    let now = tx.now();
+    let abilities = serde_json::to_value(&hello.abilities).map_err(Error::internal)?;
+    let sql = sql!(
+        "UPDATE agents SET epoch = epoch + 1, connected = TRUE, last_seen_at = $2, version = $3, boot_id = $4, \
+         abilities = $5, clock_skew_ms = $6 WHERE id = $1 RETURNING epoch"
+    );
+    let skew = hello.time_ms.saturating_sub(now.millis());
+    let arguments =
+        args![hello.agent_id.as_str(), now, hello.agent_version.as_str(), hello.boot_id.as_str(), abilities, skew];
+    Ok(tx.value(sql, arguments).await?)
+}
+
+/// Notes a sign of life of the session with this epoch.
+pub(crate) async fn seen(tx: &mut Tx, agent_id: &str, epoch: i64, connected: bool, skew_ms: Option<i64>) -> Result<()> {
+    let now = tx.now();
+    let sql = sql!(
+        "UPDATE agents SET last_seen_at = $3, connected = $4, clock_skew_ms = COALESCE($5, clock_skew_ms) \
+         WHERE id = $1 AND epoch = $2"
+    );
+    tx.run(sql, args![agent_id, epoch, now, connected, skew_ms]).await?;
+    Ok(())
+}
+
+/// At the start of a server: nobody is connected to it yet.
+///
+/// # Errors
+/// When the database is not available.
+pub async fn forget_connections(work: &Work) -> Result<()> {
+    let mut tx = work.begin(DEFAULT_ORGANISATION).await?;
+    tx.run(sql!("UPDATE agents SET connected = FALSE WHERE connected"), args![]).await?;
+    tx.finish(Audit::none("the server starts")).await
+}

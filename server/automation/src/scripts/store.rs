@@ -1,0 +1,141 @@
+//! Deploy scripts in the database.
+
+use drover_kernel::db::{Condition, OnDuplicate as _, Read};
+use drover_kernel::{Error, Paging, Result, Tx, args, row, sql};
+use drover_shared::words::Language;
+
+use super::rules::{self, TemplateEngine};
+
+row! {
+    /// A deploy script.
+    pub struct ScriptRow {
+        /// Id.
+        pub id: i64,
+        /// Name, unique in the organisation.
+        pub name: String,
+        /// Language.
+        pub language: Language,
+        /// Text before rendering.
+        pub content: String,
+        /// Engine that renders it.
+        pub template_engine: TemplateEngine,
+        /// Who made it.
+        pub creator: String,
+    }
+}
+
+/// A script as a caller describes it.
+#[derive(Debug, Clone)]
+pub struct Script {
+    /// Name.
+    pub name: String,
+    /// Language.
+    pub language: Language,
+    /// Text before rendering.
+    pub content: String,
+    /// Engine that renders it.
+    pub template_engine: TemplateEngine,
+}
+
+/// One page of the organisation's scripts; conditions speak of `s`.
+///
+/// # Errors
+/// When the database is not available.
+pub async fn list(
+    read: &mut Read,
+    paging: &Paging,
+    organisation_id: i64,
+    conditions: &[Condition],
+) -> Result<(i64, Vec<ScriptRow>)> {
+    let count = sql!("SELECT COUNT(*) FROM deploy_scripts s WHERE s.organisation_id = $1/* filters */");
+    let rows = sql!(
+        "SELECT s.id, s.name, s.language, s.content, s.template_engine, s.creator FROM deploy_scripts s \
+         WHERE s.organisation_id = $1/* filters */ ORDER BY s.id"
+    );
+    paging.read(read, count, rows, args![organisation_id], conditions).await
+}
+
+/// The scripts of these ids.
+///
+/// # Errors
+/// When the database is not available.
+pub async fn find_many(read: &mut Read, organisation_id: i64, ids: &[i64]) -> Result<Vec<ScriptRow>> {
+    let rows = sql!(
+        "SELECT id, name, language, content, template_engine, creator FROM deploy_scripts \
+         WHERE organisation_id = $1 AND id IN ($2) ORDER BY id"
+    );
+    Ok(read.all(rows, args![organisation_id, ids.to_vec()]).await?)
+}
+
+/// One script.
+///
+/// # Errors
+/// Not found, or when the database is not available.
+pub async fn load(read: &mut Read, organisation_id: i64, id: i64) -> Result<ScriptRow> {
+    find_many(read, organisation_id, &[id]).await?.pop().ok_or_else(|| Error::not_found("deploy script"))
+}
+
+/// Adds a script and gives its id.
+///
+/// # Errors
+/// The interface's own number when the name is taken.
+pub async fn insert(tx: &mut Tx, script: &Script, creator: &str) -> Result<i64> {
+    let insert = sql!(
+        "INSERT INTO deploy_scripts (organisation_id, name, language, content, template_engine, creator, created_at) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7) RETURNING id"
+    );
+    let arguments = args![
+        tx.organisation_id(),
+        script.name.as_str(),
+        script.language,
+        script.content.as_str(),
+        script.template_engine,
+        creator,
+        tx.now()
+    ];
+    tx.value(insert, arguments).await.on_duplicate(|| rules::name_taken(&script.name))
+}
+
+/// Changes a script.
+///
+/// # Errors
+/// The interface's own number when the name is taken; not found when the script is gone.
+pub async fn update(tx: &mut Tx, id: i64, script: &Script) -> Result<()> {
+    let update = sql!(
+        "UPDATE deploy_scripts SET name = $3, language = $4, content = $5, template_engine = $6 \
+         WHERE organisation_id = $1 AND id = $2"
+    );
+    let arguments = args![
+        tx.organisation_id(),
+        id,
+        script.name.as_str(),
+        script.language,
+        script.content.as_str(),
+        script.template_engine
+    ];
+    match tx.run(update, arguments).await.on_duplicate(|| rules::name_taken(&script.name))? {
+        1 => Ok(()),
+        _ => Err(Error::not_found("deploy script")),
+    }
+}
+
+/// Full names of the applications whose hooks use a script.
+///
+/// # Errors
+/// When the database is not available.
+pub async fn used_by(read: &mut Read, id: i64) -> Result<Vec<String>> {
+    let names = sql!(
+        "SELECT DISTINCT a.full_name FROM deploy_hooks k JOIN deploy_settings d ON d.id = k.settings_id \
+         JOIN applications a ON a.id = d.application_id WHERE k.script_id = $1 ORDER BY a.full_name"
+    );
+    Ok(read.values(names, args![id]).await?)
+}
+
+/// Removes a script that no hook uses.
+///
+/// # Errors
+/// A conflict when it is gone.
+pub async fn delete(tx: &mut Tx, id: i64) -> Result<()> {
+    let arguments = args![tx.organisation_id(), id];
+    tx.run_one(sql!("DELETE FROM deploy_scripts WHERE organisation_id = $1 AND id = $2"), arguments).await
+}

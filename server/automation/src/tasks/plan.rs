@@ -1,0 +1,287 @@
+//! Plans: every script rendered for every target when the task is made, and what the digest is bound to. Pure.
+//!
+//! Invariants: rendering is strict, and a plan with one script that does not render is no plan; a completed entry never
+//! changes; the plan's digest covers everything that an agent will be told to do.
+
+use std::collections::BTreeMap;
+
+use drover_kernel::{Error, Result};
+use drover_shared::Digest;
+use drover_shared::limits::{KILL_GRACE_MS_DEFAULT, OUTPUT_BYTES_MAX_DEFAULT};
+use drover_shared::order::{Entry, Step, canonical};
+use drover_shared::words::Action;
+
+use super::rules::Role;
+use super::store::{Application, Hook, KeptRelease, Settings, Target};
+use crate::deploys::store::DeployTask;
+use crate::render;
+
+/// Everything that a plan is made from.
+pub(crate) struct Input<'a> {
+    pub action: Action,
+    pub version: &'a str,
+    /// Path inside the repository; empty for the whole tree.
+    pub source_path: &'a str,
+    pub creator: &'a str,
+    pub deploy_task: &'a DeployTask,
+    pub application: &'a Application,
+    pub settings: &'a Settings,
+    pub hooks: &'a [Hook],
+    pub targets: &'a [Target],
+    /// Pairs of host and address.
+    pub addresses: &'a [(i64, String)],
+    /// For a revert: the release that each instance goes back to.
+    pub releases: &'a [KeptRelease],
+}
+
+/// A target's part before the artifact is known.
+#[derive(Debug, Clone)]
+pub(crate) struct Draft {
+    pub role: Role,
+    pub ordinal: i64,
+    pub instance_id: Option<i64>,
+    pub host_id: i64,
+    pub host_name: String,
+    pub previous_status: Option<String>,
+    pub entry: Entry,
+}
+
+/// The artifact of an upgrade.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Artifact {
+    pub digest: Digest,
+    pub size_bytes: u64,
+}
+
+/// Renders everything. Global hooks run on the host of the first target.
+pub(crate) fn draft(input: &Input<'_>) -> Result<Vec<Draft>> {
+    let first = input.targets.first().ok_or_else(|| Error::invalid("instances", "give at least one"))?;
+    let mut drafts = Vec::with_capacity(input.targets.len() + 2);
+    if let Some(hook) = find(input, "global_pre_exec") {
+        drafts.push(global(input, Role::GlobalPre, hook, first)?);
+    }
+    for target in input.targets {
+        drafts.push(instance(input, target)?);
+    }
+    if let Some(hook) = find(input, "global_post_exec") {
+        drafts.push(global(input, Role::GlobalPost, hook, first)?);
+    }
+    for (draft, ordinal) in drafts.iter_mut().zip(1..) {
+        draft.ordinal = ordinal;
+    }
+    Ok(drafts)
+}
+
+fn find<'a>(input: &Input<'a>, name: &str) -> Option<&'a Hook> {
+    input.hooks.iter().find(|hook| hook.hook == name)
+}
+
+fn global(input: &Input<'_>, role: Role, hook: &Hook, target: &Target) -> Result<Draft> {
+    let mut entry = bare(input, target, None);
+    entry.steps.push(script(input, hook, target, None)?);
+    Ok(Draft {
+        role,
+        ordinal: 0,
+        instance_id: None,
+        host_id: target.host_id,
+        host_name: target.host_name.clone(),
+        previous_status: None,
+        entry,
+    })
+}
+
+fn instance(input: &Input<'_>, target: &Target) -> Result<Draft> {
+    let deploy_path = deploy_path(input, target)?;
+    let mut entry = bare(input, target, deploy_path.clone());
+    entry.instance_id = Some(target.instance_id);
+    let path = deploy_path.as_deref();
+    let release = input.releases.iter().find(|release| release.instance_id == target.instance_id);
+    if let Some(release) = release {
+        // Verified before anything is stopped.
+        entry.steps.push(Step::Verify { release: release.release_name.clone(), tree_digest: release.tree_digest });
+    }
+    for name in ["pre_exec", "post_exec"] {
+        if let Some(hook) = find(input, name) {
+            entry.steps.push(script(input, hook, target, path)?);
+        }
+        if let (Some(release), "pre_exec") = (release, name) {
+            entry.steps.push(Step::Switch { release: release.release_name.clone() });
+        }
+    }
+    Ok(Draft {
+        role: Role::Instance,
+        ordinal: 0,
+        instance_id: Some(target.instance_id),
+        host_id: target.host_id,
+        host_name: target.host_name.clone(),
+        previous_status: Some(target.status.clone()),
+        entry,
+    })
+}
+
+fn bare(input: &Input<'_>, target: &Target, deploy_path: Option<String>) -> Entry {
+    Entry {
+        action: input.action,
+        task_id: 0,
+        host: target.host_name.clone(),
+        application: input.application.full_name.clone(),
+        instance_id: None,
+        version: input.version.to_owned(),
+        deploy_path,
+        run_user: non_empty(&input.application.run_user).or_else(|| input.settings.running_user.clone()),
+        steps: Vec::new(),
+        environment: BTreeMap::new(),
+        output_bytes_max: OUTPUT_BYTES_MAX_DEFAULT,
+        kill_grace_ms: KILL_GRACE_MS_DEFAULT,
+    }
+}
+
+fn non_empty(text: &str) -> Option<String> {
+    (!text.is_empty()).then(|| text.to_owned())
+}
+
+/// The account of a hook: its own, else the set's, else the application's.
+fn account(input: &Input<'_>, hook: &Hook) -> Option<String> {
+    let own = hook.running_user.clone().filter(|user| !user.is_empty());
+    own.or_else(|| input.settings.running_user.clone().filter(|user| !user.is_empty()))
+        .or_else(|| non_empty(&input.application.run_user))
+}
+
+fn script(input: &Input<'_>, hook: &Hook, target: &Target, deploy_path: Option<&str>) -> Result<Step> {
+    let running_user = account(input, hook);
+    let context = context(input, target, &hook.hook, deploy_path, running_user.as_deref());
+    let content = render::render(&hook.script, &hook.content, &context, &render::Limits::default())
+        .map_err(|error| Error::invalid(format!("lifecycle_hooks.{}.script", hook.hook), error.to_string()))?;
+    Ok(Step::Script { name: hook.hook.clone(), language: hook.language, content, running_user })
+}
+
+/// The folder on this target: a template as scripts are, absolute, without steps upwards.
+fn deploy_path(input: &Input<'_>, target: &Target) -> Result<Option<String>> {
+    let Some(text) = input.settings.deploy_path.clone().or_else(|| non_empty(&input.application.directory)) else {
+        return Ok(None);
+    };
+    let context = context(input, target, "", None, None);
+    let path = render::render("deploy_path", &text, &context, &render::Limits::default())
+        .map_err(|error| Error::invalid("deploy_path", error.to_string()))?;
+    let path = path.trim().trim_end_matches('/').to_owned();
+    if !path.starts_with('/') || path.split('/').any(|part| part == "..") || path.contains(['\n', '\0']) {
+        return Err(Error::invalid(
+            "deploy_path",
+            format!("must be an absolute path below `/` without `..`; on {} it is `{path}`", target.host_name),
+        ));
+    }
+    Ok(Some(path))
+}
+
+fn context(
+    input: &Input<'_>,
+    target: &Target,
+    hook: &str,
+    deploy_path: Option<&str>,
+    running_user: Option<&str>,
+) -> render::Context {
+    let application = input.application;
+    render::Context {
+        action: input.action,
+        task: render::Task { creator: input.creator.to_owned() },
+        deploy_task: render::DeployTask {
+            id: input.deploy_task.id,
+            version: input.deploy_task.version.clone(),
+            level: input.deploy_task.level.clone(),
+            description: input.deploy_task.description.clone(),
+            creator: input.deploy_task.creator.clone(),
+        },
+        application: render::Application {
+            id: application.id,
+            name: application.name.clone(),
+            full_name: application.full_name.clone(),
+            kind: application.application_type.clone(),
+            directory: application.directory.clone(),
+            run_user: application.run_user.clone(),
+            startup_cmd: application.startup_cmd.clone(),
+            stop_cmd: application.stop_cmd.clone(),
+            stdout_path: application.stdout_path.clone(),
+            stderr_path: application.stderr_path.clone(),
+            pid_path: application.pid_path.clone(),
+        },
+        version: input.version.to_owned(),
+        previous_version: target.version.clone(),
+        deploy_path: deploy_path.map(str::to_owned),
+        release_path: release_path(input, target, deploy_path),
+        host: host(input, target),
+        instance: (!hook.starts_with("global_"))
+            .then(|| render::Instance { id: target.instance_id, version: target.version.clone() }),
+        instances: input.targets.iter().map(instance_of).collect(),
+        hook: hook.to_owned(),
+        running_user: running_user.unwrap_or("").to_owned(),
+        keep_backups: input.settings.keep_backups,
+        source: render::Source {
+            kind: input.settings.repository_type.clone().unwrap_or_default(),
+            url: input.settings.repository_url.clone().unwrap_or_default(),
+            branch: input.settings.repository_branch.clone().unwrap_or_default(),
+            path: input.source_path.to_owned(),
+        },
+    }
+}
+
+fn host(input: &Input<'_>, target: &Target) -> render::Host {
+    let own = input.addresses.iter().filter(|(host_id, _)| *host_id == target.host_id);
+    render::Host {
+        id: target.host_id,
+        name: target.host_name.clone(),
+        ip_addresses: own.map(|(_, address)| address.clone()).collect(),
+        os_type: target.os_type.clone(),
+        location: target.location.clone(),
+        kind: target.host_type.clone(),
+    }
+}
+
+fn instance_of(target: &Target) -> render::Target {
+    render::Target { id: target.instance_id, host: target.host_name.clone(), version: target.version.clone() }
+}
+
+/// Known before the artifact is only for a revert; hooks find it in their environment in any case.
+fn release_path(input: &Input<'_>, target: &Target, deploy_path: Option<&str>) -> Option<String> {
+    let release = input.releases.iter().find(|release| release.instance_id == target.instance_id)?;
+    deploy_path.map(|path| format!("{path}/releases/{}", release.release_name))
+}
+
+/// The name of a release's folder.
+#[must_use]
+pub(crate) fn release_name(version: &str, artifact: Digest) -> String {
+    let safe =
+        |character: char| if character.is_ascii_alphanumeric() || "._-+".contains(character) { character } else { '_' };
+    let version: String = version.chars().take(100).map(safe).collect();
+    format!("{}-{}", version.trim_start_matches('.'), artifact.short())
+}
+
+/// The entry once the task's number and the artifact are known.
+#[must_use]
+pub(crate) fn complete(mut entry: Entry, task_id: i64, artifact: Option<Artifact>, keep_backups: i64) -> Entry {
+    entry.task_id = task_id;
+    let is_instance = entry.instance_id.is_some();
+    let Some(artifact) = artifact.filter(|_| is_instance && entry.deploy_path.is_some()) else { return entry };
+    let release = release_name(&entry.version, artifact.digest);
+    // Fetched first, so that a download that fails never stops a running application.
+    let mut steps = vec![Step::Fetch { digest: artifact.digest, size_bytes: artifact.size_bytes }];
+    let (before, after): (Vec<_>, Vec<_>) = entry.steps.into_iter().partition(|step| step.name() == "pre_exec");
+    steps.extend(before);
+    steps.push(Step::Unpack { digest: artifact.digest, release: release.clone() });
+    steps.push(Step::Switch { release });
+    steps.extend(after);
+    steps.push(Step::Prune { keep: u32::try_from(keep_backups).unwrap_or(u32::MAX) });
+    entry.steps = steps;
+    entry
+}
+
+/// The digest that approval and agents check: what the task is, and every entry in order.
+#[must_use]
+pub(crate) fn digest(task_id: i64, action: Action, version: &str, commit: Option<&str>, entries: &[String]) -> Digest {
+    let header = serde_json::json!({"task_id": task_id, "action": action, "version": version, "commit": commit});
+    let mut text = canonical(&header);
+    for entry in entries {
+        text.push('\n');
+        text.push_str(&Digest::of(entry.as_bytes()).to_string());
+    }
+    Digest::of(text.as_bytes())
+}

@@ -1,0 +1,386 @@
+//! Tasks and their executions in the database, and what planning reads.
+
+use drover_kernel::db::{Condition, Json, Read};
+use drover_kernel::{Error, Paging, Result, Time, Tx, args, row, sql};
+use drover_shared::Digest;
+use drover_shared::words::{Action, ExecutionState, Language};
+
+use super::rules::{Outcome, Phase, Role};
+
+row! {
+    /// A task.
+    pub struct Task {
+        pub id: i64,
+        pub organisation_id: i64,
+        pub deploy_task_id: i64,
+        pub application_id: i64,
+        pub kind: Action,
+        pub channel: String,
+        pub version: String,
+        pub update_source: Option<String>,
+        pub timeout_s: i64,
+        pub keep_backups: i64,
+        pub phase: Phase,
+        pub outcome: Option<Outcome>,
+        pub reason: Option<String>,
+        pub source: Option<Json<Source>>,
+        pub resolved_commit: Option<String>,
+        pub artifact_digest: Option<Digest>,
+        pub plan_digest: Option<Digest>,
+        pub creator: String,
+        pub created_at: Time,
+        pub deadline_at: Time,
+        pub finished_at: Option<Time>,
+    }
+}
+
+/// Where the files of an upgrade come from.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(crate) struct Source {
+    /// Address of the repository.
+    pub url: String,
+    /// Branch taken when the version names nothing.
+    pub branch: String,
+    /// Version looked up as tag, commit or branch.
+    pub version: String,
+    /// Path inside; empty for the whole tree.
+    pub path: String,
+}
+
+row! {
+    /// An execution as the engine needs it.
+    pub struct Execution {
+        pub id: String,
+        pub task_id: i64,
+        pub ordinal: i64,
+        pub role: Role,
+        pub instance_id: Option<i64>,
+        pub host_id: i64,
+        pub host_name: String,
+        pub previous_status: Option<String>,
+        pub attempt: i64,
+        pub state: ExecutionState,
+        pub entry: String,
+        pub reason: Option<String>,
+    }
+}
+
+row! {
+    /// An execution as people see it.
+    pub struct ExecutionView {
+        pub id: String,
+        pub task_id: i64,
+        pub ordinal: i64,
+        pub role: Role,
+        pub instance_id: Option<i64>,
+        pub host_id: i64,
+        pub host_name: String,
+        pub attempt: i64,
+        pub state: ExecutionState,
+        pub reason: Option<String>,
+        pub steps: Option<Json<serde_json::Value>>,
+        pub processes: Option<Json<serde_json::Value>>,
+        pub output_truncated: bool,
+        pub started_at: Option<Time>,
+        pub finished_at: Option<Time>,
+    }
+}
+
+row! {
+    /// An application's settings as planning needs them.
+    pub struct Settings {
+        pub enabled: bool,
+        pub repository_type: Option<String>,
+        pub repository_url: Option<String>,
+        pub repository_branch: Option<String>,
+        pub deploy_path: Option<String>,
+        pub timeout_s: i64,
+        pub keep_backups: i64,
+        pub running_user: Option<String>,
+    }
+}
+
+row! {
+    /// A hook with its script.
+    pub struct Hook {
+        pub hook: String,
+        pub running_user: Option<String>,
+        pub script: String,
+        pub language: Language,
+        pub content: String,
+    }
+}
+
+row! {
+    /// An application as planning needs it.
+    pub struct Application {
+        pub id: i64,
+        pub name: String,
+        pub full_name: String,
+        pub application_type: String,
+        pub directory: String,
+        pub run_user: String,
+        pub startup_cmd: String,
+        pub stop_cmd: String,
+        pub stdout_path: String,
+        pub stderr_path: String,
+        pub pid_path: String,
+    }
+}
+
+row! {
+    /// An instance with its host, as planning needs them.
+    pub struct Target {
+        pub instance_id: i64,
+        pub host_id: i64,
+        pub host_name: String,
+        pub host_type: String,
+        pub os_type: String,
+        pub location: String,
+        pub status: String,
+        pub version: Option<String>,
+    }
+}
+
+row! {
+    /// A release that a host keeps.
+    pub struct KeptRelease {
+        pub instance_id: i64,
+        pub release_name: String,
+        pub version: String,
+        pub artifact_digest: Digest,
+        pub tree_digest: Digest,
+        pub is_current: bool,
+        pub installed_at: Time,
+    }
+}
+
+pub(crate) async fn settings(read: &mut Read, application_id: i64) -> Result<Option<Settings>> {
+    Ok(read.opt(sql!("SELECT * FROM deploy_settings WHERE application_id = $1"), args![application_id]).await?)
+}
+
+pub(crate) async fn hooks(read: &mut Read, application_id: i64) -> Result<Vec<Hook>> {
+    let sql = sql!(
+        "SELECT h.hook, h.running_user, s.name AS script, s.language, s.content FROM deploy_hooks h \
+         JOIN deploy_settings d ON d.id = h.settings_id JOIN deploy_scripts s ON s.id = h.script_id \
+         WHERE d.application_id = $1 ORDER BY h.hook"
+    );
+    Ok(read.all(sql, args![application_id]).await?)
+}
+
+pub(crate) async fn application(read: &mut Read, id: i64) -> Result<Application> {
+    Ok(read.one(sql!("SELECT * FROM applications WHERE id = $1"), args![id]).await?)
+}
+
+/// The instances in the order of the ids given; fewer when some are not of this application.
+pub(crate) async fn targets(read: &mut Read, application_id: i64, ids: &[i64]) -> Result<Vec<Target>> {
+    let sql = sql!(
+        "SELECT i.id AS instance_id, i.host_id, h.name AS host_name, h.host_type, h.os_type, h.location, i.status, \
+         i.version FROM instances i JOIN hosts h ON h.id = i.host_id WHERE i.application_id = $1 AND i.id IN ($2)"
+    );
+    let mut targets: Vec<Target> = read.all(sql, args![application_id, ids.to_vec()]).await?;
+    targets.sort_by_key(|target| ids.iter().position(|id| *id == target.instance_id));
+    Ok(targets)
+}
+
+/// Addresses of hosts, as pairs of host and address.
+pub(crate) async fn addresses(read: &mut Read, host_ids: Vec<i64>) -> Result<Vec<(i64, String)>> {
+    row! {
+        struct Address {
+            host_id: i64,
+            address: String,
+        }
+    }
+    let sql = sql!("SELECT host_id, address FROM ip_addresses WHERE host_id IN ($1) ORDER BY id");
+    let rows: Vec<Address> = read.all(sql, args![host_ids]).await?;
+    Ok(rows.into_iter().map(|row| (row.host_id, row.address)).collect())
+}
+
+/// Releases that the instances keep, newest first.
+pub(crate) async fn kept_releases(read: &mut Read, instance_ids: &[i64]) -> Result<Vec<KeptRelease>> {
+    let sql = sql!("SELECT * FROM instance_releases WHERE instance_id IN ($1) ORDER BY instance_id, installed_at DESC");
+    Ok(read.all(sql, args![instance_ids.to_vec()]).await?)
+}
+
+/// What is known of a new task before its row exists.
+pub(crate) struct NewTask<'a> {
+    pub deploy_task_id: i64,
+    pub application_id: i64,
+    pub kind: Action,
+    pub channel: &'a str,
+    pub version: &'a str,
+    pub update_source: Option<&'a str>,
+    pub timeout_s: i64,
+    pub keep_backups: i64,
+    pub source: Option<&'a Source>,
+    pub creator: &'a str,
+    pub deadline_at: Time,
+}
+
+pub(crate) async fn insert_task(tx: &mut Tx, new: &NewTask<'_>) -> Result<i64> {
+    let source = new.source.map(serde_json::to_value).transpose().map_err(Error::internal)?;
+    let arguments = args![
+        tx.organisation_id(),
+        new.deploy_task_id,
+        new.application_id,
+        new.kind,
+        new.channel,
+        new.version,
+        new.update_source,
+        new.timeout_s,
+        new.keep_backups,
+        Phase::Preparing,
+        source,
+        new.creator,
+        tx.now(),
+        new.deadline_at
+    ];
+    let sql = sql!(
+        "INSERT INTO tasks (organisation_id, deploy_task_id, application_id, kind, channel, version, update_source, \
+         timeout_s, keep_backups, phase, source, creator, created_at, deadline_at) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) RETURNING id"
+    );
+    Ok(tx.value(sql, arguments).await?)
+}
+
+/// A new execution; its entry is a draft until the plan is complete.
+pub(crate) struct NewExecution {
+    pub id: String,
+    pub ordinal: i64,
+    pub role: Role,
+    pub instance_id: Option<i64>,
+    pub host_id: i64,
+    pub host_name: String,
+    pub previous_status: Option<String>,
+    pub entry: String,
+}
+
+pub(crate) async fn insert_executions(tx: &mut Tx, task_id: i64, executions: &[NewExecution]) -> Result<()> {
+    let (organisation_id, now) = (tx.organisation_id(), tx.now());
+    let rows = executions
+        .iter()
+        .map(|new| {
+            args![
+                new.id.as_str(),
+                organisation_id,
+                task_id,
+                new.ordinal,
+                new.role,
+                new.instance_id,
+                new.host_id,
+                new.host_name.as_str(),
+                new.previous_status.clone(),
+                1_i64,
+                ExecutionState::Queued,
+                new.entry.as_str(),
+                "",
+                false,
+                now
+            ]
+        })
+        .collect();
+    let sql = sql!(
+        "INSERT INTO executions (id, organisation_id, task_id, ordinal, role, instance_id, host_id, host_name, \
+         previous_status, attempt, state, entry, entry_digest, output_truncated, created_at) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)"
+    );
+    Ok(tx.insert_many(sql, rows).await?)
+}
+
+/// Stores the finished text of an execution's entry.
+pub(crate) async fn set_entry(tx: &mut Tx, execution_id: &str, entry: &str) -> Result<()> {
+    let digest = Digest::of(entry.as_bytes());
+    let sql = sql!("UPDATE executions SET entry = $2, entry_digest = $3 WHERE id = $1 AND state = 'queued'");
+    tx.run_one(sql, args![execution_id, entry, digest]).await
+}
+
+/// Stores what the plan is bound to, once nothing of it can change any more.
+pub(crate) async fn complete_plan(
+    tx: &mut Tx,
+    task_id: i64,
+    plan: Digest,
+    artifact: Option<Digest>,
+    commit: Option<&str>,
+) -> Result<()> {
+    let sql = sql!(
+        "UPDATE tasks SET plan_digest = $2, artifact_digest = $3, resolved_commit = $4 \
+         WHERE id = $1 AND plan_digest IS NULL AND phase = 'preparing'"
+    );
+    tx.run_one(sql, args![task_id, plan, artifact, commit]).await
+}
+
+pub(crate) async fn find(read: &mut Read, task_id: i64) -> Result<Option<Task>> {
+    Ok(read.opt(sql!("SELECT * FROM tasks WHERE id = $1"), args![task_id]).await?)
+}
+
+pub(crate) async fn find_by_channel(read: &mut Read, organisation_id: i64, channel: &str) -> Result<Task> {
+    let sql = sql!("SELECT * FROM tasks WHERE organisation_id = $1 AND channel = $2");
+    read.opt(sql, args![organisation_id, channel]).await?.ok_or_else(|| Error::not_found("channel"))
+}
+
+/// A sub-task of one kind within a deploy task.
+pub(crate) async fn load(read: &mut Read, deploy_task_id: i64, kind: Action, id: i64) -> Result<Task> {
+    let sql = sql!("SELECT * FROM tasks WHERE deploy_task_id = $1 AND kind = $2 AND id = $3");
+    read.opt(sql, args![deploy_task_id, kind, id]).await?.ok_or_else(|| Error::not_found("sub-task"))
+}
+
+/// The task, its row locked for the rest of the transaction.
+pub(crate) async fn lock(tx: &mut Tx, task_id: i64) -> Result<Option<Task>> {
+    Ok(tx.opt(sql!("UPDATE tasks SET phase = phase WHERE id = $1 RETURNING *"), args![task_id]).await?)
+}
+
+pub(crate) async fn list(
+    read: &mut Read,
+    deploy_task_id: i64,
+    kind: Action,
+    conditions: &[Condition],
+    paging: &Paging,
+) -> Result<(i64, Vec<Task>)> {
+    let count = sql!("SELECT COUNT(*) FROM tasks t WHERE t.deploy_task_id = $1 AND t.kind = $2/* filters */");
+    let rows =
+        sql!("SELECT t.* FROM tasks t WHERE t.deploy_task_id = $1 AND t.kind = $2/* filters */ ORDER BY t.id DESC");
+    paging.read(read, count, rows, args![deploy_task_id, kind], conditions).await
+}
+
+/// Sub-tasks of a deploy task, oldest first; the newest thousand.
+pub(crate) async fn of_deploy_task(read: &mut Read, deploy_task_id: i64) -> Result<Vec<Task>> {
+    let sql =
+        sql!("SELECT * FROM (SELECT * FROM tasks WHERE deploy_task_id = $1 ORDER BY id DESC LIMIT 1000) t ORDER BY id");
+    Ok(read.all(sql, args![deploy_task_id]).await?)
+}
+
+pub(crate) async fn executions(read: &mut Read, task_id: i64) -> Result<Vec<Execution>> {
+    Ok(read.all(sql!("SELECT * FROM executions WHERE task_id = $1 ORDER BY ordinal"), args![task_id]).await?)
+}
+
+pub(crate) async fn execution_views(read: &mut Read, task_ids: Vec<i64>) -> Result<Vec<ExecutionView>> {
+    let sql = sql!(
+        "SELECT id, task_id, ordinal, role, instance_id, host_id, host_name, attempt, state, reason, steps, processes, \
+         output_truncated, started_at, finished_at FROM executions WHERE task_id IN ($1) ORDER BY task_id, ordinal"
+    );
+    Ok(read.all(sql, args![task_ids]).await?)
+}
+
+pub(crate) async fn enter(tx: &mut Tx, task: &Task, phase: Phase) -> Result<()> {
+    let sql = sql!("UPDATE tasks SET phase = $3 WHERE id = $1 AND phase = $2");
+    tx.run_one(sql, args![task.id, task.phase, phase]).await
+}
+
+pub(crate) async fn end(tx: &mut Tx, task: &Task, outcome: Outcome, reason: Option<&str>) -> Result<()> {
+    let sql = sql!(
+        "UPDATE tasks SET phase = 'over', outcome = $3, reason = $4, finished_at = $5 WHERE id = $1 AND phase = $2"
+    );
+    let now = tx.now();
+    tx.run_one(sql, args![task.id, task.phase, outcome, reason, now]).await
+}
+
+/// Tasks that are not over: what a start looks after. Bounded; the next look takes the rest.
+pub(crate) async fn at_work(read: &mut Read) -> Result<Vec<i64>> {
+    Ok(read.values(sql!("SELECT id FROM tasks WHERE phase <> 'over' ORDER BY id LIMIT 10000"), args![]).await?)
+}
+
+/// Tasks whose time has run out.
+pub(crate) async fn overdue(read: &mut Read, now: Time) -> Result<Vec<i64>> {
+    let sql = sql!("SELECT id FROM tasks WHERE phase <> 'over' AND deadline_at <= $1 ORDER BY id LIMIT 1000");
+    Ok(read.values(sql, args![now]).await?)
+}
