@@ -61,15 +61,15 @@ const USERS_MAX: usize = 100;
 
 pub(crate) fn routes() -> Routes {
     Routes::tagged("applications")
-        .get("/applications/", "applications_list", "List the applications that the caller may see", list)
-        .post("/applications/", "application_create", "Create an application", create)
-        .get("/applications/{id}/", "application_detail", "Read one application", detail)
-        .patch("/applications/{id}/", "application_update", "Change an application", update)
-        .delete("/applications/{id}/", "application_delete", "Delete an application that is not in use", delete)
+        .get("/applications/", "applications-list", "List the applications that the caller may see.", list)
+        .post("/applications/", "application-create", "Create an application.", create)
+        .get("/applications/{id}/", "application-detail", "Read one application.", detail)
+        .patch("/applications/{id}/", "application-update", "Change an application.", update)
+        .delete("/applications/{id}/", "application-delete", "Delete an application that is not in use.", delete)
         .post(
             "/applications/get-by-users/",
-            "applications_get_by_users",
-            "Give the applications that each of several users may see",
+            "applications-get-by-users",
+            "Give the applications that each of several users may see.",
             get_by_users,
         )
         .merge(relations::routes())

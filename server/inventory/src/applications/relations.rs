@@ -21,16 +21,16 @@ pub(super) fn routes() -> Routes {
     let required = "/applications/{id}/required-apps/";
     let required_by = "/applications/{id}/required-by-apps/";
     Routes::tagged("applications")
-        .get(persons, "response_persons_list", "List the persons responsible for an application", list_persons)
-        .post(persons, "response_persons_add", "Make users responsible for an application", add_persons)
-        .delete(persons, "response_persons_remove", "Withdraw persons from an application", remove_persons)
-        .get(children, "child_apps_list", "List an application's children", list_children)
-        .post(children, "child_apps_add", "Hang existing applications below this one", add_children)
-        .delete(children, "child_apps_remove", "Release children from this application", remove_children)
-        .get(required, "required_apps_list", "List the applications that this one depends on", list_required)
-        .post(required, "required_apps_add", "Record that this application depends on others", add_required)
-        .delete(required, "required_apps_remove", "Drop dependencies of this application", remove_required)
-        .get(required_by, "required_by_apps_list", "List the applications that depend on this one", list_required_by)
+        .get(persons, "response-persons-list", "List the persons responsible for an application.", list_persons)
+        .post(persons, "response-persons-add", "Make users responsible for an application.", add_persons)
+        .delete(persons, "response-persons-remove", "Withdraw persons from an application.", remove_persons)
+        .get(children, "child-apps-list", "List an application's children.", list_children)
+        .post(children, "child-apps-add", "Hang existing applications below this one.", add_children)
+        .delete(children, "child-apps-remove", "Release children from this application.", remove_children)
+        .get(required, "required-apps-list", "List the applications that this one depends on.", list_required)
+        .post(required, "required-apps-add", "Record that this application depends on others.", add_required)
+        .delete(required, "required-apps-remove", "Drop dependencies of this application.", remove_required)
+        .get(required_by, "required-by-apps-list", "List the applications that depend on this one.", list_required_by)
 }
 
 /// A user responsible for an application.

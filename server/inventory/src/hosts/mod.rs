@@ -30,15 +30,15 @@ permission!(Delete, "hosts.delete", "Remove a host's record", Resource { kind: "
 
 pub(crate) fn routes() -> Routes {
     Routes::tagged("hosts")
-        .get("/hosts/", "hosts_list", "List the hosts that the caller may see", list)
-        .post("/hosts/", "host_create", "Register a host", create)
-        .get("/hosts/{id}/", "host_detail", "Read one host", detail)
-        .patch("/hosts/{id}/", "host_update", "Change a host's record", update)
-        .delete("/hosts/{id}/", "host_delete", "Remove the record of a host without instances", delete)
+        .get("/hosts/", "hosts-list", "List the hosts that the caller may see.", list)
+        .post("/hosts/", "host-create", "Register a host.", create)
+        .get("/hosts/{id}/", "host-detail", "Read one host.", detail)
+        .patch("/hosts/{id}/", "host-update", "Change a host's record.", update)
+        .delete("/hosts/{id}/", "host-delete", "Remove the record of a host without instances.", delete)
         .get(
             "/hosts/{id}/applications/",
-            "host_applications_list",
-            "List the applications on a host",
+            "host-applications-list",
+            "List the applications on a host.",
             list_applications,
         )
 }

@@ -23,10 +23,10 @@ use crate::hosts::rules::HostStatus;
 pub(crate) fn routes() -> Routes {
     let path = "/applications/{id}/instances/";
     Routes::tagged("applications")
-        .get(path, "instances_list", "List the instances of an application", list)
-        .post(path, "instances_add", "Add instances of an application on given hosts", add)
-        .delete(path, "instances_remove", "Remove instances from an application", remove)
-        .get("/applications/{id}/instances/{instance_id}/", "instance_detail", "Read one instance", detail)
+        .get(path, "instances-list", "List the instances of an application.", list)
+        .post(path, "instances-add", "Add instances of an application on given hosts.", add)
+        .delete(path, "instances-remove", "Remove instances from an application.", remove)
+        .get("/applications/{id}/instances/{instance_id}/", "instance-detail", "Read one instance.", detail)
 }
 
 /// An application on one host.
