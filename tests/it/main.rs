@@ -1,1 +1,3 @@
+//! Tests across areas.
 
+mod identity;

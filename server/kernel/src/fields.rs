@@ -36,7 +36,9 @@ pub struct Id(pub i64);
 
 impl<'de> Deserialize<'de> for Id {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Number::deserialize(deserializer)
+        // In two steps, so that a missing member is still told from a wrong one.
+        let value = Value::deserialize(deserializer)?;
+        Number::deserialize(value)
             .map(|number| Self(number.0))
             .map_err(|_| de::Error::custom("must be an id, a number"))
     }

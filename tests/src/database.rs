@@ -1,0 +1,143 @@
+//! A database for one test: a file of SQLite, or a copy of a migrated template on PostgreSQL.
+//!
+//! Invariant: a template is complete as soon as it has its name, since it is renamed when it is done.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use drover_kernel::Clock;
+use drover_kernel::db::{Db, DbOptions, MIGRATIONS};
+use drover_shared::Digest;
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
+use tempfile::TempDir;
+
+/// Which database the server under test runs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Engine {
+    /// A file in a temporary folder.
+    Sqlite,
+    /// A database on the server that `DROVER_TEST_POSTGRES_URL` names.
+    Postgres,
+}
+
+/// Address of a PostgreSQL server and a user who may create databases.
+const POSTGRES_URL: &str = "DROVER_TEST_POSTGRES_URL";
+
+/// Key of the advisory lock under which one process makes the template.
+const TEMPLATE_LOCK: i64 = 0x7465_6d70_6c61_7465;
+
+/// Connections of one test; several tests share one server.
+const CONNECTIONS: u32 = 5;
+
+/// What goes away with the test.
+pub(crate) enum Database {
+    Sqlite { _folder: TempDir },
+    Postgres { name: String, admin_url: String },
+}
+
+impl Database {
+    /// A fresh, migrated database.
+    pub(crate) async fn open(engine: Engine, clock: &Clock) -> (Self, Db) {
+        match engine {
+            Engine::Sqlite => {
+                let folder = TempDir::new().expect("a temporary folder");
+                let options = DbOptions::sqlite(&folder.path().join("drover.sqlite"));
+                let db = Db::connect(&options).await.expect("SQLite opens");
+                db.migrate(clock).await.expect("migrations run on SQLite");
+                (Self::Sqlite { _folder: folder }, db)
+            }
+            Engine::Postgres => Self::open_postgres(clock).await,
+        }
+    }
+
+    async fn open_postgres(clock: &Clock) -> (Self, Db) {
+        let admin_url = std::env::var(POSTGRES_URL).unwrap_or_else(|_| panic!("run the tests with `cargo xtask test`"));
+        let mut admin = PgConnection::connect(&admin_url).await.expect("PostgreSQL answers");
+        let template = template(&mut admin, &admin_url, clock).await;
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("drover_test_{}_{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        // Of a process of this number that was killed.
+        execute(&mut admin, format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)")).await;
+        execute(&mut admin, format!("CREATE DATABASE {name} TEMPLATE {template}")).await;
+        let options = DbOptions { url: url_of(&admin_url, &name), connections: CONNECTIONS };
+        let db = Db::connect(&options).await.expect("the test's database opens");
+        (Self::Postgres { name, admin_url }, db)
+    }
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        let Self::Postgres { name, admin_url } = self else { return };
+        let text = format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)");
+        let admin_url = admin_url.clone();
+        // A test's own runtime may be ending, with a panic even: this one is for the purpose. What fails stays behind
+        // on a server that is thrown away.
+        let dropping = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(async {
+                let mut admin = PgConnection::connect(&admin_url).await?;
+                admin.execute(AssertSqlSafe(text)).await?;
+                Ok::<_, Box<dyn std::error::Error + Send + Sync>>(())
+            })
+        });
+        let _ = dropping.join();
+    }
+}
+
+async fn execute(connection: &mut PgConnection, text: String) {
+    connection.execute(AssertSqlSafe(text.clone())).await.unwrap_or_else(|error| panic!("{text}: {error}"));
+}
+
+/// The same server, another database.
+fn url_of(admin_url: &str, name: &str) -> String {
+    let (address, query) = admin_url.split_once('?').map_or((admin_url, ""), |(address, query)| (address, query));
+    let server = address.rfind('/').filter(|at| *at > "postgres://".len()).map_or(address, |at| &address[..at]);
+    let query = if query.is_empty() { String::new() } else { format!("?{query}") };
+    format!("{server}/{name}{query}")
+}
+
+/// Name of the migrated template, which is made if it is not there.
+async fn template(admin: &mut PgConnection, admin_url: &str, clock: &Clock) -> String {
+    let texts: Vec<&str> = MIGRATIONS.iter().map(|(_, text)| *text).collect();
+    let name = format!("drover_template_{}", Digest::of(texts.concat().as_bytes()).short());
+    if exists(admin, &name).await {
+        return name;
+    }
+    execute(admin, format!("SELECT pg_advisory_lock({TEMPLATE_LOCK})")).await;
+    if !exists(admin, &name).await {
+        let unfinished = format!("{name}_unfinished");
+        execute(admin, format!("DROP DATABASE IF EXISTS {unfinished} WITH (FORCE)")).await;
+        execute(admin, format!("CREATE DATABASE {unfinished}")).await;
+        let options = DbOptions { url: url_of(admin_url, &unfinished), connections: 2 };
+        let db = Db::connect(&options).await.expect("the template opens");
+        db.migrate(clock).await.expect("migrations run on PostgreSQL");
+        db.close().await;
+        execute(admin, format!("ALTER DATABASE {unfinished} RENAME TO {name}")).await;
+    }
+    execute(admin, format!("SELECT pg_advisory_unlock({TEMPLATE_LOCK})")).await;
+    name
+}
+
+async fn exists(admin: &mut PgConnection, name: &str) -> bool {
+    let found: Option<i32> = sqlx::query_scalar("SELECT 1 FROM pg_database WHERE datname = $1")
+        .bind(name)
+        .fetch_optional(admin)
+        .await
+        .expect("the list of databases");
+    found.is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_database_is_exchanged_in_the_address() {
+        for (admin, expected) in [
+            ("postgres://u:p@127.0.0.1:5433/postgres", "postgres://u:p@127.0.0.1:5433/x"),
+            ("postgres://u@h/postgres?sslmode=disable", "postgres://u@h/x?sslmode=disable"),
+            ("postgres://u@h", "postgres://u@h/x"),
+        ] {
+            assert_eq!(url_of(admin, "x"), expected);
+        }
+    }
+}

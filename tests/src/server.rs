@@ -1,0 +1,159 @@
+//! The server under test.
+
+use std::time::Duration;
+
+use drover_kernel::db::{Read, Sql, Value as Argument};
+use drover_kernel::http::{Service, service};
+use drover_kernel::jobs::Work;
+use drover_kernel::{Audit, Clock, DEFAULT_ORGANISATION, Kernel, Routes, Settings, Time};
+use serde_json::json;
+
+use crate::client::{Client, TestUser};
+use crate::database::{Database, Engine};
+use crate::kit;
+
+/// Password of the administrator `admin`.
+pub const ADMIN_PASSWORD: &str = "administrator's password";
+
+/// Password of every user that [`TestServer::user`] makes.
+pub const USER_PASSWORD: &str = "everybody's password";
+
+/// When the clock stands still: 2024-05-01T12:00:00Z.
+const START: Time = Time::from_seconds(1_714_564_800);
+
+/// A whole server in process, without sockets and background work.
+pub struct TestServer {
+    engine: Engine,
+    kernel: Kernel,
+    routes: Routes,
+    service: Service,
+    clock: Clock,
+    admin: Client,
+    // Dropped last: the database goes away when nobody uses it any more.
+    _database: Database,
+}
+
+impl TestServer {
+    /// A server with the default settings and the administrator `admin`.
+    pub async fn start(engine: Engine) -> Self {
+        Self::start_with(engine, Settings::default()).await
+    }
+
+    /// A server with the given settings and the administrator `admin`.
+    ///
+    /// # Panics
+    /// When it cannot be put together.
+    pub async fn start_with(engine: Engine, settings: Settings) -> Self {
+        let clock = Clock::fixed(START);
+        let (database, db) = Database::open(engine, &clock).await;
+        let (kernel, routes) = kit::assemble(db, clock.clone(), settings);
+        let service = service(&kernel, &routes, "test", Vec::new());
+        let work = kernel.work();
+        let password = Some(ADMIN_PASSWORD.to_owned());
+        drover_identity::ensure_administrator(&work, password).await.expect("the first administrator");
+        let token = drover_identity::create_token(&work, "admin", "tests").await.expect("the administrator's token");
+        let admin = Client::anonymous(service.clone()).with_token(&token);
+        Self { engine, kernel, routes, service, clock, admin, _database: database }
+    }
+
+    /// Which database it runs on.
+    #[must_use]
+    pub fn engine(&self) -> Engine {
+        self.engine
+    }
+
+    /// The kernel.
+    #[must_use]
+    pub fn kernel(&self) -> &Kernel {
+        &self.kernel
+    }
+
+    /// Every route.
+    #[must_use]
+    pub fn routes(&self) -> &Routes {
+        &self.routes
+    }
+
+    /// The service itself, for those who listen on a socket.
+    #[must_use]
+    pub fn service(&self) -> Service {
+        self.service.clone()
+    }
+
+    /// The clock.
+    #[must_use]
+    pub fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    /// Moves the clock forward.
+    pub fn advance(&self, span: Duration) {
+        self.clock.advance(span);
+    }
+
+    /// Nobody.
+    #[must_use]
+    pub fn anonymous(&self) -> Client {
+        Client::anonymous(self.service.clone())
+    }
+
+    /// The administrator `admin`, who comes with an API token.
+    #[must_use]
+    pub fn admin(&self) -> Client {
+        self.admin.clone()
+    }
+
+    /// Makes a user without any right, and signs them in.
+    ///
+    /// # Panics
+    /// When the name is taken.
+    pub async fn user(&self, username: &str) -> TestUser {
+        let body = json!({"username": username, "password": USER_PASSWORD});
+        let user = self.admin.post("/users/", body).await.expect(200);
+        let client = self.sign_in(username, USER_PASSWORD).await;
+        TestUser { id: user["id"].as_i64().expect("an id"), username: username.to_owned(), client }
+    }
+
+    /// Signs in; the client sends the session's value as a token.
+    ///
+    /// # Panics
+    /// When it is refused.
+    pub async fn sign_in(&self, username: &str, password: &str) -> Client {
+        let body = json!({"username": username, "password": password});
+        let answer = self.anonymous().post("/users/actions/login/", body).await.expect(200);
+        self.anonymous().with_token(answer["token"].as_str().expect("a token"))
+    }
+
+    /// Access for background work, which is the tests' way around the API as well.
+    #[must_use]
+    pub fn work(&self) -> Work {
+        self.kernel.work()
+    }
+
+    /// A connection for reading.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub async fn read(&self) -> Read {
+        self.work().read().await.expect("a connection")
+    }
+
+    /// Result of a statement with one number, such as `SELECT COUNT(*) …`.
+    ///
+    /// # Panics
+    /// When the statement fails.
+    pub async fn count(&self, sql: Sql, arguments: Vec<Argument>) -> i64 {
+        self.read().await.value(sql, arguments).await.expect("a number")
+    }
+
+    /// Runs a statement in a transaction of its own, behind the API's back.
+    ///
+    /// # Panics
+    /// When the statement fails.
+    pub async fn run(&self, sql: Sql, arguments: Vec<Argument>) -> u64 {
+        let mut tx = self.work().begin(DEFAULT_ORGANISATION).await.expect("a transaction");
+        let touched = tx.run(sql, arguments).await.expect("the statement runs");
+        tx.finish(Audit::none("a test prepares something")).await.expect("the commit");
+        touched
+    }
+}
