@@ -28,6 +28,8 @@ use serde::{Deserialize, Serialize};
 use crate::clock::Now;
 use crate::durable;
 
+/// The status before it has its name.
+const STATUS_NEW: &str = "status.new";
 /// Space set aside for the status of an execution, in bytes.
 const RESERVE_BYTES: i64 = 64 * 1024;
 /// Largest file of the spool that is read as a whole, in bytes.
@@ -170,11 +172,12 @@ impl Spool {
         let mut keys = Vec::new();
         for item in fs::read_dir(&self.root)? {
             let item = item?;
-            let name = item.file_name();
-            match Key::parse(&name.to_string_lossy()) {
-                Some(key) => keys.push(key),
-                None if name.to_string_lossy().starts_with('.') => fs::remove_dir_all(item.path())?,
-                None => {}
+            let Some(key) = Key::parse(&item.file_name().to_string_lossy()) else { continue };
+            // The order is written last and named at once: without it nobody was told that it is accepted.
+            if item.path().join("order.json").exists() {
+                keys.push(key);
+            } else {
+                fs::remove_dir_all(item.path())?;
             }
         }
         keys.sort();
@@ -186,30 +189,29 @@ impl Spool {
     /// # Errors
     /// Whatever the file system says, a full disk above all; nothing is left behind then.
     pub fn accept(&self, key: &Key, accepted: &Accepted) -> io::Result<Folder> {
-        let temporary = self.root.join(format!(".{key}"));
-        let _ = fs::remove_dir_all(&temporary);
-        let written = self.write_folder(&temporary, accepted).and_then(|()| {
-            fs::rename(&temporary, self.root.join(key.to_string()))?;
-            durable::sync_folder(&self.root)
-        });
+        let folder = self.folder(key);
+        let written = write_folder(&folder.path, accepted).and_then(|()| durable::sync_folder(&self.root));
         if let Err(error) = written {
-            let _ = fs::remove_dir_all(&temporary);
+            let _ = fs::remove_dir_all(&folder.path);
             return Err(error);
         }
-        Ok(self.folder(key))
+        Ok(folder)
     }
+}
 
-    fn write_folder(&self, temporary: &Path, accepted: &Accepted) -> io::Result<()> {
-        fs::DirBuilder::new().mode(0o700).create(temporary)?;
-        let create =
-            |name: &str| OpenOptions::new().write(true).create_new(true).mode(0o600).open(temporary.join(name));
-        posix_fallocate(create("reserve")?, 0, RESERVE_BYTES)?;
-        for name in ["started", "lock", "log"] {
-            create(name)?;
-        }
-        durable::write_new(&temporary.join("order.json"), canonical(accepted).as_bytes(), 0o600)?;
-        durable::sync_folder(temporary)
+/// Makes the folder with everything that is going to be written in it: later no name but one has to become durable.
+fn write_folder(folder: &Path, accepted: &Accepted) -> io::Result<()> {
+    fs::DirBuilder::new().mode(0o700).create(folder)?;
+    let create = |name: &str| OpenOptions::new().write(true).create_new(true).mode(0o600).open(folder.join(name));
+    posix_fallocate(create("reserve")?, 0, RESERVE_BYTES)?;
+    for name in ["started", "lock", "log", STATUS_NEW] {
+        create(name)?;
     }
+    let mut order = create("order.new")?;
+    order.write_all(canonical(accepted).as_bytes())?;
+    fs::rename(folder.join("order.new"), folder.join("order.json"))?;
+    order.sync_all()?;
+    durable::sync_folder(folder)
 }
 
 impl Folder {
@@ -303,11 +305,11 @@ impl Folder {
     /// # Errors
     /// Whatever the file system says.
     pub fn write_cancel(&self, note: &CancelNote) -> io::Result<()> {
-        if self.write_status_like("cancel", canonical(note).as_bytes()).is_err() {
+        let write = || durable::write_atomic(&self.path.join("cancel"), canonical(note).as_bytes(), 0o600);
+        write().or_else(|_| {
             let _ = fs::remove_file(self.path.join("reserve"));
-            self.write_status_like("cancel", canonical(note).as_bytes())?;
-        }
-        Ok(())
+            write()
+        })
     }
 
     /// How it ended, if it is over.
@@ -318,18 +320,23 @@ impl Folder {
         self.read("status.json")
     }
 
-    /// Says, durably, how it ended.
+    /// Says, durably, how it ended: the text is durable before it gets its name, and its name need not be.
     ///
     /// # Errors
     /// Whatever the file system says, even after the reserve was freed.
     pub fn write_status(&self, finished: &Finished) -> io::Result<()> {
         let text = canonical(finished);
-        let _ = fs::remove_file(self.path.join("reserve"));
-        self.write_status_like("status.json", text.as_bytes())
-    }
-
-    fn write_status_like(&self, name: &str, content: &[u8]) -> io::Result<()> {
-        durable::write_atomic(&self.path.join(name), content, 0o600)
+        let new = self.path.join(STATUS_NEW);
+        let write = || {
+            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+            file.write_all(text.as_bytes())?;
+            file.sync_all()
+        };
+        if write().is_err() {
+            let _ = fs::remove_file(self.path.join("reserve"));
+            write()?;
+        }
+        fs::rename(&new, self.path.join("status.json"))
     }
 
     /// Takes the supervisor's lock; none when another supervisor holds it.
@@ -372,6 +379,11 @@ impl Folder {
             return Ok(Standing::Running);
         }
         if let Some(finished) = self.status()? {
+            return Ok(Standing::Finished(Box::new(finished)));
+        }
+        // A loss of power may have taken the name of a status, not its text.
+        if let Ok(Some(finished)) = self.read::<Finished>(STATUS_NEW) {
+            fs::rename(self.path.join(STATUS_NEW), self.path.join("status.json"))?;
             return Ok(Standing::Finished(Box::new(finished)));
         }
         Ok(self.started()?.map_or(Standing::Waiting, Standing::Lost))

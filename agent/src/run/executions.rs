@@ -307,7 +307,7 @@ impl Executions {
         execution.entry = None;
         let watch = execution.watch.take();
         self.watcher.remove(key, watch);
-        tracing::info!(%key, state = %finished.state, reason = finished.reason, "finished");
+        tracing::debug!(%key, state = %finished.state, reason = finished.reason, "finished");
         let discard = execution.discard;
         session.finished(key, finished);
         if discard {

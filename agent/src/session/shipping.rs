@@ -64,6 +64,17 @@ impl Shipping {
         }
     }
 
+    /// The log ends too early or is damaged. While it grows, more may come; once it is final, the loss is told.
+    fn break_off(&mut self, key: &Key) {
+        self.starved = true;
+        if let Some(finished) = &mut self.finished {
+            tracing::error!(%key, offset = self.shipped, "the rest of the log is damaged and cannot be sent");
+            finished.log_length = self.shipped;
+            finished.output_truncated = true;
+            self.log_length = self.shipped;
+        }
+    }
+
     fn room(&self, window: u64) -> u64 {
         (self.acknowledged + window).saturating_sub(self.shipped)
     }
@@ -121,12 +132,15 @@ impl Session {
     pub fn ship(&mut self, read: &Read, bytes: &[u8], now: Now) -> Option<Vec<u8>> {
         self.served = Some(read.key.clone());
         let shipping = self.executions.get_mut(&read.key)?;
-        let whole = whole_records_length(bytes).unwrap_or_else(|error| {
-            tracing::error!(key = %read.key, offset = read.offset, %error, "the log is damaged; its rest is not sent");
-            0
-        });
-        if whole == 0 || shipping.shipped != read.offset {
+        let whole = whole_records_length(bytes);
+        if whole == Ok(0) && bytes.len() == read.bytes_max || shipping.shipped != read.offset {
             shipping.starved = true;
+            return None;
+        }
+        let whole = whole.unwrap_or(0);
+        if whole == 0 {
+            shipping.break_off(&read.key);
+            self.settle(&read.key);
             return None;
         }
         let raw = &bytes[..whole];

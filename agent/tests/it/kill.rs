@@ -1,24 +1,54 @@
 //! Ends that are forced: timeouts, cancels, and what becomes of the processes.
 
-use drover_agent::spool::{CancelNote, Standing};
+use std::process::Command;
+
+use drover_agent::spool::{CancelNote, Folder, Standing};
+use drover_shared::message::Finished;
+use drover_shared::order::Entry;
 use drover_shared::record::Stream;
 use drover_shared::words::{ExecutionState, StepState};
 
-use crate::bench::{Bench, bash, command, entry, process_lives, start, supervise, text, wait_until};
+use crate::bench::{Bench, PROGRAM, bash, command, entry, is_root, process_lives, start, supervise, text, wait_until};
 
 #[test]
 fn a_timeout_ends_the_whole_tree() {
     let mut bench = Bench::new();
     bench.timeout_ms = 700;
-    let pids = bench.path("pids");
+    let folder = bench.accept(&stubborn(&bench));
+    supervise(&folder);
+    check_stubborn(&bench, &folder);
+}
+
+#[test]
+fn without_a_cgroup_the_whole_tree_is_ended_too() {
+    let mut bench = Bench::new();
+    bench.timeout_ms = 700;
+    let folder = bench.accept(&stubborn(&bench));
+    // A mount namespace in which no cgroup hierarchy can be seen.
+    let hide = "umount -a -t cgroup2 && exec \"$@\"";
+    let mut hidden = Command::new("unshare");
+    hidden.args(["-m", "sh", "-c", hide, "sh", PROGRAM, "supervise"]).arg(folder.path());
+    if !is_root() || !hidden.status().is_ok_and(|status| status.success()) {
+        return;
+    }
+    let finished = check_stubborn(&bench, &folder);
+    assert!(!finished.processes.certain);
+}
+
+/// A hook with a child in another session and one that ignores TERM.
+fn stubborn(bench: &Bench) -> Entry {
     let content = format!(
         "echo $$ >> {0}; setsid sleep 100 & echo $! >> {0}; (trap '' TERM; echo $BASHPID >> {0}; while :; do sleep 0.05; done) & sleep 100",
-        pids.display()
+        bench.path("pids").display()
     );
-    let (finished, folder) = bench.run(&entry(vec![bash("pre_exec", &content), bash("post_exec", "echo no")]));
+    entry(vec![bash("pre_exec", &content), bash("post_exec", "echo no")])
+}
+
+fn check_stubborn(bench: &Bench, folder: &Folder) -> Finished {
+    let finished = folder.status().unwrap().unwrap();
     assert_eq!(finished.state, ExecutionState::TimedOut);
     assert_eq!(finished.reason.as_deref(), Some("the time allowed (1 s) ran out"));
-    let pids = std::fs::read_to_string(pids).unwrap();
+    let pids = std::fs::read_to_string(bench.path("pids")).unwrap();
     assert_eq!(pids.lines().count(), 3);
     for pid in pids.lines() {
         assert!(!process_lives(pid), "{pid} lives");
@@ -26,7 +56,8 @@ fn a_timeout_ends_the_whole_tree() {
     assert!(finished.processes.ended >= 4, "{:?}", finished.processes);
     assert!(finished.processes.survivors.is_empty());
     assert_eq!(finished.steps[1].state, StepState::Skipped);
-    assert!(text(&folder, Stream::Notice).contains("stopped: the time allowed (1 s) ran out"));
+    assert!(text(folder, Stream::Notice).contains("stopped: the time allowed (1 s) ran out"));
+    finished
 }
 
 #[test]

@@ -181,10 +181,10 @@ async fn a_refusal_ends_the_program_and_two_agents_do_not_share() {
 }
 
 #[tokio::test]
-async fn an_artifact_comes_in_pieces_over_a_reconnect() {
+async fn an_artifact_comes_in_pieces_over_a_restart() {
     let bench = Bench::new();
     let mut server = Server::start().await;
-    let _agent = agent(&bench.data_dir(), Some(&server.token));
+    let mut running = agent(&bench.data_dir(), Some(&server.token));
     let (mut peer, _) = server.open(|_| (true, 0)).await;
     let artifact: Vec<u8> = (0..600_000_u32).map(|i| u8::try_from(i % 251).unwrap()).collect();
     let digest = Digest::of(&artifact);
@@ -195,7 +195,9 @@ async fn an_artifact_comes_in_pieces_over_a_reconnect() {
     let channel = fetch_request(&mut peer, &mut gathered, 0).await;
     peer.send_artifact(channel, 0, &artifact[..200_000], false).await;
     while !matches!(peer.next().await, Some(Got::Message(ToServer::FetchAck { offset: 200_000, .. }))) {}
+    running.kill().await.unwrap();
     drop(peer);
+    let _again = agent(&bench.data_dir(), None);
 
     let (mut peer, _) = server.open(|_| (true, 0)).await;
     gathered.log.clear();

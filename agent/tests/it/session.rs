@@ -304,3 +304,18 @@ fn an_artifact_is_asked_for_again_after_a_gap_and_a_reconnect() {
     session.fetch_done(digest);
     assert!(matches!(&sent(&mut session)[..], [ToServer::FetchDone { channel: 1 }]));
 }
+
+#[test]
+fn a_damaged_log_does_not_keep_the_outcome_back() {
+    let mut session = session();
+    open(&mut session, 1 << 20, Vec::new());
+    let mut log = log(3);
+    log[1_016 + 10] = 99;
+    let key = Key::new(&execution_id(), 1).unwrap();
+    session.accepted(&key);
+    sent(&mut session);
+    session.finished(&key, finished(&key, log.len() as u64));
+    assert!(ship(&mut session, &log, at(100)).is_empty());
+    let outcome = sent(&mut session);
+    assert!(matches!(&outcome[..], [ToServer::Finished(told)] if told.output_truncated), "{outcome:?}");
+}
