@@ -1,6 +1,9 @@
 //! A client of the server under test: requests in, status and JSON out, no socket between.
 
+use std::net::{IpAddr, SocketAddr};
+
 use axum::body::Body;
+use axum::extract::ConnectInfo;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Request};
 use drover_kernel::http::Service;
 use drover_kernel::routes::BASE;
@@ -61,11 +64,21 @@ impl Answer {
 pub struct Client {
     service: Service,
     headers: HeaderMap,
+    address: Option<IpAddr>,
 }
 
 impl Client {
     pub(crate) fn anonymous(service: Service) -> Self {
-        Self { service, headers: HeaderMap::new() }
+        Self { service, headers: HeaderMap::new(), address: None }
+    }
+
+    /// The same client, at this address.
+    ///
+    /// # Panics
+    /// When it is no address.
+    #[must_use]
+    pub fn at_address(&self, address: &str) -> Self {
+        Self { address: Some(address.parse().expect("an address")), ..self.clone() }
     }
 
     /// The same client with one more header on each request, in place of one of that name.
@@ -123,6 +136,9 @@ impl Client {
         let mut request = Request::builder().method(method).uri(uri).body(content).expect("a request");
         *request.headers_mut() = self.headers.clone();
         request.headers_mut().insert("content-type", HeaderValue::from_static("application/json"));
+        if let Some(address) = self.address {
+            request.extensions_mut().insert(ConnectInfo(SocketAddr::from((address, 4711))));
+        }
         let response = match self.service.clone().oneshot(request).await {
             Ok(response) => response,
             Err(never) => match never {},

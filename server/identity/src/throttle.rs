@@ -25,6 +25,8 @@ pub(crate) struct Attempt {
 impl Attempt {
     /// An attempt with a login name from an address. Addresses come first, so that rows are always locked in one order.
     pub(crate) fn new(username: &str, address: Option<IpAddr>) -> Self {
+        // A proxy on this machine speaks for everybody, so its address says nothing about anybody.
+        let address = address.map(|address| address.to_canonical()).filter(|address| !address.is_loopback());
         let mut subjects: Vec<String> = address.map(network).into_iter().collect();
         subjects.push(format!("user {}", username.to_lowercase()));
         Self { subjects }
@@ -81,7 +83,7 @@ fn millis(span: Duration) -> i64 {
 
 /// What counts as one address: of IPv6 the network, since one customer has a whole one.
 fn network(address: IpAddr) -> String {
-    match address.to_canonical() {
+    match address {
         IpAddr::V4(address) => format!("address {address}"),
         IpAddr::V6(address) => {
             let [a, b, c, d, ..] = address.segments();
@@ -113,11 +115,13 @@ mod tests {
     #[test]
     fn addresses_of_one_network_count_together() {
         for (address, expected) in [
-            ("192.0.2.7", "address 192.0.2.7"),
-            ("::ffff:192.0.2.7", "address 192.0.2.7"),
-            ("2001:db8:1:2:3:4:5:6", "address 2001:db8:1:2::/64"),
+            ("192.0.2.7", &["address 192.0.2.7", "user ann"][..]),
+            ("::ffff:192.0.2.7", &["address 192.0.2.7", "user ann"]),
+            ("2001:db8:1:2:3:4:5:6", &["address 2001:db8:1:2::/64", "user ann"]),
+            ("127.0.0.1", &["user ann"]),
+            ("::1", &["user ann"]),
         ] {
-            assert_eq!(network(address.parse().unwrap()), expected);
+            assert_eq!(Attempt::new("Ann", Some(address.parse().unwrap())).subjects, expected);
         }
     }
 }

@@ -213,6 +213,9 @@ async fn change(call: Call<SignedIn>, id: i64, body: TokenChange) -> Result<Repl
     let name = body.name.map(|name| name.required("name")).transpose()?;
     let mut tx = call.begin().await?;
     let organisation_id = tx.organisation_id();
+    // Locks it, so that two changes at the same time do not undo each other.
+    let sql = sql!("UPDATE auth_tokens SET name = name WHERE organisation_id = $1 AND id = $2");
+    tx.run(sql, args![organisation_id, id]).await?;
     let mut token = load(&mut tx, organisation_id, id, only_of).await?;
     let mut said = Vec::new();
     if let Some(name) = name.filter(|name| *name != token.name) {

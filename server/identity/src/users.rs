@@ -273,8 +273,10 @@ async fn update(
 ) -> Result<Reply<UserOut>> {
     let by_administrator = call.caller()?.administrator;
     let mut tx = call.begin().await?;
-    let organisation_id = tx.organisation_id();
-    let mut user = load(&mut tx, organisation_id, id).await?;
+    if body.administrator.is_some() {
+        lock_administrators(&mut tx).await?;
+    }
+    let mut user = load_locked(&mut tx, id).await?;
     let was_administrator = user.administrator;
     let mut said = Vec::new();
     change("name", &mut user.name, body.name.map(|text| text.0), &mut said);
@@ -293,28 +295,38 @@ async fn update(
     let sql = sql!(
         "UPDATE users SET name = $3, email = $4, phone = $5, administrator = $6 WHERE organisation_id = $1 AND id = $2"
     );
-    let arguments = args![organisation_id, id, &user.name, &user.email, &user.phone, user.administrator];
+    let arguments = args![user.organisation_id, id, &user.name, &user.email, &user.phone, user.administrator];
     tx.run_one(sql, arguments).await?;
     let audit = Audit::of(entry("update", &user).detail(said.join("; ")));
     tx.commit(audit, user.into()).await
 }
 
-/// Refuses when no other enabled administrator remains.
-async fn keep_an_administrator(tx: &mut Tx, id: i64) -> Result<()> {
+/// Takes the lock on every administrator, so that two cannot lose the rank at the same time. Goes before any other lock.
+async fn lock_administrators(tx: &mut Tx) -> Result<()> {
+    let sql = sql!("UPDATE users SET administrator = administrator WHERE organisation_id = $1 AND administrator");
     let organisation_id = tx.organisation_id();
-    // Takes the lock on all of them, so that two cannot lose it at the same time.
-    tx.run(
-        sql!("UPDATE users SET administrator = administrator WHERE organisation_id = $1 AND administrator"),
-        args![organisation_id],
-    )
-    .await?;
+    tx.run(sql, args![organisation_id]).await?;
+    Ok(())
+}
+
+/// Refuses when no other enabled administrator remains. The administrators are locked.
+async fn keep_an_administrator(tx: &mut Tx, id: i64) -> Result<()> {
     let sql = sql!(
         "SELECT COUNT(*) FROM users WHERE organisation_id = $1 AND administrator AND status = 'enabled' AND id <> $2"
     );
+    let organisation_id = tx.organisation_id();
     if tx.value::<i64>(sql, args![organisation_id, id]).await? == 0 {
         return Err(Error::conflict("this is the last administrator who is enabled"));
     }
     Ok(())
+}
+
+/// The user of this id, who stays as read until the transaction ends.
+async fn load_locked(tx: &mut Tx, id: i64) -> Result<UserRow> {
+    let organisation_id = tx.organisation_id();
+    let sql = sql!("UPDATE users SET status = status WHERE organisation_id = $1 AND id = $2");
+    tx.run(sql, args![organisation_id, id]).await?;
+    load(tx, organisation_id, id).await
 }
 
 async fn set_status(tx: &mut Tx, user: &UserRow, status: UserStatus) -> Result<()> {
@@ -324,8 +336,7 @@ async fn set_status(tx: &mut Tx, user: &UserRow, status: UserStatus) -> Result<(
 
 async fn enable(call: Call<Administrator>, Path(id): Path<i64>) -> Result<Reply<Message>> {
     let mut tx = call.begin().await?;
-    let organisation_id = tx.organisation_id();
-    let user = load(&mut tx, organisation_id, id).await?;
+    let user = load_locked(&mut tx, id).await?;
     if user.status == UserStatus::Enabled {
         return tx.commit(Audit::none("was enabled before"), Message::success()).await;
     }
@@ -335,8 +346,8 @@ async fn enable(call: Call<Administrator>, Path(id): Path<i64>) -> Result<Reply<
 
 async fn disable(call: Call<Administrator>, Path(id): Path<i64>) -> Result<Reply<Message>> {
     let mut tx = call.begin().await?;
-    let organisation_id = tx.organisation_id();
-    let user = load(&mut tx, organisation_id, id).await?;
+    lock_administrators(&mut tx).await?;
+    let user = load_locked(&mut tx, id).await?;
     if user.status == UserStatus::Disabled {
         return tx.commit(Audit::none("was disabled before"), Message::success()).await;
     }

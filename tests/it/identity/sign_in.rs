@@ -104,6 +104,19 @@ both_engines! {
         assert_eq!(server.count(sql!("SELECT COUNT(*) FROM sign_in_failures"), args![]).await, 0, "what is old is removed");
     }
 
+    async fn one_address_cannot_try_one_name_after_the_other(server: TestServer) {
+        let (here, there) = (server.anonymous().at_address("192.0.2.7"), server.anonymous().at_address("192.0.2.8"));
+        for number in 0..5 {
+            attempt(&here, &format!("user{number}"), "wrong").await.expect(401);
+        }
+        attempt(&here, "admin", ADMIN_PASSWORD).await.expect_error(429, 10008);
+        let failures = sql!("SELECT COUNT(*) FROM sign_in_failures WHERE subject = 'user admin'");
+        assert_eq!(server.count(failures, args![]).await, 0, "who has to wait is not counted against the name");
+        attempt(&there, "admin", ADMIN_PASSWORD).await.expect(200);
+        server.advance(Duration::from_secs(1));
+        attempt(&here, "admin", ADMIN_PASSWORD).await.expect(200);
+    }
+
     async fn attempts_at_the_same_time_count_as_well(server: TestServer) {
         let nobody = server.anonymous();
         let attempts = (0..8).map(|_| {

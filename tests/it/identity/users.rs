@@ -4,7 +4,7 @@ use drover_kernel::{args, sql};
 use drover_tests::{ADMIN_PASSWORD, USER_PASSWORD, both_engines};
 use serde_json::json;
 
-use super::{audited, id, ids, module_rights, role};
+use super::{application, audited, id, ids, module_rights, role};
 
 both_engines! {
     async fn an_administrator_makes_and_finds_users(server: TestServer) {
@@ -131,6 +131,61 @@ both_engines! {
         let second = server.sign_in("second", USER_PASSWORD).await;
         second.get("/users/").await.expect(200);
         second.post(&format!("{second_path}actions/disable/"), json!(null)).await.expect_error(409, 10006);
+    }
+
+    async fn two_administrators_cannot_bar_each_other(server: TestServer) {
+        let (ann, bob) = (server.user("ann").await, server.user("bob").await);
+        for user in [&ann, &bob] {
+            server.admin().patch(&format!("/users/{}/", user.id), json!({"administrator": true})).await.expect(200);
+        }
+        let first = id(&server.admin().get("/users/me/").await.expect(200));
+        server.admin().patch(&format!("/users/{first}/"), json!({"administrator": false})).await.expect(200);
+        let (of_ann, of_bob) = (format!("/users/{}/actions/disable/", ann.id), format!("/users/{}/actions/disable/", bob.id));
+        let (one, other) = tokio::join!(bob.post(&of_ann, json!(null)), ann.post(&of_bob, json!(null)));
+        let (one, other) = (one.status.min(other.status), one.status.max(other.status));
+        assert!(one == 200 && matches!(other, 401 | 409), "{one} {other}");
+        let left = sql!("SELECT COUNT(*) FROM users WHERE administrator AND status = 'enabled'");
+        assert_eq!(server.count(left, args![]).await, 1);
+    }
+
+    async fn another_organisation_is_another_world(server: TestServer) {
+        let admin = server.admin();
+        let (ann, bob) = (server.user("ann").await, server.user("bob").await);
+        let shop = application(&admin, "shop").await;
+        let ops = role(&server, "ops").await;
+        let token = id(&bob.post("/auth-tokens/", json!({"name": "t"})).await.expect(200));
+        server.run(sql!("INSERT INTO organisations (id, name, created_at) VALUES (2, 'other', 0)"), args![]).await;
+        let sql = sql!("UPDATE users SET organisation_id = 2, administrator = TRUE WHERE id = $1");
+        server.run(sql, args![ann.id]).await;
+        assert_eq!(ids(&ann.get("/users/").await.expect(200)), [ann.id]);
+        for list in ["/roles/", "/auth-tokens/", "/applications/"] {
+            assert_eq!(ids(&ann.get(list).await.expect(200)), [0_i64; 0], "{list}");
+        }
+        let of_bob = format!("/users/{}", bob.id);
+        for path in [
+            format!("{of_bob}/"),
+            format!("{of_bob}/roles/"),
+            format!("{of_bob}/system/perms/"),
+            format!("{of_bob}/application/perms/"),
+            format!("/roles/{ops}/"),
+            format!("/roles/{ops}/users/"),
+            format!("/roles/{ops}/host/perms/"),
+            format!("/auth-tokens/{token}/"),
+            format!("/applications/{shop}/authorization/users/"),
+        ] {
+            ann.get(&path).await.expect_error(404, 10004);
+        }
+        let rights = json!([{"user": ann.id, "permission": {"view": true}}]);
+        ann.patch(&format!("/applications/{shop}/authorization/users/"), rights).await.expect_error(404, 10004);
+        let rights = json!({"authorizations": [{"id": shop, "permission": {"view": true}}]});
+        ann.post(&format!("/users/{}/application/perms/", ann.id), rights).await.expect_error(400, 10001);
+        ann.post(&format!("{of_bob}/actions/disable/"), json!(null)).await.expect_error(404, 10004);
+        ann.post(&format!("{of_bob}/actions/change-password/"), json!({"new_password": "12345678"})).await.expect(404);
+        ann.post(&format!("/users/{}/roles/", ann.id), json!([ops])).await.expect_error(400, 10001);
+        let own = id(&ann.post("/roles/", json!({"name": "ops"})).await.expect(200));
+        ann.post(&format!("/roles/{own}/users/"), json!([bob.id])).await.expect_error(400, 10001);
+        ann.delete(&format!("/roles/{ops}/")).await.expect_error(404, 10004);
+        ann.delete(&format!("/auth-tokens/{token}/")).await.expect_error(404, 10004);
     }
 
     async fn one_reads_oneself_with_all_one_may_do(server: TestServer) {
