@@ -90,6 +90,7 @@ impl Server {
     /// Waits for a connection; none if its TLS handshake fails.
     pub(crate) async fn accept(&self) -> Option<Peer> {
         let (stream, _) = tokio::time::timeout(WAIT, self.listener.accept()).await.expect("no connection").unwrap();
+        stream.set_nodelay(true).unwrap();
         let stream = self.acceptor.accept(stream).await.ok()?;
         #[expect(clippy::result_large_err, reason = "the websocket library says so")]
         let path = |request: &tokio_tungstenite::tungstenite::handshake::server::Request, response| {
