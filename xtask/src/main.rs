@@ -8,6 +8,7 @@
 mod bless;
 mod check;
 mod debian;
+mod demo;
 mod postgres;
 mod process;
 mod scratch;
@@ -26,6 +27,7 @@ cargo xtask COMMAND
   tidy                               the rules over the tree alone
   sql                                prepare every SQL statement on both engines
   bless [--check]                    write the golden files anew; --check: they must not change
+  demo [--once]                      server, two agents, a real application: deploy, deploy, revert, and look at it
 ";
 
 fn main() -> ExitCode {
@@ -49,6 +51,7 @@ fn run() -> Result<ExitCode> {
         "tidy" => check::tidy().map(|()| ExitCode::SUCCESS),
         "sql" => sql::run().map(|()| ExitCode::SUCCESS),
         "bless" => bless::run(&rest).map(|()| ExitCode::SUCCESS),
+        "demo" => demo::run(&rest).map(|()| ExitCode::SUCCESS),
         "" | "help" | "-h" | "--help" => {
             print!("{USAGE}");
             Ok(ExitCode::SUCCESS)

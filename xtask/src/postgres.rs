@@ -207,12 +207,14 @@ fn ready(child: &mut Child, home: &Path) -> bool {
     taken
 }
 
-fn free_port() -> Result<u16> {
+/// A port of the loopback address that was free a moment ago.
+pub(crate) fn free_port() -> Result<u16> {
     let listener = TcpListener::bind(("127.0.0.1", 0)).context("cannot find a free port")?;
     Ok(listener.local_addr()?.port())
 }
 
-fn password() -> Result<String> {
+/// 128 random bits in hexadecimal.
+pub(crate) fn password() -> Result<String> {
     let mut bytes = [0; 16];
     File::open("/dev/urandom").and_then(|mut random| random.read_exact(&mut bytes)).context("no randomness")?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())

@@ -5,6 +5,7 @@
 
 use std::env;
 use std::ffi::OsStr;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
@@ -59,6 +60,20 @@ pub(crate) fn wait(child: &mut Child) -> Result<ExitStatus> {
 /// Runs a command to its end, its output being ours; fails when it does.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     let status = wait(&mut spawn(command)?)?;
+    if !status.success() {
+        bail!("{} ended with {status}", shown(command));
+    }
+    Ok(())
+}
+
+/// As [`run`], with this on standard input.
+pub(crate) fn run_with_input(command: &mut Command, input: &str) -> Result<()> {
+    let mut child = spawn(command.stdin(Stdio::piped()))?;
+    if let Some(mut to) = child.stdin.take() {
+        // A child that does not want it says so by how it ends.
+        let _ = to.write_all(input.as_bytes());
+    }
+    let status = wait(&mut child)?;
     if !status.success() {
         bail!("{} ended with {status}", shown(command));
     }

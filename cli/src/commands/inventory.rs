@@ -13,7 +13,7 @@ const HOSTS: &[Column] = &[
     ("STATUS", |host| cell(host, "status")),
     ("OS", |host| cell(host, "os_status")),
     ("AGENT", agent),
-    ("LAST SEEN", |host| cell(host, "last_seen")),
+    ("LAST SEEN", |host| cell(&host["agent"], "last_seen_time")),
     ("ADDRESS", addresses),
     ("DESCRIPTION", |host| cell(host, "description")),
 ];
@@ -44,8 +44,12 @@ fn show(server: &Server, (path, filter): (&str, &str), columns: &[Column], list:
 
 /// Whether the agent is connected, and its version.
 fn agent(host: &Value) -> String {
-    let words = ["connection", "agent_version"].map(|name| cell(host, name));
-    words.into_iter().filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
+    let state = match host["agent"]["connected"].as_bool() {
+        Some(true) => "connected",
+        Some(false) => "away",
+        None => return "none".to_owned(),
+    };
+    format!("{state} {}", cell(&host["agent"], "version")).trim_end().to_owned()
 }
 
 fn addresses(host: &Value) -> String {

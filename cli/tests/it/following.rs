@@ -81,12 +81,11 @@ fn an_interruption_leaves_the_work_going_on() {
 }
 
 #[test]
-fn a_reader_that_goes_away_is_no_panic() {
+fn output_that_cannot_be_written_is_a_failure_and_no_panic() {
     let server = Server::start();
     server.with_shop("finished").channel(vec![Step::Send(vec![text(0, "one\n")]), Step::Hold]);
-    let mut child = Person::at(&server).command("logs -f 7").spawn().unwrap();
-    drop(child.stdout.take());
-    let ended = ended(&child.wait_with_output().unwrap());
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let ended = ended(&Person::at(&server).command("logs -f 7").stdout(full).output().unwrap());
     assert_eq!(ended.code, 1);
     assert!(ended.errors.contains("cannot write the output"), "{}", ended.errors);
 }

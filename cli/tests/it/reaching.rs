@@ -24,12 +24,14 @@ fn lists_are_tables_for_people() {
     let server = Server::start();
     let applications = json!([{ "id": 4, "full_name": "shop", "application_type": "web", "description": "a\nb" }]);
     server.on("GET /applications/", 200, page(applications));
-    let host = json!({ "id": 1, "name": "web-1", "status": "attached", "ip_address": [{ "address": "10.0.0.1" }] });
+    let host = json!({ "id": 1, "name": "web-1", "status": "attached", "os_status": "running",
+        "ip_address": [{ "address": "10.0.0.1" }], "agent": { "version": "0.1.0", "connected": true } });
     server.on("GET /hosts/", 200, page(json!([host])));
     let person = Person::at(&server);
     assert_eq!(person.run("app list").output, "ID  NAME  TYPE  DESCRIPTION\n4   shop  web   a\n");
     let hosts = person.run("host list").output;
-    assert!(hosts.lines().nth(1).is_some_and(|line| line.starts_with("1   web-1  attached")), "{hosts}");
+    let words: Vec<&str> = hosts.lines().nth(1).unwrap_or_default().split_whitespace().collect();
+    assert_eq!(words, ["1", "web-1", "attached", "running", "connected", "0.1.0", "10.0.0.1"]);
 }
 
 #[test]

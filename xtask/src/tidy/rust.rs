@@ -4,11 +4,25 @@ use super::{RustFile, Violation};
 use crate::scan::words;
 
 /// What `rules.rs` may not name: it decides, it does not act.
-const IMPURE: &[&str] =
-    &["async", "await", "Tx", "Clock", "SystemTime", "Instant", "Utc", "tokio", "File", "TcpStream", "Command"];
+const IMPURE: &[&str] = &[
+    "async",
+    "await",
+    "Tx",
+    "Clock",
+    "SystemTime",
+    "Instant",
+    "Utc",
+    "tokio",
+    "File",
+    "TcpStream",
+    "TcpListener",
+    "UdpSocket",
+    "ToSocketAddrs",
+    "Command",
+];
 
 /// Modules of the standard library that act.
-const IMPURE_PATHS: &[&str] = &["std::fs", "std::io", "std::net", "std::env", "std::process", "std::thread"];
+const IMPURE_PATHS: &[&str] = &["std::fs", "std::io", "std::env", "std::process", "std::thread"];
 
 /// What `store.rs` may not do: its caller owns the transaction, and nobody waits for the network in one.
 const BEYOND_STORE: &[&str] = &[".begin(", ".commit(", ".rollback(", "TcpStream", "ureq::", "hyper::", "reqwest::"];
