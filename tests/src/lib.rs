@@ -7,10 +7,12 @@ mod client;
 mod database;
 pub mod kit;
 mod server;
+mod waiting;
 
 pub use client::{Answer, Client, TestUser};
 pub use database::Engine;
 pub use server::{ADMIN_PASSWORD, TestServer, USER_PASSWORD};
+pub use waiting::wait_until;
 
 /// Makes a test of each function, once for each engine: `name::sqlite` and `name::postgres`.
 ///

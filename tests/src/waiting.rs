@@ -1,0 +1,25 @@
+//! Waiting for what happens by itself, with an end.
+
+use std::time::{Duration, Instant};
+
+/// Longest wait: far longer than anything takes on a slow machine.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Pause between two looks.
+const TICK: Duration = Duration::from_millis(10);
+
+/// Waits until `condition` holds, looking again and again.
+///
+/// # Panics
+/// When it does not hold within a minute; `what` says what was waited for.
+pub async fn wait_until<F, Fut>(what: &str, mut condition: F)
+where
+    F: FnMut() -> Fut,
+    Fut: Future<Output = bool>,
+{
+    let deadline = Instant::now() + DEADLINE;
+    while !condition().await {
+        assert!(Instant::now() < deadline, "waited in vain for {what}");
+        tokio::time::sleep(TICK).await;
+    }
+}
