@@ -176,13 +176,21 @@ impl Layout {
         for path in [self.root.clone(), self.releases(), self.shared(), self.notes()] {
             make(&path).map_err(|error| format!("folder `{}` cannot be made: {}", path.display(), describe(&error)))?;
         }
-        let trusted =
-            fs::symlink_metadata(self.notes()).is_ok_and(|meta| meta.uid() == nix::unistd::geteuid().as_raw());
-        if trusted {
-            Ok(())
-        } else {
-            Err(format!("folder `{}` does not belong to the agent's account", self.notes().display()))
+        self.check_folders()
+    }
+
+    /// Refuses a link in the place of a folder: the owner of the deploy path could lead the agent elsewhere by it.
+    fn check_folders(&self) -> Result<(), String> {
+        for path in [self.releases(), self.notes()] {
+            if !fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_dir()) {
+                return Err(format!("`{}` is not a folder", path.display()));
+            }
         }
+        let own = nix::unistd::geteuid().as_raw();
+        if fs::symlink_metadata(self.notes()).is_ok_and(|meta| meta.uid() == own) {
+            return Ok(());
+        }
+        Err(format!("folder `{}` does not belong to the agent's account", self.notes().display()))
     }
 
     /// Makes `current` point at a release, in one rename. Gives a line for people.
@@ -208,6 +216,7 @@ impl Layout {
         if before.as_deref() == Some(release) {
             return Ok(format!("current is {release} already"));
         }
+        self.check_folders()?;
         self.point_at(release, before.as_deref())
             .map_err(|error| format!("current cannot be replaced: {}", describe(&error)))?;
         Ok(match before {
@@ -236,6 +245,7 @@ impl Layout {
     /// # Errors
     /// A sentence for people.
     pub fn prune(&self, keep: u32, lives: &dyn Fn(&str) -> bool) -> Result<Vec<String>, String> {
+        self.check_folders()?;
         let mut lines = Vec::new();
         let previous = self.previous_name();
         let others = self.list().into_iter().filter(|release| !release.current);

@@ -148,7 +148,7 @@ fn without_cgroups_the_walk_through_proc_finds_them_all() {
     let bench = Bench::new();
     let folder = bench
         .accept(&entry(vec![bash("pre_exec", "setsid sleep 100 & setsid bash -c 'sleep 100 & wait' & sleep 100")]));
-    let tree = std::process::Command::new("bash")
+    let tree = Command::new("bash")
         .args(["-c", "setsid sleep 100 & sleep 100 & wait"])
         .env("DROVER_EXECUTION_ID", folder.key().unwrap().execution_id)
         .env("DROVER_ATTEMPT", "1")

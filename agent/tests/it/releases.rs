@@ -242,3 +242,17 @@ fn files_belong_to_the_running_user() {
         assert_eq!(std::os::unix::fs::MetadataExt::uid(&meta), nobody, "{}", path.display());
     }
 }
+
+#[test]
+fn a_link_in_the_place_of_a_folder_is_not_followed() {
+    let site = Site::new();
+    assert_eq!(site.install("1-a", 9).reason, None);
+    let elsewhere = site.bench.path("elsewhere");
+    std::fs::rename(site.layout().releases(), &elsewhere).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, site.layout().releases()).unwrap();
+    let finished = site.install("2-b", 0);
+    assert!(finished.reason.unwrap().contains("it is not a folder"));
+    let finished = site.run(vec![Step::Prune { keep: 0 }]);
+    assert!(finished.reason.unwrap().contains("is not a folder"));
+    assert_eq!(std::fs::read_dir(&elsewhere).unwrap().count(), 1);
+}
