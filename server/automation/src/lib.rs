@@ -24,7 +24,7 @@ use drover_kernel::resources::Resources;
 /// Routes of this area.
 #[must_use]
 pub fn routes() -> Routes {
-    deploys::routes().merge(tasks::routes()).merge(channel::routes())
+    scripts::routes().merge(settings::routes()).merge(deploys::routes()).merge(tasks::routes()).merge(channel::routes())
 }
 
 /// Kinds of objects of this area.
