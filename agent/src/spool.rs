@@ -30,6 +30,8 @@ use crate::durable;
 
 /// The status before it has its name.
 const STATUS_NEW: &str = "status.new";
+/// Folder of the spool with a note for each cgroup that outlived its execution.
+const CGROUP_NOTES: &str = "cgroups";
 /// Space set aside for the status of an execution, in bytes.
 const RESERVE_BYTES: i64 = 64 * 1024;
 /// Largest file of the spool that is read as a whole, in bytes.
@@ -182,6 +184,16 @@ impl Spool {
         }
         keys.sort();
         Ok(keys)
+    }
+
+    /// Removes the cgroups of forgotten executions whose services have ended since.
+    pub fn remove_cgroups(&self) {
+        for item in fs::read_dir(self.root.join(CGROUP_NOTES)).into_iter().flatten().flatten() {
+            let Ok(cgroup) = fs::read_to_string(item.path()).map(PathBuf::from) else { continue };
+            if fs::remove_dir(&cgroup).is_ok() || !cgroup.is_dir() {
+                let _ = fs::remove_file(item.path());
+            }
+        }
     }
 
     /// Puts an order into the spool; when this returns, it is durable.
@@ -394,14 +406,24 @@ impl Folder {
     /// # Errors
     /// Whatever the file system says.
     pub fn remove(&self) -> io::Result<()> {
-        if let Ok(Some(Started { cgroup: Some(cgroup), .. })) = self.started() {
-            // Fails while a service that a hook started still lives there, which is as it should be.
-            let _ = fs::remove_dir(cgroup);
+        if let Ok(Some(Started { cgroup: Some(cgroup), .. })) = self.started()
+            && fs::remove_dir(&cgroup).is_err()
+            && cgroup.is_dir()
+        {
+            // A service that a hook started lives there: a note reminds the agent to look again at its next start.
+            self.note_cgroup(&cgroup)?;
         }
         match fs::remove_dir_all(&self.path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             other => other,
         }
+    }
+
+    fn note_cgroup(&self, cgroup: &Path) -> io::Result<()> {
+        let Some((spool, name)) = self.path.parent().zip(self.path.file_name()) else { return Ok(()) };
+        let notes = spool.join(CGROUP_NOTES);
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&notes)?;
+        fs::write(notes.join(name), cgroup.as_os_str().as_encoded_bytes())
     }
 
     fn read<T: DeserializeOwned>(&self, name: &str) -> io::Result<Option<T>> {

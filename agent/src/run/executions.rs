@@ -99,6 +99,7 @@ impl Executions {
     /// # Errors
     /// The spool cannot be read.
     pub(super) fn recover(&mut self, session: &mut Session) -> io::Result<()> {
+        self.spool.remove_cgroups();
         for key in self.spool.list()? {
             let folder = self.spool.folder(&key);
             match self.recover_one(&key, folder, session) {

@@ -90,13 +90,21 @@ fn a_cancel_before_the_start_starts_nothing() {
 fn a_service_that_a_hook_started_lives_on() {
     let bench = Bench::new();
     let content = format!("setsid sleep 100 >/dev/null 2>&1 & echo $! > {}", bench.path("pid").display());
-    let (finished, _) = bench.run(&entry(vec![bash("post_exec", &content)]));
+    let (finished, folder) = bench.run(&entry(vec![bash("post_exec", &content)]));
     assert_eq!(finished.state, ExecutionState::Succeeded);
     assert!(finished.processes.left_running);
     let pid = std::fs::read_to_string(bench.path("pid")).unwrap();
     assert!(process_lives(pid.trim()));
     let pid = nix::unistd::Pid::from_raw(pid.trim().parse().unwrap());
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+    // Its cgroup is remembered, and removed once it is empty.
+    let cgroup = folder.started().unwrap().unwrap().cgroup;
+    folder.remove().unwrap();
+    let spool = drover_agent::spool::Spool::open(&bench.data_dir()).unwrap();
+    wait_until("the cgroup is gone", || {
+        spool.remove_cgroups();
+        !cgroup.as_ref().is_some_and(|path| path.is_dir())
+    });
 }
 
 #[test]
