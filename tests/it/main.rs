@@ -1,3 +1,7 @@
 //! Tests across areas.
 
+mod access;
+mod golden;
 mod identity;
+mod schema;
+mod statements;

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use drover_tests::{TestServer, both_engines};
+use drover_tests::both_engines;
 
 both_engines! {
     async fn every_sql_text_is_valid(server: TestServer) {

@@ -1,16 +1,16 @@
-//! What the server under test is put together from.
+//! What the server under test is put together from: the server's own composition.
 
-use std::sync::Arc;
+use std::path::Path;
 
-use drover_identity::IdentityAuthority;
 use drover_kernel::db::Db;
-use drover_kernel::{Clock, Kernel, KernelBuilder, Routes, Settings};
+use drover_kernel::{Clock, Kernel, Routes, Settings};
 
-/// Puts the areas together: the one place that knows which there are.
+/// Puts the whole server together, with its stores under `data_directory`.
+///
+/// # Panics
+/// When a store cannot be opened.
 #[must_use]
-pub fn assemble(db: Db, clock: Clock, settings: Settings) -> (Kernel, Routes) {
-    let routes = drover_identity::routes().merge(drover_inventory::routes());
-    let resources = drover_identity::resources().merge(drover_inventory::resources());
-    let kernel = KernelBuilder::new(db, clock, settings, Arc::new(IdentityAuthority), resources).build();
-    (kernel, routes)
+pub fn assemble(db: Db, clock: Clock, settings: Settings, data_directory: &Path) -> (Kernel, Routes) {
+    let kernel = drover_server::kernel(db, clock, settings, data_directory).expect("the server's stores");
+    (kernel, drover_server::routes())
 }

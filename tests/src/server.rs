@@ -31,6 +31,7 @@ pub struct TestServer {
     admin: Client,
     // Dropped last: the database goes away when nobody uses it any more.
     _database: Database,
+    _data_directory: tempfile::TempDir,
 }
 
 impl TestServer {
@@ -46,14 +47,15 @@ impl TestServer {
     pub async fn start_with(engine: Engine, settings: Settings) -> Self {
         let clock = Clock::fixed(START);
         let (database, db) = Database::open(engine, &clock).await;
-        let (kernel, routes) = kit::assemble(db, clock.clone(), settings);
+        let data_directory = tempfile::tempdir().expect("a data directory");
+        let (kernel, routes) = kit::assemble(db, clock.clone(), settings, data_directory.path());
         let service = service(&kernel, &routes, "test", Vec::new());
         let work = kernel.work();
         let password = Some(ADMIN_PASSWORD.to_owned());
         drover_identity::ensure_administrator(&work, password).await.expect("the first administrator");
         let token = drover_identity::create_token(&work, "admin", "tests").await.expect("the administrator's token");
         let admin = Client::anonymous(service.clone()).with_token(&token);
-        Self { engine, kernel, routes, service, clock, admin, _database: database }
+        Self { engine, kernel, routes, service, clock, admin, _data_directory: data_directory, _database: database }
     }
 
     /// Which database it runs on.
