@@ -1,7 +1,7 @@
 //! Users: who there is.
 //!
-//! Owns the table of users and its routes. Invariants: login names are unique whatever their case and never change;
-//! one enabled administrator always remains.
+//! Owns the table of users and its routes. Invariants: login names are unique whatever their case and never change; the
+//! display name is the login name until another is set; one enabled administrator always remains.
 
 use drover_kernel::call::{Administrator, SelfOrAdministrator};
 use drover_kernel::db::{Condition, OnDuplicate as _, Read};
@@ -72,11 +72,10 @@ pub(crate) struct UserOut {
 
 impl From<UserRow> for UserOut {
     fn from(user: UserRow) -> Self {
-        let name = if user.name.is_empty() { user.username.clone() } else { user.name };
         Self {
             id: user.id,
             username: user.username,
-            name,
+            name: user.name,
             email: user.email,
             phone: user.phone,
             status: user.status,
@@ -200,10 +199,11 @@ pub(crate) async fn insert(tx: &mut Tx, fresh: Fresh) -> Result<UserRow> {
          created_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) \
          RETURNING id, organisation_id, username, name, email, phone, status, administrator, password_hash"
     );
+    let name = if fresh.name.is_empty() { fresh.username.clone() } else { fresh.name };
     let arguments = args![
         tx.organisation_id(),
         fresh.username,
-        fresh.name,
+        name,
         fresh.email,
         fresh.phone,
         fresh.status,
@@ -248,7 +248,7 @@ async fn create(call: Call<Administrator>, Body(body): Body<NewUser>) -> Result<
 
 #[derive(Deserialize, JsonSchema)]
 struct UserChange {
-    /// Display name.
+    /// Display name; an empty one is the login name again.
     name: Option<Name>,
     /// E-mail address.
     email: Option<Line>,
@@ -279,7 +279,8 @@ async fn update(
     let mut user = load_locked(&mut tx, id).await?;
     let was_administrator = user.administrator;
     let mut said = Vec::new();
-    change("name", &mut user.name, body.name.map(|text| text.0), &mut said);
+    let name = body.name.map(|text| text.non_empty().unwrap_or_else(|| user.username.clone()));
+    change("name", &mut user.name, name, &mut said);
     change("email", &mut user.email, body.email.map(|text| text.0), &mut said);
     change("phone", &mut user.phone, body.phone.map(|text| text.0), &mut said);
     change("administrator", &mut user.administrator, body.administrator.map(|flag| flag.0), &mut said);

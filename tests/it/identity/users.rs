@@ -48,6 +48,8 @@ both_engines! {
         assert_eq!(changed["email"], "a@example.org");
         assert_eq!((&changed["username"], &changed["status"]), (&json!("ann"), &json!("enabled")));
         assert_eq!(ann.get(&own).await.expect(200), changed);
+        assert_eq!(ann.patch(&own, json!({"name": "Ann"})).await.expect(200)["name"], "Ann");
+        assert_eq!(ann.patch(&own, json!({"name": " "})).await.expect(200)["name"], "ann");
         ann.patch(&own, json!({"administrator": true})).await.expect_error(403, 10003);
         ann.get(&other).await.expect_error(404, 10004);
         ann.patch(&other, json!({"email": "x"})).await.expect_error(404, 10004);
