@@ -3,7 +3,7 @@
 //! Invariant: no transaction commits without an [`Audit`]; [`Audit::none`] says in words why there is nothing to say.
 //! Entries are written in the transaction of the change and never change afterwards. They hold no secret.
 
-use crate::call::{Actor, Tx};
+use crate::tx::{Actor, Tx};
 use crate::{Result, args, sql};
 
 drover_shared::words! {

@@ -319,6 +319,10 @@ macro_rules! api_words {
 macro_rules! word_schema {
     ($name:ident) => {
         impl ::schemars::JsonSchema for $name {
+            // In place: several enumerations bear one name, such as `Status`.
+            fn inline_schema() -> bool {
+                true
+            }
             fn schema_name() -> ::std::borrow::Cow<'static, str> {
                 stringify!($name).into()
             }

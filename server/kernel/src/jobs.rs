@@ -20,9 +20,9 @@ use tokio::sync::Notify;
 use uuid::Uuid;
 
 use crate::audit::Audit;
-use crate::call::{Actor, Tx};
 use crate::db::{Db, DbError, Pools, Read};
 use crate::kernel::Kernel;
+use crate::tx::{Actor, Tx};
 use crate::{Error, Result, args, sql};
 
 /// The one queue.

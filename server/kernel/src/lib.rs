@@ -20,9 +20,10 @@ pub mod resources;
 pub mod routes;
 pub mod serve;
 mod trace;
+pub mod tx;
 
 pub use audit::{Audit, AuditEntry, AuditList};
-pub use call::{Call, Caller, Tx};
+pub use call::{Call, Caller};
 pub use clock::{Clock, Time};
 pub use error::{Error, Result};
 pub use extract::{Body, Ids, Path, Query};
@@ -30,6 +31,7 @@ pub use kernel::{Kernel, KernelBuilder, Settings};
 pub use page::{Page, Paging};
 pub use routes::{Message, Reply, Routes};
 pub use trace::current_request_id;
+pub use tx::Tx;
 
 /// The organisation that everything belongs to until more are made.
 pub const DEFAULT_ORGANISATION: i64 = 1;

@@ -18,6 +18,7 @@ pub const PAGE_SIZE_MAX: i64 = 100;
 
 /// One page of a list.
 #[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "PageOf{T}")]
 pub struct Page<T> {
     /// Results on all pages together.
     pub count: i64,

@@ -286,7 +286,7 @@ impl Routes {
                     Need::Resource { kind, right } => format!("{kind} of the path: {right}"),
                     Need::Named { kind, right } => format!("{kind} of the body: {right}"),
                 };
-                format!("{:6} {:72} {:40} {need}", route.method, route.path, route.permission)
+                format!("{:6} {:72} {:40} {need}", route.method.as_str(), route.path, route.permission)
             })
             .collect();
         lines.sort_by_key(|line| line.split_whitespace().nth(1).map(str::to_owned));

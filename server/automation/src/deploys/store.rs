@@ -127,7 +127,7 @@ pub(crate) async fn update(tx: &mut Tx, task: &DeployTask, content: &Content) ->
 pub(crate) async fn advance(tx: &mut Tx, task: &DeployTask, status: Status) -> Result<()> {
     let (id, from, now) = (task.id, task.status, tx.now());
     let reviewer = match tx.actor() {
-        drover_kernel::call::Actor::User { username, .. } => Some(username.clone()),
+        drover_kernel::tx::Actor::User { username, .. } => Some(username.clone()),
         _ => None,
     };
     match status {

@@ -14,4 +14,16 @@ mod transfer;
 
 pub use enrol::create_join_token;
 pub use listener::{bind, serve};
-pub use store::forget_connections;
+
+use drover_kernel::jobs::Work;
+use drover_kernel::{Audit, DEFAULT_ORGANISATION, Result};
+
+/// At the start of a server: nobody is connected to it yet.
+///
+/// # Errors
+/// When the database is not available.
+pub async fn forget_connections(work: &Work) -> Result<()> {
+    let mut tx = work.begin(DEFAULT_ORGANISATION).await?;
+    store::disconnect_all(&mut tx).await?;
+    tx.finish(Audit::none("the server starts")).await
+}

@@ -1,8 +1,7 @@
 //! Agents and join tokens in the database.
 
 use drover_kernel::db::Read;
-use drover_kernel::jobs::Work;
-use drover_kernel::{Audit, DEFAULT_ORGANISATION, Error, Result, Time, Tx, args, row, sql};
+use drover_kernel::{Error, Result, Time, Tx, args, row, sql};
 use drover_shared::message::Hello;
 
 row! {
@@ -106,12 +105,8 @@ pub(crate) async fn seen(tx: &mut Tx, agent_id: &str, epoch: i64, connected: boo
     Ok(())
 }
 
-/// At the start of a server: nobody is connected to it yet.
-///
-/// # Errors
-/// When the database is not available.
-pub async fn forget_connections(work: &Work) -> Result<()> {
-    let mut tx = work.begin(DEFAULT_ORGANISATION).await?;
+/// Nobody is connected.
+pub(crate) async fn disconnect_all(tx: &mut Tx) -> Result<()> {
     tx.run(sql!("UPDATE agents SET connected = FALSE WHERE connected"), args![]).await?;
-    tx.finish(Audit::none("the server starts")).await
+    Ok(())
 }
