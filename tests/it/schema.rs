@@ -26,14 +26,18 @@ pub(crate) async fn postgres() -> String {
     );
     let constraints = Sql::literal(
         "SELECT conrelid::regclass::text || ' ' || pg_get_constraintdef(oid) FROM pg_constraint \
-         WHERE connamespace = 'public'::regnamespace AND conrelid::regclass::text NOT LIKE '\\_sqlx%' ORDER BY 1",
+         WHERE connamespace = 'public'::regnamespace AND contype <> 'n' AND conrelid::regclass::text NOT LIKE '\\_sqlx%'",
     );
     let indexes = Sql::literal(
-        "SELECT indexdef FROM pg_indexes WHERE schemaname = 'public' AND tablename NOT LIKE '\\_sqlx%' ORDER BY 1",
+        "SELECT indexdef FROM pg_indexes WHERE schemaname = 'public' AND tablename NOT LIKE '\\_sqlx%'",
     );
     let mut text = String::new();
-    for sql in [columns, constraints, indexes] {
-        let lines: Vec<String> = read.values(sql, vec![]).await.expect("the schema");
+    for (sql, has_order) in [(columns, true), (constraints, false), (indexes, false)] {
+        let mut lines: Vec<String> = read.values(sql, vec![]).await.expect("the schema");
+        // Sorted here: the database's own order depends on its locale.
+        if !has_order {
+            lines.sort();
+        }
         text.push_str(&lines.join("\n"));
         text.push_str("\n\n");
     }

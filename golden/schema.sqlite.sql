@@ -1,0 +1,387 @@
+CREATE TABLE agents (
+    id TEXT PRIMARY KEY,
+    organisation_id BIGINT NOT NULL REFERENCES organisations (id),
+    host_id BIGINT NOT NULL UNIQUE REFERENCES hosts (id) ON DELETE CASCADE,
+    public_key TEXT NOT NULL,
+    version TEXT,
+    boot_id TEXT,
+    abilities TEXT,
+    connected BOOLEAN NOT NULL,
+    epoch BIGINT NOT NULL,
+    last_seen_at BIGINT,
+    clock_skew_ms BIGINT,
+    enrolled_at BIGINT NOT NULL
+);
+
+CREATE TABLE application_persons (
+    organisation_id BIGINT NOT NULL REFERENCES organisations (id),
+    application_id BIGINT NOT NULL REFERENCES applications (id) ON DELETE CASCADE,
+    user_id BIGINT NOT NULL REFERENCES users (id) ON DELETE CASCADE,
+    capacity TEXT NOT NULL CHECK (capacity IN ('dev', 'ops', 'qa', 'pm')),
+    PRIMARY KEY (application_id, user_id)
+);
+
+CREATE INDEX application_persons_by_user ON application_persons (user_id);
+
+CREATE TABLE application_requirements (
+    organisation_id BIGINT NOT NULL REFERENCES organisations (id),
+    application_id BIGINT NOT NULL REFERENCES applications (id) ON DELETE CASCADE,
+    required_id BIGINT NOT NULL REFERENCES applications (id) ON DELETE CASCADE,
+    PRIMARY KEY (application_id, required_id)
+);
+
+CREATE INDEX application_requirements_by_required ON application_requirements (required_id);
+
+CREATE TABLE application_trees (
+    organisation_id BIGINT PRIMARY KEY REFERENCES organisations (id),
+    revision BIGINT NOT NULL
+);
+
+CREATE TABLE applications (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    organisation_id BIGINT NOT NULL REFERENCES organisations (id),
+    name TEXT NOT NULL,
+    full_name TEXT NOT NULL,
+    parent_id BIGINT REFERENCES applications (id),
+    production_id BIGINT,
+    description TEXT NOT NULL,
+    application_type TEXT NOT NULL,
+    run_user TEXT NOT NULL,
+    directory TEXT NOT NULL,
+    startup_cmd TEXT NOT NULL,
+    stop_cmd TEXT NOT NULL,
+    stdout_path TEXT NOT NULL,
+    stderr_path TEXT NOT NULL,
+    pid_path TEXT NOT NULL,
+    created_at BIGINT NOT NULL,
+    UNIQUE (organisation_id, full_name)
+);
+
+CREATE INDEX applications_by_parent ON applications (parent_id);
+
+CREATE TABLE audit_entries (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    organisation_id BIGINT NOT NULL REFERENCES organisations (id),
+    list TEXT NOT NULL CHECK (list IN ('general', 'host', 'application', 'dns', 'module_right', 'resource_right')),
+    action TEXT NOT NULL,
+    object_type TEXT NOT NULL,
+    object_id BIGINT,
+    object_name TEXT NOT NULL,
+    detail TEXT NOT NULL,
+    right_name TEXT,
+    target_type TEXT,
+    target_name TEXT,
+    operator_id BIGINT,
+    operator TEXT NOT NULL,
+    created_at BIGINT NOT NULL,
+    request_id TEXT
+);
+
+CREATE INDEX audit_entries_by_list ON audit_entries (organisation_id, list, id);
+
+CREATE TABLE auth_tokens (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    organisation_id BIGINT NOT NULL REFERENCES organisations (id),
+    user_id BIGINT NOT NULL REFERENCES users (id) ON DELETE CASCADE,
+    name TEXT NOT NULL,
+    description TEXT NOT NULL,
+    token_hash TEXT NOT NULL UNIQUE,
+    created_at BIGINT NOT NULL
+);
+
+CREATE INDEX auth_tokens_by_user ON auth_tokens (user_id);
+
+CREATE TABLE deploy_hooks (
+    organisation_id BIGINT NOT NULL REFERENCES organisations (id),
+    settings_id BIGINT NOT NULL REFERENCES deploy_settings (id) ON DELETE CASCADE,
+    hook TEXT NOT NULL CHECK (hook IN ('global_pre_exec', 'pre_exec', 'post_exec', 'global_post_exec')),
+    script_id BIGINT NOT NULL REFERENCES deploy_scripts (id),
+    running_user TEXT,
+    PRIMARY KEY (settings_id, hook)
+);
+
+CREATE INDEX deploy_hooks_by_script ON deploy_hooks (script_id);
+
+CREATE TABLE deploy_scripts (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    organisation_id BIGINT NOT NULL REFERENCES organisations (id),
+    name TEXT NOT NULL,
+    language TEXT NOT NULL CHECK (language IN ('bash', 'python')),
+    content TEXT NOT NULL,
+    template_engine TEXT NOT NULL CHECK (template_engine IN ('jinja')),
+    creator TEXT NOT NULL,
+    created_at BIGINT NOT NULL,
+    UNIQUE (organisation_id, name)
+);
+
+CREATE TABLE deploy_settings (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    organisation_id BIGINT NOT NULL REFERENCES organisations (id),
+    application_id BIGINT NOT NULL UNIQUE REFERENCES applications (id) ON DELETE CASCADE,
+    enabled BOOLEAN NOT NULL,
+    creator TEXT,
+    repository_type TEXT CHECK (repository_type IN ('GIT', 'FTP')),
+    repository_url TEXT,
+    repository_branch TEXT,
+    deploy_path TEXT,
+    timeout_s BIGINT NOT NULL,
+    keep_backups BIGINT NOT NULL,
+    running_user TEXT,
+    four_eyes BOOLEAN NOT NULL,
+    created_at BIGINT NOT NULL
+);
+
+CREATE TABLE deploy_task_rights (
+    organisation_id BIGINT NOT NULL REFERENCES organisations (id),
+    deploy_task_id BIGINT NOT NULL REFERENCES deploy_tasks (id) ON DELETE CASCADE,
+    user_id BIGINT NOT NULL,
+    right_name TEXT NOT NULL,
+    PRIMARY KEY (deploy_task_id, user_id, right_name)
+);
+
+CREATE TABLE deploy_tasks (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    organisation_id BIGINT NOT NULL REFERENCES organisations (id),
+    application_id BIGINT NOT NULL REFERENCES applications (id) ON DELETE CASCADE,
+    version TEXT NOT NULL,
+    description TEXT NOT NULL,
+    level TEXT NOT NULL CHECK (level IN ('S', 'A', 'B', 'C', 'I')),
+    package_source TEXT NOT NULL,
+    planned_exec_at BIGINT NOT NULL,
+    upgrade_checklist TEXT,
+    upgrade_steps TEXT,
+    rollback_steps TEXT,
+    creator_id BIGINT NOT NULL,
+    creator TEXT NOT NULL,
+    assignee_id BIGINT,
+    reviewer TEXT,
+    status TEXT NOT NULL CHECK (status IN ('wait_review', 'approved', 'rejected', 'running', 'closed')),
+    created_at BIGINT NOT NULL,
+    reviewed_at BIGINT,
+    started_at BIGINT,
+    closed_at BIGINT
+);
+
+CREATE INDEX deploy_tasks_by_application ON deploy_tasks (application_id, id);
+
+CREATE TABLE executions (
+    id TEXT PRIMARY KEY,
+    organisation_id BIGINT NOT NULL REFERENCES organisations (id),
+    task_id BIGINT NOT NULL REFERENCES tasks (id) ON DELETE CASCADE,
+    ordinal BIGINT NOT NULL,
+    role TEXT NOT NULL CHECK (role IN ('global_pre', 'instance', 'global_post')),
+    instance_id BIGINT,
+    host_id BIGINT NOT NULL,
+    host_name TEXT NOT NULL,
+    previous_status TEXT,
+    attempt BIGINT NOT NULL,
+    state TEXT NOT NULL CHECK (state IN
+        ('queued', 'dispatched', 'running', 'succeeded', 'failed', 'timed_out', 'cancelled', 'lost')),
+    epoch BIGINT,
+    entry TEXT NOT NULL,
+    entry_digest TEXT NOT NULL,
+    reason TEXT,
+    steps TEXT,
+    processes TEXT,
+    output_truncated BOOLEAN NOT NULL,
+    created_at BIGINT NOT NULL,
+    dispatched_at BIGINT,
+    started_at BIGINT,
+    finished_at BIGINT,
+    UNIQUE (task_id, ordinal)
+);
+
+CREATE INDEX executions_at_work ON executions (host_id, state)
+    WHERE state IN ('queued', 'dispatched', 'running');
+
+CREATE TABLE hosts (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    organisation_id BIGINT NOT NULL REFERENCES organisations (id),
+    name TEXT NOT NULL,
+    host_type TEXT NOT NULL,
+    status TEXT NOT NULL CHECK (status IN ('attached', 'inited', 'raw', 'offline')),
+    os_status TEXT NOT NULL CHECK (os_status IN ('stopped', 'running', 'restarting')),
+    os_type TEXT NOT NULL,
+    cpu BIGINT NOT NULL,
+    memory BIGINT NOT NULL,
+    location TEXT NOT NULL,
+    description TEXT NOT NULL,
+    created_at BIGINT NOT NULL,
+    UNIQUE (organisation_id, name)
+);
+
+CREATE TABLE idempotency_keys (
+    organisation_id BIGINT NOT NULL REFERENCES organisations (id),
+    user_id BIGINT NOT NULL,
+    key TEXT NOT NULL,
+    request TEXT NOT NULL,
+    answer TEXT,
+    created_at BIGINT NOT NULL,
+    PRIMARY KEY (organisation_id, user_id, key)
+);
+
+CREATE INDEX idempotency_keys_by_age ON idempotency_keys (created_at);
+
+CREATE TABLE instance_releases (
+    organisation_id BIGINT NOT NULL REFERENCES organisations (id),
+    instance_id BIGINT NOT NULL REFERENCES instances (id) ON DELETE CASCADE,
+    release_name TEXT NOT NULL,
+    version TEXT NOT NULL,
+    artifact_digest TEXT NOT NULL,
+    tree_digest TEXT NOT NULL,
+    is_current BOOLEAN NOT NULL,
+    installed_at BIGINT NOT NULL,
+    PRIMARY KEY (instance_id, release_name)
+);
+
+CREATE TABLE instances (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    organisation_id BIGINT NOT NULL REFERENCES organisations (id),
+    application_id BIGINT NOT NULL REFERENCES applications (id),
+    host_id BIGINT NOT NULL REFERENCES hosts (id),
+    status TEXT NOT NULL CHECK (status IN ('restarting', 'running', 'stopped', 'updating', 'reverting')),
+    version TEXT,
+    created_at BIGINT NOT NULL,
+    UNIQUE (application_id, host_id)
+);
+
+CREATE INDEX instances_by_host ON instances (host_id);
+
+CREATE TABLE ip_addresses (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    organisation_id BIGINT NOT NULL REFERENCES organisations (id),
+    host_id BIGINT NOT NULL REFERENCES hosts (id) ON DELETE CASCADE,
+    owner TEXT,
+    is_virtual BOOLEAN NOT NULL,
+    addr_type TEXT NOT NULL CHECK (addr_type IN ('PRIVATE', 'PUBLIC')),
+    network TEXT NOT NULL,
+    netmask TEXT NOT NULL,
+    address TEXT NOT NULL
+);
+
+CREATE INDEX ip_addresses_by_host ON ip_addresses (host_id);
+
+CREATE TABLE join_tokens (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    organisation_id BIGINT NOT NULL REFERENCES organisations (id),
+    token_hash TEXT NOT NULL UNIQUE,
+    host_name TEXT,
+    uses_left BIGINT NOT NULL,
+    expires_at BIGINT NOT NULL,
+    created_at BIGINT NOT NULL
+);
+
+CREATE TABLE module_rights (
+    organisation_id BIGINT NOT NULL REFERENCES organisations (id),
+    subject_type TEXT NOT NULL CHECK (subject_type IN ('user', 'role')),
+    subject_id BIGINT NOT NULL,
+    module TEXT NOT NULL,
+    right_name TEXT NOT NULL,
+    PRIMARY KEY (subject_type, subject_id, module, right_name)
+);
+
+CREATE TABLE organisations (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    name TEXT NOT NULL UNIQUE,
+    created_at BIGINT NOT NULL
+);
+
+CREATE TABLE resource_rights (
+    organisation_id BIGINT NOT NULL REFERENCES organisations (id),
+    subject_type TEXT NOT NULL CHECK (subject_type IN ('user', 'role')),
+    subject_id BIGINT NOT NULL,
+    resource_type TEXT NOT NULL CHECK (resource_type IN ('application', 'host')),
+    resource_id BIGINT NOT NULL,
+    right_name TEXT NOT NULL,
+    PRIMARY KEY (subject_type, subject_id, resource_type, resource_id, right_name)
+);
+
+CREATE INDEX resource_rights_by_resource ON resource_rights (resource_type, resource_id);
+
+CREATE TABLE role_users (
+    organisation_id BIGINT NOT NULL REFERENCES organisations (id),
+    role_id BIGINT NOT NULL REFERENCES roles (id) ON DELETE CASCADE,
+    user_id BIGINT NOT NULL REFERENCES users (id) ON DELETE CASCADE,
+    PRIMARY KEY (role_id, user_id)
+);
+
+CREATE INDEX role_users_by_user ON role_users (user_id);
+
+CREATE TABLE roles (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    organisation_id BIGINT NOT NULL REFERENCES organisations (id),
+    name TEXT NOT NULL,
+    creator TEXT NOT NULL,
+    created_at BIGINT NOT NULL,
+    UNIQUE (organisation_id, name)
+);
+
+CREATE TABLE schema_migrations (name TEXT PRIMARY KEY, digest TEXT NOT NULL, applied_at BIGINT NOT NULL);
+
+CREATE TABLE sessions (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    organisation_id BIGINT NOT NULL REFERENCES organisations (id),
+    user_id BIGINT NOT NULL REFERENCES users (id) ON DELETE CASCADE,
+    token_hash TEXT NOT NULL UNIQUE,
+    csrf_hash TEXT NOT NULL,
+    created_at BIGINT NOT NULL,
+    expires_at BIGINT NOT NULL
+);
+
+CREATE INDEX sessions_by_end ON sessions (expires_at);
+
+CREATE INDEX sessions_by_user ON sessions (user_id);
+
+CREATE TABLE sign_in_failures (
+    organisation_id BIGINT NOT NULL REFERENCES organisations (id),
+    subject TEXT NOT NULL,
+    failures BIGINT NOT NULL,
+    blocked_until BIGINT NOT NULL,
+    last_at BIGINT NOT NULL,
+    PRIMARY KEY (organisation_id, subject)
+);
+
+CREATE INDEX sign_in_failures_by_age ON sign_in_failures (organisation_id, last_at);
+
+CREATE TABLE tasks (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    organisation_id BIGINT NOT NULL REFERENCES organisations (id),
+    deploy_task_id BIGINT NOT NULL REFERENCES deploy_tasks (id) ON DELETE CASCADE,
+    application_id BIGINT NOT NULL REFERENCES applications (id) ON DELETE CASCADE,
+    kind TEXT NOT NULL CHECK (kind IN ('upgrade', 'revert')),
+    channel TEXT NOT NULL UNIQUE,
+    version TEXT NOT NULL,
+    update_source TEXT,
+    timeout_s BIGINT NOT NULL,
+    phase TEXT NOT NULL CHECK (phase IN ('preparing', 'global_pre', 'instances', 'global_post', 'over')),
+    outcome TEXT CHECK (outcome IN ('finished', 'failed')),
+    reason TEXT,
+    source TEXT,
+    keep_backups BIGINT NOT NULL,
+    resolved_commit TEXT,
+    artifact_digest TEXT,
+    plan_digest TEXT,
+    creator TEXT NOT NULL,
+    created_at BIGINT NOT NULL,
+    deadline_at BIGINT NOT NULL,
+    finished_at BIGINT
+);
+
+CREATE INDEX tasks_at_work ON tasks (phase) WHERE phase <> 'over';
+
+CREATE INDEX tasks_by_deploy_task ON tasks (deploy_task_id, id);
+
+CREATE TABLE users (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    organisation_id BIGINT NOT NULL REFERENCES organisations (id),
+    username TEXT NOT NULL,
+    name TEXT NOT NULL,
+    email TEXT NOT NULL,
+    phone TEXT NOT NULL,
+    status TEXT NOT NULL CHECK (status IN ('enabled', 'disabled')),
+    administrator BOOLEAN NOT NULL,
+    password_hash TEXT,
+    created_at BIGINT NOT NULL
+);
+
+CREATE UNIQUE INDEX users_by_username ON users (lower(username));
