@@ -1,7 +1,11 @@
 //! Tests across areas.
 
 mod access;
+mod edge;
 mod golden;
 mod identity;
+mod inventory;
 mod schema;
+mod scripts;
+mod settings;
 mod statements;
