@@ -8,6 +8,10 @@ use std::io;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command};
 
+use nix::sys::signal::SigSet;
+
+use nix::sys::signal::SigSet;
+
 use crate::accounts::Account;
 use crate::supervise::processes;
 
@@ -19,6 +23,10 @@ pub(crate) fn spawn(command: &mut Command, account: &Account, door: Option<File>
     command.process_group(0);
     let identity = account.changes.then(|| (account.groups.clone(), account.gid, account.uid));
     let prepare = move || {
+        // The supervisor blocks signals to read them; a script that inherited that could not be told to end.
+        SigSet::empty().thread_set_mask()?;
+        // What the supervisor reads from its descriptor must reach the script and the services that it starts.
+        SigSet::empty().thread_set_mask()?;
         if let Some(door) = &door {
             processes::enter(door)?;
         }
@@ -30,7 +38,7 @@ pub(crate) fn spawn(command: &mut Command, account: &Account, door: Option<File>
         Ok(())
     };
     #[expect(unsafe_code, reason = "the closure makes system calls only and allocates nothing")]
-    // SAFETY: the closure runs between fork and exec and calls write, setgroups, setgid and setuid alone.
+    // SAFETY: the closure runs between fork and exec and calls sigprocmask, write, setgroups, setgid and setuid alone.
     unsafe {
         command.pre_exec(prepare);
     }

@@ -143,3 +143,8 @@ pub(crate) fn process_lives(pid: &str) -> bool {
 pub(crate) fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
 }
+
+/// The pause between two looks at a process tree that is being ended, which the caller of that hands in.
+pub(crate) fn pause(milliseconds: u64) {
+    std::thread::park_timeout(Duration::from_millis(milliseconds));
+}

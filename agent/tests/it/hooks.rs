@@ -141,3 +141,11 @@ fn a_hook_runs_as_its_user() {
     let out = text(&folder, Stream::Output);
     assert!(out.starts_with("nobody\nnogroup\n"), "{out}");
 }
+
+#[test]
+fn a_hook_and_what_it_starts_can_be_ended_by_any_signal() {
+    let bench = Bench::new();
+    let (finished, folder) = bench.run(&entry(vec![bash("pre_exec", "grep SigBlk /proc/self/status")]));
+    assert_eq!(finished.state, ExecutionState::Succeeded);
+    assert_eq!(text(&folder, Stream::Output), "SigBlk:\t0000000000000000\n");
+}

@@ -8,7 +8,9 @@ use drover_shared::order::Entry;
 use drover_shared::record::Stream;
 use drover_shared::words::{ExecutionState, StepState};
 
-use crate::bench::{Bench, PROGRAM, bash, command, entry, is_root, process_lives, start, supervise, text, wait_until};
+use crate::bench::{
+    Bench, PROGRAM, bash, command, entry, is_root, pause, process_lives, start, supervise, text, wait_until,
+};
 
 #[test]
 fn a_timeout_ends_the_whole_tree() {
@@ -132,8 +134,7 @@ fn a_killed_supervisor_leaves_a_lost_execution() {
     let Standing::Lost(started) = folder.standing().unwrap() else { panic!("not lost") };
     assert_eq!(started.boot_id, drover_agent::spool::boot_id());
     let key = folder.key().unwrap();
-    let verdict = drover_agent::supervise::processes::Tree::orphaned(started.cgroup, &key)
-        .end(100, &mut |wait| std::thread::sleep(std::time::Duration::from_millis(wait)));
+    let verdict = drover_agent::supervise::processes::Tree::orphaned(started.cgroup, &key).end(100, &mut pause);
     assert!(verdict.ended >= 1, "{verdict:?}");
     supervise(&folder);
     assert!(folder.status().unwrap().is_none(), "a lost execution must not start again");
@@ -166,7 +167,7 @@ fn without_cgroups_the_walk_through_proc_finds_them_all() {
     wait_until("three processes run", || found.count() == 3);
     let verdict = found.end(200, &mut |wait| {
         let _ = tree_child.try_wait();
-        std::thread::sleep(std::time::Duration::from_millis(wait));
+        pause(wait);
     });
     assert_eq!((verdict.ended, verdict.certain, verdict.survivors.len()), (3, false, 0));
 }
