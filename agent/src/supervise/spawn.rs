@@ -10,8 +10,6 @@ use std::process::{Child, Command};
 
 use nix::sys::signal::SigSet;
 
-use nix::sys::signal::SigSet;
-
 use crate::accounts::Account;
 use crate::supervise::processes;
 
@@ -23,10 +21,6 @@ pub(crate) fn spawn(command: &mut Command, account: &Account, door: Option<File>
     command.process_group(0);
     let identity = account.changes.then(|| (account.groups.clone(), account.gid, account.uid));
     let prepare = move || {
-        // The supervisor blocks signals to read them; a script that inherited that could not be told to end.
-        SigSet::empty().thread_set_mask()?;
-        // What the supervisor reads from its descriptor must reach the script and the services that it starts.
-        SigSet::empty().thread_set_mask()?;
         if let Some(door) = &door {
             processes::enter(door)?;
         }
