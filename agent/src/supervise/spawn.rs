@@ -21,6 +21,8 @@ pub(crate) fn spawn(command: &mut Command, account: &Account, door: Option<File>
     command.process_group(0);
     let identity = account.changes.then(|| (account.groups.clone(), account.gid, account.uid));
     let prepare = move || {
+        // What the supervisor reads from its descriptor must reach the script and the services that it starts.
+        SigSet::empty().thread_set_mask()?;
         if let Some(door) = &door {
             processes::enter(door)?;
         }
