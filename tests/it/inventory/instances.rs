@@ -120,4 +120,23 @@ both_engines! {
         admin.delete_with(&path, json!([first, second])).await.expect(200);
         assert_eq!(server.count(sql!("SELECT COUNT(*) FROM instances"), args![]).await, 0);
     }
+
+    async fn a_host_is_attached_while_one_comes_and_another_goes(server: TestServer) {
+        let admin = server.admin();
+        let (shop, mail) = (application(&admin, "shop", None).await, application(&admin, "mail", None).await);
+        let web = host(&admin, "web1").await;
+        let (shop_path, mail_path) = (format!("/applications/{shop}/instances/"), format!("/applications/{mail}/instances/"));
+        for _ in 0..10 {
+            let going = instance(&admin, shop, web).await;
+            let (gone, come) = tokio::join!(
+                admin.delete_with(&shop_path, json!([going])),
+                admin.post(&mail_path, json!([{"hostid": web}])),
+            );
+            gone.expect(200);
+            let coming = ids(&come.expect(200));
+            assert_eq!(admin.get(&format!("/hosts/{web}/")).await.expect(200)["status"], "attached");
+            admin.delete_with(&mail_path, json!(coming)).await.expect(200);
+            assert_eq!(admin.get(&format!("/hosts/{web}/")).await.expect(200)["status"], "inited");
+        }
+    }
 }

@@ -101,4 +101,15 @@ both_engines! {
         admin.patch(&format!("/applications/{}/", id(&made)), json!({"child_apps": [{"id": c}, b]})).await.expect(200);
         assert_eq!(names(&admin).await, ["a", "d.b", "d.c", "d"]);
     }
+
+    async fn two_moves_at_once_close_no_loop(server: TestServer) {
+        let admin = server.admin();
+        let (a, b) = (application(&admin, "a", None).await, application(&admin, "b", None).await);
+        let (below_b, below_a) = (json!({"parent_app": b}), json!({"parent_app": a}));
+        let (first, second) = (format!("/applications/{a}/"), format!("/applications/{b}/"));
+        let (one, other) = tokio::join!(admin.patch(&first, below_b), admin.patch(&second, below_a));
+        let mut statuses = [one.status, other.status];
+        statuses.sort_unstable();
+        assert_eq!(statuses, [200, 400]);
+    }
 }

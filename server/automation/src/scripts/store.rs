@@ -1,6 +1,6 @@
 //! Deploy scripts in the database.
 
-use drover_kernel::db::{Condition, OnDuplicate as _, Read};
+use drover_kernel::db::{Condition, DbError, OnDuplicate as _, Read};
 use drover_kernel::{Error, Paging, Result, Tx, args, row, sql};
 use drover_shared::words::Language;
 
@@ -134,8 +134,13 @@ pub async fn used_by(read: &mut Read, id: i64) -> Result<Vec<String>> {
 /// Removes a script that no hook uses.
 ///
 /// # Errors
-/// A conflict when it is gone.
+/// A conflict when a hook came to use it meanwhile, not found when it is gone.
 pub async fn delete(tx: &mut Tx, id: i64) -> Result<()> {
     let arguments = args![tx.organisation_id(), id];
-    tx.run_one(sql!("DELETE FROM deploy_scripts WHERE organisation_id = $1 AND id = $2"), arguments).await
+    match tx.run(sql!("DELETE FROM deploy_scripts WHERE organisation_id = $1 AND id = $2"), arguments).await {
+        Ok(1) => Ok(()),
+        Ok(_) => Err(Error::not_found("deploy script")),
+        Err(DbError::Reference) => Err(Error::conflict("a hook came to use the script just now")),
+        Err(error) => Err(error.into()),
+    }
 }

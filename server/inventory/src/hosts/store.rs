@@ -240,6 +240,16 @@ pub async fn replace_addresses(tx: &mut Tx, host_id: i64, addresses: &[Address])
     Ok(tx.insert_many(insert, rows.collect()).await?)
 }
 
+/// Waits until nobody else changes these hosts or what they carry; until the transaction ends nobody else does.
+///
+/// # Errors
+/// When the database is not available.
+pub async fn hold(tx: &mut Tx, ids: &[i64]) -> Result<()> {
+    let touch = sql!("UPDATE hosts SET status = status WHERE organisation_id = $1 AND id IN ($2)");
+    let arguments = args![tx.organisation_id(), ids.to_vec()];
+    Ok(tx.run(touch, arguments).await.map(drop)?)
+}
+
 /// Sets the management status of these hosts.
 ///
 /// # Errors

@@ -86,6 +86,7 @@ async fn add(
     let caller = call.caller()?.clone();
     let mut tx = call.begin().await?;
     let application = applications::store::load(&mut tx, caller.organisation_id, id).await?;
+    hosts::store::hold(&mut tx, &host_ids).await?;
     let hosts = hosts::store::find_many(&mut tx, caller.organisation_id, &host_ids).await?;
     let rights = rights_on_many(&mut tx, &caller, "host", &host_ids).await?;
     for (index, body) in bodies.iter().enumerate() {
@@ -141,18 +142,19 @@ async fn remove(call: Call<Edit>, Path(id): Path<i64>, Ids(ids): Ids) -> Result<
     if let Some(busy) = rows.iter().find(|row| row.status.is_busy()) {
         return Err(Error::conflict(format!("the instance on {} is {}", busy.host_name, busy.status)));
     }
+    let host_ids: Vec<i64> = rows.iter().map(|row| row.host_id).collect();
+    hosts::store::hold(&mut tx, &host_ids).await?;
     let removed = store::delete(&mut tx, id, &ids).await?;
     if usize::try_from(removed).ok() != Some(ids.len()) {
         return Err(Error::conflict("a change of one of the instances began just now"));
     }
-    release_hosts(&mut tx, &rows).await?;
+    release_hosts(&mut tx, &host_ids).await?;
     let audit = audit(&application.full_name, id, &rows, ("deatach_host", "deatach_app"));
     tx.commit(audit, Message::success()).await
 }
 
 /// Hosts that carry no instance any more are prepared, not attached.
-async fn release_hosts(tx: &mut Tx, removed: &[InstanceRow]) -> Result<()> {
-    let host_ids: Vec<i64> = removed.iter().map(|row| row.host_id).collect();
-    let empty = store::empty_hosts(tx, &host_ids).await?;
+async fn release_hosts(tx: &mut Tx, host_ids: &[i64]) -> Result<()> {
+    let empty = store::empty_hosts(tx, host_ids).await?;
     hosts::store::set_status(tx, &empty, HostStatus::Inited).await
 }
