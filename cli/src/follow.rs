@@ -92,8 +92,7 @@ impl SubTask {
 
 /// Shows the sub-task until it ends; fails when it did.
 pub(crate) fn follow(server: &Server, sub_task: &SubTask, from: u64, wait: Option<u32>, json: bool) -> Result<()> {
-    let start = Instant::now();
-    let deadline = wait.map(|seconds| start + Duration::from_secs(u64::from(seconds)));
+    let deadline = wait.map(|seconds| Instant::now() + Duration::from_secs(u64::from(seconds)));
     crate::interrupt::hint(format!("it goes on; come back with `drover logs -f {}`", sub_task.name()));
     let mut screen = Screen::new(json, &sub_task.hosts);
     let reason = channel::read(server, &sub_task.task_output, from, deadline, &mut screen);
@@ -105,7 +104,7 @@ pub(crate) fn follow(server: &Server, sub_task: &SubTask, from: u64, wait: Optio
     screen.finish(&detail)?;
     let what = format!("{} to version {} on {}", sub_task.kind.as_str(), sub_task.version, hosts(&sub_task.hosts));
     if detail["status"] == "finished" {
-        screen.say(&format!("{what}: finished in {:.1} s", start.elapsed().as_secs_f64()));
+        screen.say(&format!("{what}: finished"));
         return Ok(());
     }
     Err(Failure::failed(format!("{what}: {}", failures(&detail))))

@@ -118,9 +118,12 @@ impl Screen {
             Some(bar) => bar.set_message(what.clone()),
             None => {}
         }
-        let has_bar = host.bar.is_some();
-        if failed || (!has_bar && event.state != "pending" && event.state != "skipped") {
+        // Without a live line each step is named when it begins; how it all ended is said in the end.
+        let begins = host.bar.is_none() && event.state == "running" && !event.step.is_empty();
+        if failed {
             self.say(&format!("{name}: {what}"));
+        } else if begins {
+            self.say(&format!("{name}: {}", event.step));
         }
     }
 

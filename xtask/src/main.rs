@@ -5,6 +5,7 @@
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for people at a terminal")]
 
+mod bench;
 mod bless;
 mod check;
 mod debian;
@@ -28,6 +29,7 @@ cargo xtask COMMAND
   sql                                prepare every SQL statement on both engines
   bless [--check]                    write the golden files anew; --check: they must not change
   demo [--once]                      server, two agents, a real application: deploy, deploy, revert, and look at it
+  bench [--json FILE]                figures of release builds, each beside its limit in the same run
 ";
 
 fn main() -> ExitCode {
@@ -51,6 +53,7 @@ fn run() -> Result<ExitCode> {
         "tidy" => check::tidy().map(|()| ExitCode::SUCCESS),
         "sql" => sql::run().map(|()| ExitCode::SUCCESS),
         "bless" => bless::run(&rest).map(|()| ExitCode::SUCCESS),
+        "bench" => bench::run(&rest).map(|()| ExitCode::SUCCESS),
         "demo" => demo::run(&rest).map(|()| ExitCode::SUCCESS),
         "" | "help" | "-h" | "--help" => {
             print!("{USAGE}");

@@ -94,9 +94,12 @@ impl Drop for Sample {
         for host in HOSTS {
             let file = self.folder.join("hosts").join(host).join(APPLICATION).join("shared/app.pid");
             let Some(pid) = fs::read_to_string(file).ok().and_then(|text| text.trim().parse().ok()) else { continue };
-            // It may have ended by itself.
-            let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
-            process::until(Duration::from_secs(5), || kill(Pid::from_raw(pid), None).is_err());
+            let pid = Pid::from_raw(pid);
+            for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+                // It may have ended by itself, or of the first signal.
+                let _ = kill(pid, signal);
+                process::until(Duration::from_secs(3), || kill(pid, None).is_err());
+            }
         }
     }
 }
