@@ -9,3 +9,4 @@ mod schema;
 mod scripts;
 mod settings;
 mod statements;
+mod stories;

@@ -49,6 +49,14 @@ impl Database {
         }
     }
 
+    /// Address for a program that connects by itself; none for SQLite, whose file each server keeps with its data.
+    pub(crate) fn url(&self) -> Option<String> {
+        match self {
+            Self::Sqlite { .. } => None,
+            Self::Postgres { name, admin_url } => Some(url_of(admin_url, name)),
+        }
+    }
+
     async fn open_postgres(clock: &Clock) -> (Self, Db) {
         let admin_url = std::env::var(POSTGRES_URL).unwrap_or_else(|_| panic!("run the tests with `cargo xtask test`"));
         let mut admin = PgConnection::connect(&admin_url).await.expect("PostgreSQL answers");

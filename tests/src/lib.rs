@@ -6,6 +6,7 @@
 mod client;
 mod database;
 pub mod kit;
+pub mod processes;
 mod server;
 mod waiting;
 

@@ -12,11 +12,7 @@ const TICK: Duration = Duration::from_millis(10);
 ///
 /// # Panics
 /// When it does not hold within a minute; `what` says what was waited for.
-pub async fn wait_until<F, Fut>(what: &str, mut condition: F)
-where
-    F: FnMut() -> Fut,
-    Fut: Future<Output = bool>,
-{
+pub async fn wait_until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + DEADLINE;
     while !condition().await {
         assert!(Instant::now() < deadline, "waited in vain for {what}");

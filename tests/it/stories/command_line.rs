@@ -1,0 +1,82 @@
+//! The command line, as people and pipelines call it.
+
+use std::io::Write as _;
+use std::process::{Output as Ended, Stdio};
+
+use drover_tests::ADMIN_PASSWORD;
+
+use super::*;
+
+impl Shop {
+    /// Runs `drover` with this on standard input.
+    async fn drover(&self, arguments: &[&str], input: &str) -> Ended {
+        let mut command = self.processes.program("drover");
+        command.args(arguments).env("DROVER_URL", self.processes.url());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let input = input.to_owned();
+        let running = tokio::task::spawn_blocking(move || {
+            let mut child = command.spawn().expect("the command line starts");
+            child.stdin.take().expect("standard input").write_all(input.as_bytes()).expect("it is read");
+            child.wait_with_output().expect("it ends")
+        });
+        running.await.expect("it does not panic")
+    }
+
+    /// What `drover` prints; it has to end with this exit status.
+    async fn says(&self, code: i32, arguments: &[&str]) -> String {
+        let ended = self.drover(arguments, "").await;
+        let (output, errors) = (String::from_utf8_lossy(&ended.stdout), String::from_utf8_lossy(&ended.stderr));
+        assert_eq!(ended.status.code(), Some(code), "{arguments:?}: {output}{errors}");
+        output.into_owned()
+    }
+}
+
+#[tokio::test]
+async fn a_person_signs_in_deploys_and_goes_back() {
+    let shop = Shop::with_versions(&["web-1", "web-2"]).await;
+    let hook = "echo \"now {{ version }} on $DROVER_HOST\"; [ {{ version }} != v3 ] || exit 4";
+    shop.hook("post_exec", "bash", hook).await;
+    shop.says(3, &["deploy", "shop", "--version", "v1", "--yes"]).await;
+    let login = ["login", "--username", "admin", "--password-stdin"];
+    let refused = shop.drover(&login, "not the password\n").await;
+    assert_eq!(refused.status.code(), Some(3), "{refused:?}");
+    let ended = shop.drover(&login, &format!("{ADMIN_PASSWORD}\n")).await;
+    assert_eq!(ended.status.code(), Some(0), "{ended:?}");
+
+    let output = shop.says(0, &["deploy", "shop", "--version", "v1", "--yes"]).await;
+    for host in ["web-1", "web-2"] {
+        assert!(output.contains(&format!("now v1 on {host}")), "{output}");
+        assert_eq!(shop.current(host, "index.html").as_deref(), Some("one\n"));
+    }
+
+    let output = shop.says(0, &["deploy", "shop", "--version", "v2", "--hosts", "web-1", "--json"]).await;
+    let records: Vec<Value> = output.lines().map(|line| serde_json::from_str(line).expect("a JSON line")).collect();
+    assert_eq!(stdout_of(&records, "web-1"), "now v2 on web-1\n");
+    assert_eq!(records.last().expect("the end")["status"], "finished", "{output}");
+    assert_eq!(shop.current("web-1", "index.html").as_deref(), Some("two\n"));
+    assert_eq!(shop.current("web-2", "index.html").as_deref(), Some("one\n"));
+
+    shop.says(0, &["revert", "shop", "--version", "v1", "--yes"]).await;
+    assert_eq!(shop.current("web-1", "index.html").as_deref(), Some("one\n"));
+    assert_eq!(shop.instance("web-1").await, ("running".to_owned(), Some("v1".to_owned())));
+
+    let output = shop.says(1, &["deploy", "shop", "--version", "v3", "--yes"]).await;
+    assert!(output.contains("post_exec exited with status 4"), "{output}");
+    shop.says(2, &["revert", "shop", "--version", "v9", "--yes"]).await;
+    shop.says(4, &["deploy", "no-such-shop", "--version", "v1", "--yes"]).await;
+    shop.says(3, &["--token", "not-a-token", "app", "list"]).await;
+}
+
+#[tokio::test]
+async fn logs_are_read_later_and_followed() {
+    let shop = Shop::with_versions(&["web-1"]).await;
+    shop.hook("post_exec", "bash", "echo \"now {{ version }}\"").await;
+    let sub_task = shop.deployed("v1").await;
+    let whole = shop.output(&sub_task, "").await.text;
+    let token = shop.api().token().to_owned();
+    let output = shop.says(0, &["--token", &token, "logs", "1"]).await;
+    assert_eq!(output, whole);
+    let output = shop.says(0, &["--token", &token, "logs", "--follow", "1/1", "--json"]).await;
+    assert!(output.lines().count() > 1 && output.contains("now v1"), "{output}");
+    shop.says(4, &["--token", &token, "logs", "99"]).await;
+}

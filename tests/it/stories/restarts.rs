@@ -1,0 +1,180 @@
+//! Server and agent stop, are killed, and come back in the middle of a deploy.
+//!
+//! The hook writes line after line, numbered, to its output and to a file, and ends when it is told to. Each story
+//! makes sure that it went on while the other side was away.
+
+use std::fs;
+
+use super::*;
+
+const STEADY: &str = r#"
+import os, sys, time
+with open("FOLDER/starts", "a") as starts:
+    starts.write("started\n")
+kept = open("FOLDER/kept", "ab")
+number = 0
+def say():
+    global number
+    number += 1
+    data = ("%06d \x1b[32m\U0001f600\x1b[0m\n" % number).encode()
+    kept.write(data)
+    kept.flush()
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
+while not os.path.exists("FOLDER/go"):
+    say()
+    time.sleep(0.002)
+for _ in range(500):
+    say()
+"#;
+
+/// Lines that the hook writes before, and again during, an absence.
+const LINES: usize = 100;
+
+struct Story {
+    shop: Shop,
+    sub_task: SubTask,
+}
+
+impl Story {
+    /// Begins a deploy and waits until its hook's output is seen.
+    async fn begin() -> Self {
+        let shop = Shop::with_versions(&["web-1"]).await;
+        shop.hook("pre_exec", "python", &STEADY.replace("FOLDER", &shop.folder().display().to_string())).await;
+        let sub_task = shop.deploy("v1").await;
+        let mut viewer = Viewer::open(&sub_task.channel, shop.api().token()).await;
+        viewer.until(&format!("{LINES:06} ")).await;
+        Self { shop, sub_task }
+    }
+
+    fn kept(&self) -> String {
+        fs::read_to_string(self.shop.folder().join("kept")).expect("what the hook wrote")
+    }
+
+    /// Waits until the hook has written more.
+    async fn goes_on(&self) {
+        let before = self.kept().lines().count();
+        wait_until("the hook to go on", async || self.kept().lines().count() >= before + LINES).await;
+    }
+
+    fn let_it_end(&self) {
+        fs::write(self.shop.folder().join("go"), "").expect("a file");
+    }
+
+    /// Waits until the hook has written its last line.
+    async fn hook_is_done(&self) {
+        self.let_it_end();
+        let mut before = 0;
+        wait_until("the release to be there", async || {
+            before = self.kept().len();
+            self.shop.current("web-1", "index.html").is_some()
+        })
+        .await;
+    }
+
+    /// Everything went well, once, and the output is what the hook wrote.
+    async fn ends_well(self) {
+        let detail = self.shop.end_of(&self.sub_task).await;
+        assert_eq!(detail["status"], "finished", "{detail:#}");
+        assert_eq!(on_host(&detail, "web-1")["attempt"], 1);
+        let starts = fs::read_to_string(self.shop.folder().join("starts")).expect("the hook's starts");
+        assert_eq!(starts, "started\n", "the hook started once");
+        let output = self.shop.output(&self.sub_task, "?format=json").await;
+        assert_eq!(output.closing, Closing { code: 1000, reason: "finished".to_owned() });
+        let seen = stdout_of(&output.records(), "web-1");
+        assert!(seen == self.kept(), "{} bytes seen, {} written", seen.len(), self.kept().len());
+        assert_eq!(self.shop.current("web-1", "index.html").as_deref(), Some("one\n"));
+        assert_eq!(self.shop.instance("web-1").await, ("running".to_owned(), Some("v1".to_owned())));
+    }
+}
+
+#[tokio::test]
+async fn the_server_stops_and_starts() {
+    let mut story = Story::begin().await;
+    let mut viewer = Viewer::open(&story.sub_task.channel, story.shop.api().token()).await;
+    story.shop.processes.stop_server().await;
+    let (seen, closing) = viewer.rest().await;
+    assert_eq!(closing.code, 1012, "viewers are told that the server restarts: {closing:?}");
+    story.goes_on().await;
+    story.shop.processes.start_server().await;
+    story.shop.processes.wait_for_connection("web-1", true).await;
+    story.goes_on().await;
+    story.let_it_end();
+    // The viewer comes back where it was.
+    let rest = story.shop.output(&story.sub_task, &format!("?from={}", seen.len())).await;
+    let whole = story.shop.output(&story.sub_task, "").await;
+    assert!(seen + &rest.text == whole.text, "nothing is missing or doubled for who comes back");
+    story.ends_well().await;
+}
+
+#[tokio::test]
+async fn the_server_is_killed() {
+    let mut story = Story::begin().await;
+    story.shop.processes.kill_server().await;
+    story.goes_on().await;
+    story.shop.processes.start_server().await;
+    story.goes_on().await;
+    story.let_it_end();
+    story.ends_well().await;
+}
+
+#[tokio::test]
+async fn the_hook_ends_while_the_server_is_away() {
+    let mut story = Story::begin().await;
+    story.shop.processes.kill_server().await;
+    story.hook_is_done().await;
+    story.shop.processes.start_server().await;
+    story.ends_well().await;
+}
+
+#[tokio::test]
+async fn the_agent_stops_and_starts() {
+    let mut story = Story::begin().await;
+    story.shop.processes.stop_agent("web-1").await;
+    story.goes_on().await;
+    story.shop.processes.start_agent("web-1").await;
+    story.goes_on().await;
+    story.let_it_end();
+    story.ends_well().await;
+}
+
+#[tokio::test]
+async fn the_agent_is_killed() {
+    let mut story = Story::begin().await;
+    story.shop.processes.kill_agent("web-1").await;
+    story.goes_on().await;
+    story.shop.processes.start_agent("web-1").await;
+    story.goes_on().await;
+    story.let_it_end();
+    story.ends_well().await;
+}
+
+#[tokio::test]
+async fn the_hook_ends_while_the_agent_is_away() {
+    let mut story = Story::begin().await;
+    story.shop.processes.kill_agent("web-1").await;
+    story.hook_is_done().await;
+    story.shop.processes.start_agent("web-1").await;
+    story.ends_well().await;
+}
+
+#[tokio::test]
+async fn a_task_waits_for_an_agent_that_is_not_connected() {
+    let mut shop = Shop::with_versions(&["web-1", "web-2"]).await;
+    shop.processes.stop_agent("web-2").await;
+    shop.processes.wait_for_connection("web-2", false).await;
+    let sub_task = shop.deploy("v1").await;
+    let mut viewer = Viewer::open(&sub_task.channel, shop.api().token()).await;
+    viewer.until("web-2: waiting for the agent of this host to connect").await;
+    let mut detail = Value::Null;
+    wait_until("the other host", async || {
+        detail = shop.api().get(&sub_task.path).await.expect(200);
+        on_host(&detail, "web-1")["status"] == "succeeded"
+    })
+    .await;
+    assert_eq!((&detail["status"], &on_host(&detail, "web-2")["status"]), (&json!("running"), &json!("queued")));
+    shop.processes.start_agent("web-2").await;
+    let detail = shop.end_of(&sub_task).await;
+    assert_eq!(detail["status"], "finished", "{detail:#}");
+    assert_eq!(shop.current("web-2", "index.html").as_deref(), Some("one\n"));
+}

@@ -1,0 +1,105 @@
+//! A client of the API over a real socket.
+
+use std::time::Duration;
+
+use serde_json::Value;
+use ureq::http::{Method, Request};
+
+/// Longest call.
+const CALL: Duration = Duration::from_secs(30);
+/// Largest answer that is read.
+const ANSWER_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
+/// What a call was answered.
+#[derive(Debug)]
+pub struct ApiAnswer {
+    /// HTTP status.
+    pub status: u16,
+    /// Body, null when it is no JSON.
+    pub body: Value,
+    request: String,
+}
+
+impl ApiAnswer {
+    /// The body, after checking the status.
+    #[track_caller]
+    #[expect(clippy::must_use_candidate, reason = "checking the status is enough for many calls")]
+    pub fn expect(self, status: u16) -> Value {
+        assert_eq!(self.status, status, "{}: {}", self.request, self.body);
+        self.body
+    }
+}
+
+/// Somebody who calls the API; cheap to clone. Paths count from its base.
+#[derive(Clone)]
+pub struct Api {
+    agent: ureq::Agent,
+    base: String,
+    token: String,
+}
+
+impl Api {
+    /// Calls the server at `url` with this token.
+    #[must_use]
+    pub fn new(url: &str, token: &str) -> Self {
+        let config = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .timeout_global(Some(CALL))
+            // A server that was stopped and started does not know the old connections.
+            .max_idle_connections(0)
+            .proxy(None)
+            .build();
+        Self { agent: config.new_agent(), base: format!("{url}/api/v1"), token: token.to_owned() }
+    }
+
+    /// The token.
+    #[must_use]
+    pub fn token(&self) -> &str {
+        &self.token
+    }
+
+    /// Sends GET.
+    pub async fn get(&self, path: &str) -> ApiAnswer {
+        self.send(Method::GET, path, Value::Null).await
+    }
+
+    /// Sends POST; null sends no body.
+    pub async fn post(&self, path: &str, body: Value) -> ApiAnswer {
+        self.send(Method::POST, path, body).await
+    }
+
+    /// Sends PATCH.
+    pub async fn patch(&self, path: &str, body: Value) -> ApiAnswer {
+        self.send(Method::PATCH, path, body).await
+    }
+
+    /// The body that GET gives, if the server answers and says 200.
+    pub async fn try_get(&self, path: &str) -> Option<Value> {
+        let answer = self.try_send(Method::GET, path, Value::Null).await.ok()?;
+        (answer.status == 200).then_some(answer.body)
+    }
+
+    async fn send(&self, method: Method, path: &str, body: Value) -> ApiAnswer {
+        let what = format!("{method} {path}");
+        self.try_send(method, path, body).await.unwrap_or_else(|error| panic!("{what}: {error}"))
+    }
+
+    async fn try_send(&self, method: Method, path: &str, body: Value) -> Result<ApiAnswer, ureq::Error> {
+        let request = format!("{method} {path} {body}");
+        let content = if body.is_null() { String::new() } else { body.to_string() };
+        let built = Request::builder()
+            .method(method.clone())
+            .uri(format!("{}{path}", self.base))
+            .header("authorization", format!("Token {}", self.token))
+            .header("content-type", "application/json");
+        let agent = self.agent.clone();
+        let calling = tokio::task::spawn_blocking(move || {
+            let mut response =
+                if method == Method::GET { agent.run(built.body(())?)? } else { agent.run(built.body(content)?)? };
+            let text = response.body_mut().with_config().limit(ANSWER_BYTES_MAX).read_to_string()?;
+            let body = serde_json::from_str(&text).unwrap_or(Value::Null);
+            Ok(ApiAnswer { status: response.status().as_u16(), body, request })
+        });
+        calling.await.expect("the call does not panic")
+    }
+}

@@ -1,0 +1,70 @@
+//! Finding and ending what a story left running.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// Rounds of looking for processes: one that forks while it is looked for is found in the next.
+const ROUNDS_MAX: u32 = 200;
+
+/// Ends everybody who has `folder` in command line or environment, with all descendants.
+pub(super) fn end_all(folder: &Path) {
+    for _ in 0..ROUNDS_MAX {
+        let found = find(folder.as_os_str().as_bytes());
+        if found.is_empty() {
+            return;
+        }
+        for id in found {
+            // It may have ended by itself.
+            let _ = kill(Pid::from_raw(id), Signal::SIGKILL);
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Whether a process lives; one that only waits to be asked how it ended does not.
+#[must_use]
+pub fn is_alive(id: i32) -> bool {
+    parent(id).is_some()
+}
+
+fn find(needle: &[u8]) -> BTreeSet<i32> {
+    let own = i32::try_from(std::process::id()).unwrap_or(0);
+    let mut children: BTreeMap<i32, Vec<i32>> = BTreeMap::new();
+    let mut found = Vec::new();
+    for item in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Ok(id) = item.file_name().to_string_lossy().parse::<i32>() else { continue };
+        let Some(parent) = parent(id).filter(|_| id != own) else { continue };
+        children.entry(parent).or_default().push(id);
+        let holds = |file: &str| fs::read(item.path().join(file)).is_ok_and(|text| contains(&text, needle));
+        if holds("cmdline") || holds("environ") {
+            found.push(id);
+        }
+    }
+    let mut all = BTreeSet::new();
+    while let Some(id) = found.pop() {
+        if all.insert(id) {
+            found.extend(children.get(&id).into_iter().flatten());
+        }
+    }
+    all
+}
+
+/// Parent of a living process.
+fn parent(id: i32) -> Option<i32> {
+    let text = fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
+    // The name stands in parentheses and may hold anything.
+    let mut fields = text.rsplit_once(')')?.1.split_whitespace();
+    let state = fields.next()?;
+    let parent = fields.next()?.parse().ok()?;
+    (!matches!(state, "Z" | "X")).then_some(parent)
+}
+
+fn contains(text: &[u8], needle: &[u8]) -> bool {
+    text.windows(needle.len()).any(|window| window == needle)
+}
