@@ -153,7 +153,27 @@ pub struct Call<P> {
     rights: BTreeSet<String>,
     idempotency: Option<Idempotency>,
     client: Client,
+    permit: Permit,
     permission: PhantomData<P>,
+}
+
+/// What a call was let in with, for answers that last: a websocket asks again from time to time.
+#[derive(Clone)]
+pub struct Permit {
+    kernel: Kernel,
+    credential: Option<Credential>,
+    path: HashMap<String, String>,
+    need: Need,
+}
+
+impl Permit {
+    /// Whether the same call would be let in now. A database that does not answer changes nothing.
+    pub async fn still_holds(&self) -> bool {
+        match admit(&self.kernel, self.credential.as_ref(), &self.path, self.need).await {
+            Ok(_) | Err(Error::Unavailable(_) | Error::Internal(_)) => true,
+            Err(_) => false,
+        }
+    }
 }
 
 /// What is known of the other end.
@@ -194,6 +214,11 @@ impl<P: Permission> Call<P> {
     /// Organisation of the caller.
     pub fn organisation_id(&self) -> i64 {
         self.caller.as_ref().map_or(DEFAULT_ORGANISATION, |caller| caller.organisation_id)
+    }
+
+    /// What this call was let in with.
+    pub fn permit(&self) -> Permit {
+        self.permit.clone()
     }
 
     /// The other end.
@@ -298,7 +323,8 @@ impl<P: Permission> FromRequestParts<Kernel> for Call<P> {
         let client = parts.extensions.get::<Client>().cloned().unwrap_or_default();
         let client = Client { host: header_text(&parts.headers, &header::HOST), ..client };
         // The permission's work is in a function that is compiled once.
-        let found = admit(kernel, &parts.method, &parts.headers, &path, P::NEED).await?;
+        let credential = credential(&parts.method, &parts.headers);
+        let found = admit(kernel, credential.as_ref(), &path, P::NEED).await?;
         let idempotency = match (&found.caller, request) {
             (Some(caller), Some(request)) => replay(kernel, caller, request).await?,
             _ => None,
@@ -309,6 +335,7 @@ impl<P: Permission> FromRequestParts<Kernel> for Call<P> {
             rights: found.rights,
             idempotency,
             client,
+            permit: Permit { kernel: kernel.clone(), credential, path, need: P::NEED },
             permission: PhantomData,
         })
     }
@@ -321,17 +348,15 @@ struct Admitted {
 
 async fn admit(
     kernel: &Kernel,
-    method: &Method,
-    headers: &HeaderMap,
+    credential: Option<&Credential>,
     path: &HashMap<String, String>,
     need: Need,
 ) -> Result<Admitted> {
-    let credential = credential(method, headers);
     if need == Need::Public && credential.is_none() {
         return Ok(Admitted { caller: None, rights: BTreeSet::new() });
     }
     let mut read = kernel.db().read().await?;
-    let caller = match &credential {
+    let caller = match credential {
         Some(credential) => kernel.authority().authenticate(&mut read, credential, kernel.clock().now()).await,
         None => Err(Error::Unauthenticated("send a token or sign in".to_owned())),
     };

@@ -16,6 +16,7 @@ use axum::{Json, Router};
 use drover_shared::Digest;
 use tower::Layer as _;
 use tower::util::{MapRequest, MapRequestLayer};
+use tracing::Instrument as _;
 use uuid::Uuid;
 
 use crate::Error;
@@ -126,7 +127,8 @@ async fn observe(State(kernel): State<Kernel>, mut request: Request, next: Next)
     let method = request.method().clone();
     let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
     let started = Instant::now();
-    let mut response = with_request_id(id.clone(), next.run(request)).await;
+    let span = tracing::info_span!("request", id, %method, route);
+    let mut response = with_request_id(id.clone(), next.run(request)).instrument(span).await;
     let seconds = started.elapsed().as_secs_f64();
     let status = response.status().as_u16();
     kernel.metrics().request(method.as_str(), &route, status, seconds);

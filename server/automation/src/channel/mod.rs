@@ -7,9 +7,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
 use axum::response::Response;
-use drover_kernel::call::{Call, Permission};
+use drover_kernel::call::{Call, Permission, Permit};
 use drover_kernel::fields::{Name, Number};
 use drover_kernel::{Error, Kernel, Path, Query, Result, Routes, permission};
 use schemars::JsonSchema;
@@ -23,6 +24,8 @@ use crate::tasks::store as task_store;
 
 /// Interval of pings to a viewer that sees nothing new: proxies close what is silent.
 const PING: Duration = Duration::from_secs(20);
+/// Interval at which a viewer's right to see the task is asked for again.
+const RECHECK: Duration = Duration::from_secs(30);
 /// Time for a viewer to take one frame. A slow one is waited for; one that takes nothing at all is gone.
 const TAKE: Duration = Duration::from_secs(300);
 /// What a viewer may send: nothing but control frames.
@@ -60,7 +63,7 @@ async fn follow(
     call: Call<Follow>,
     channel: Path<String>,
     wish: Query<Wish>,
-    upgrade: WebSocketUpgrade,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response> {
     let wish = wish.0;
     let from = u64::try_from(wish.from.map_or(0, |from| from.0))
@@ -70,11 +73,13 @@ async fn follow(
         "json" => true,
         _ => return Err(Error::invalid("format", "must be text or json")),
     };
+    let upgrade =
+        upgrade.map_err(|error| Error::invalid("Upgrade", format!("this address is a websocket: {error}")))?;
     let mut read = call.read().await?;
     let task = task_store::find_by_channel(&mut read, call.organisation_id(), &channel.0).await?;
     let names = if json { names(&task_store::executions(&mut read, task.id).await?) } else { HashMap::new() };
     drop(read);
-    let kernel = call.kernel().clone();
+    let (kernel, permit) = (call.kernel().clone(), call.permit());
     let viewers = kernel.part::<Viewers>();
     let place = viewers.enter().ok_or_else(|| Error::Unavailable("too many viewers at a time".to_owned()))?;
     if task.outcome.is_some() {
@@ -88,7 +93,7 @@ async fn follow(
         move |socket| async move {
             let owner = kernel.clone();
             // The upgrade's own task is large; the viewer's is small, and the server waits for it when it stops.
-            let _ = kernel.spawn(show(owner, socket, reader)).await;
+            let _ = kernel.spawn(show(owner, permit, socket, reader)).await;
             drop(place);
         },
     ))
@@ -110,8 +115,10 @@ fn names(executions: &[task_store::Execution]) -> HashMap<u32, Map<String, Value
     names
 }
 
-async fn show(kernel: Kernel, mut socket: WebSocket, mut reader: LogReader) {
+async fn show(kernel: Kernel, permit: Permit, mut socket: WebSocket, mut reader: LogReader) {
     let stop = kernel.stopping();
+    let mut recheck = tokio::time::interval(RECHECK);
+    recheck.reset();
     let end = loop {
         let frame = tokio::select! {
             frame = reader.next_frame() => frame,
@@ -124,6 +131,12 @@ async fn show(kernel: Kernel, mut socket: WebSocket, mut reader: LogReader) {
                     return;
                 }
                 continue;
+            }
+            _ = recheck.tick() => {
+                if permit.still_holds().await {
+                    continue;
+                }
+                break CloseFrame { code: close_code::POLICY, reason: "the right to see this was withdrawn".into() };
             }
             () = stop.cancelled() => break CloseFrame { code: close_code::RESTART, reason: "the server stops".into() },
         };

@@ -24,8 +24,8 @@ pub struct Session {
     pub organisation_id: i64,
     /// Fencing number.
     pub epoch: i64,
-    /// Held by whoever sends executions, so that there is one at a time.
-    pub(crate) sending: tokio::sync::Mutex<()>,
+    /// Held by whoever sends executions, so that there is one at a time, and until the agent has been welcomed.
+    pub(crate) sending: Arc<tokio::sync::Mutex<()>>,
     /// Set when the session is over, or when a newer one has taken its place.
     pub(crate) closed: CancellationToken,
     control: mpsc::Sender<ToAgent>,
@@ -45,7 +45,7 @@ impl Session {
             agent_id: agent.id.clone(),
             organisation_id: agent.organisation_id,
             epoch,
-            sending: tokio::sync::Mutex::default(),
+            sending: Arc::default(),
             closed: CancellationToken::new(),
             control,
             cancelled: Mutex::default(),

@@ -21,7 +21,7 @@ use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt as _, StreamExt as _};
 use ring::signature::{ED25519, UnparsedPublicKey};
 use tokio::net::TcpStream;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OwnedMutexGuard, mpsc, watch};
 use tokio_rustls::server::TlsStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
@@ -62,7 +62,7 @@ impl<E: std::fmt::Display> From<E> for Ended {
 /// Runs a session to its end.
 pub(super) async fn run(kernel: Kernel, mut socket: Socket) {
     let opened = tokio::time::timeout(OPENING, open(&kernel, &mut socket)).await;
-    let (session, hello, control) = match opened {
+    let (session, hello, control, turn) = match opened {
         Ok(Ok(Some(opened))) => opened,
         Ok(Ok(None)) => return,
         Ok(Err(Ended(reason))) => return tracing::info!(reason, "an agent's session did not open"),
@@ -82,7 +82,7 @@ pub(super) async fn run(kernel: Kernel, mut socket: Socket) {
         durable,
         data,
     };
-    let outcome = match reader.welcome(&hello).await {
+    let outcome = match reader.welcome(&hello, turn).await {
         Ok(()) => reader.read(stream).await,
         Err(ended) => Err(ended),
     };
@@ -120,7 +120,8 @@ async fn hear(socket: &mut Socket) -> Result<ToServer, Ended> {
     }
 }
 
-type Opened = (Arc<Session>, Box<Hello>, mpsc::Receiver<ToAgent>);
+/// The last part keeps orders back until the agent has been welcomed.
+type Opened = (Arc<Session>, Box<Hello>, mpsc::Receiver<ToAgent>, OwnedMutexGuard<()>);
 
 /// Challenge, enrolment if the agent is new, hello. None when the agent was refused.
 async fn open(kernel: &Kernel, socket: &mut Socket) -> Result<Option<Opened>, Ended> {
@@ -159,10 +160,11 @@ async fn open(kernel: &Kernel, socket: &mut Socket) -> Result<Option<Opened>, En
     tx.finish(Audit::none("an agent connects")).await?;
     let (sender, control) = mpsc::channel(CONTROL_QUEUE);
     let session = Arc::new(Session::new(&agent, host_name, epoch, sender));
+    let turn = session.sending.clone().lock_owned().await;
     if !kernel.part::<Engine>().hub.register(&session) {
         return refuse(socket, "a newer session of this agent is open".to_owned(), true).await;
     }
-    Ok(Some((session, hello, control)))
+    Ok(Some((session, hello, control, turn)))
 }
 
 async fn refuse(socket: &mut Socket, reason: String, retry: bool) -> Result<Option<Opened>, Ended> {
@@ -270,7 +272,7 @@ struct Reader {
 
 impl Reader {
     /// Says what is wanted of the agent's holdings, and sends again what it never got.
-    async fn welcome(&mut self, hello: &Hello) -> Result<(), Ended> {
+    async fn welcome(&mut self, hello: &Hello, turn: OwnedMutexGuard<()>) -> Result<(), Ended> {
         let mut answers = Vec::with_capacity(hello.holdings.len());
         for holding in &hello.holdings {
             let known =
@@ -299,6 +301,7 @@ impl Reader {
             })
             .await;
         self.account_for_missing(hello).await?;
+        drop(turn);
         engine::dispatch_host(&self.kernel, &self.session).await?;
         Ok(())
     }
