@@ -4,6 +4,7 @@
 //! the same list makes the router, the API description, `golden/routes.txt` and the access test.
 
 use axum::extract::ws::WebSocketUpgrade;
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::handler::Handler;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
 use axum::response::{IntoResponse, Response};
@@ -82,7 +83,8 @@ pub trait Argument {
     fn describe(operation: &mut OperationDoc, schemas: &mut SchemaGenerator);
 }
 
-impl Argument for WebSocketUpgrade {
+/// Whoever does not ask for a websocket is told so by the handler, after the right to it was checked.
+impl Argument for std::result::Result<WebSocketUpgrade, WebSocketUpgradeRejection> {
     fn describe(operation: &mut OperationDoc, _: &mut SchemaGenerator) {
         operation.websocket = true;
     }

@@ -43,6 +43,9 @@ const SWEEP: Duration = Duration::from_secs(1);
 /// How long after its deadline a task waits for an agent that is not connected.
 const ABSENT_GRACE: Duration = Duration::from_secs(60);
 
+/// How long after a task's deadline its last hook waits for an agent that is not connected.
+const LAST_HOOK_GRACE: Duration = Duration::from_secs(180);
+
 /// Time for the hook that runs once after the instances, however late they were.
 const GLOBAL_POST_MS_MIN: i64 = 30_000;
 
@@ -95,9 +98,7 @@ pub fn jobs() -> Jobs {
 pub(crate) fn wake(kernel: &Kernel, task_id: i64) {
     let owner = kernel.clone();
     kernel.spawn(async move {
-        if let Err(error) = advance(&owner, task_id).await {
-            tracing::warn!(task_id, %error, "a task could not be moved on; the sweep tries again");
-        }
+        report(task_id, advance(&owner, task_id).await);
     });
 }
 
@@ -124,20 +125,31 @@ pub async fn sweep(kernel: Kernel) {
     }
 }
 
-async fn sweep_once(kernel: &Kernel, full: bool) -> Result<()> {
+/// One round of the sweep: tasks whose time has run out, and with `full` every task that is not over.
+///
+/// # Errors
+/// When the database is not available; the next round does what this one left.
+pub async fn sweep_once(kernel: &Kernel, full: bool) -> Result<()> {
     let work = kernel.work();
     let now = kernel.clock().now();
     let overdue = task_store::overdue(&mut work.read().await?, now).await?;
     for task_id in overdue {
-        expire(kernel, task_id).await?;
+        report(task_id, expire(kernel, task_id).await);
     }
     if full {
         let tasks = task_store::at_work(&mut work.read().await?).await?;
         for task_id in tasks {
-            advance(kernel, task_id).await?;
+            report(task_id, advance(kernel, task_id).await);
         }
     }
     Ok(())
+}
+
+/// One task that cannot be moved must not keep the others waiting.
+fn report(task_id: i64, outcome: Result<()>) {
+    if let Err(error) = outcome {
+        tracing::warn!(task_id, %error, "a task could not be moved on; the sweep tries again");
+    }
 }
 
 /// Does what is due for a task.
@@ -309,12 +321,15 @@ async fn expire(kernel: &Kernel, task_id: i64) -> Result<()> {
         let reason = format!("the time of {} s ran out while the source was being fetched", task.timeout_s);
         return prepare::fail(kernel, &task, &reason).await;
     }
-    // The last hook has a time of its own, counted by its agent.
     let executions = task_store::executions(&mut read, task_id).await?;
     drop(read);
-    let late = kernel.clock().now() >= task.deadline_at.after(ABSENT_GRACE);
+    let now = kernel.clock().now();
+    let late = now >= task.deadline_at.after(ABSENT_GRACE);
+    // The last hook has a time of its own, counted by its agent; here only an agent that never comes is given up.
+    let last = task.phase == Phase::GlobalPost && now >= task.deadline_at.after(LAST_HOOK_GRACE);
+    let due = |role: Role| if role == Role::GlobalPost { last } else { true };
     let mut moved = false;
-    for execution in executions.into_iter().filter(|one| !one.state.is_over() && one.role != Role::GlobalPost) {
+    for execution in executions.into_iter().filter(|one| !one.state.is_over() && due(one.role)) {
         let session = engine.hub.find(execution.host_id);
         let known = Known {
             id: execution.id,
@@ -329,9 +344,13 @@ async fn expire(kernel: &Kernel, task_id: i64) -> Result<()> {
             entry: String::new(),
         };
         let (event, reason) = match (execution.state, session) {
-            (State::Queued, _) => (Event::TimedOut, "the time ran out before this was started"),
+            (State::Queued, session) if session.is_none() || execution.role != Role::GlobalPost => {
+                (Event::TimedOut, "the time ran out before this was started")
+            }
             (_, Some(session)) => {
-                session.cancel_late(&known, late).await;
+                if execution.role != Role::GlobalPost {
+                    session.cancel_late(&known, late).await;
+                }
                 continue;
             }
             (_, None) if late => {

@@ -421,8 +421,9 @@ async fn prepare(call: &Call<Run>, deploy_task_id: i64, wanted: &Wanted) -> Resu
         }),
         _ => None,
     };
-    if source.is_some() && settings.deploy_path.is_none() && application.directory.is_empty() {
-        return Err(Error::conflict("the application has a repository but no deploy_path to put its files in"));
+    let moves_files = source.is_some() || wanted.action == Action::Revert;
+    if moves_files && settings.deploy_path.is_none() && application.directory.is_empty() {
+        return Err(Error::conflict("the deploy settings have no deploy_path: there is no place for the files"));
     }
     let creator = call.caller()?.username.clone();
     let input = plan::Input {
