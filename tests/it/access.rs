@@ -54,7 +54,15 @@ fn path(route: &Route, objects: &Objects) -> String {
     let filled: Vec<&str> = route
         .path
         .split('/')
-        .map(|part| if part == "{id}" || part == "{channel}" { id } else if part.starts_with('{') { "78" } else { part })
+        .map(|part| {
+            if part == "{id}" || part == "{channel}" {
+                id
+            } else if part.starts_with('{') {
+                "78"
+            } else {
+                part
+            }
+        })
         .collect();
     filled.join("/").trim_start_matches("/api/v1").to_owned()
 }

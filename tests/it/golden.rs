@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use drover_kernel::routes::openapi;
 use drover_shared::digest::Digest;
 use drover_shared::message::{
-    Abilities, Finished, Hello, Holding, HoldingAnswer, ProcessVerdict, Release, StepEvent, StepOutcome, ToAgent, ToServer,
+    Abilities, Finished, Hello, Holding, HoldingAnswer, ProcessVerdict, Release, StepEvent, StepOutcome, ToAgent,
+    ToServer,
 };
 use drover_shared::order::{Entry, Order, Statement, Step, canonical};
 use drover_shared::words::{Action, ExecutionState, Language, StepState};
@@ -147,8 +148,7 @@ fn golden_wire_to_agent() {
 #[test]
 fn golden_wire_to_server() {
     let id = "0190a5a0-0000-7000-8000-000000000001".to_owned();
-    let enrol =
-        ToServer::Enrol { secret: "s".to_owned(), name: "web-1".to_owned(), public_key: "key".to_owned() };
+    let enrol = ToServer::Enrol { secret: "s".to_owned(), name: "web-1".to_owned(), public_key: "key".to_owned() };
     wire("enrol", &enrol);
     let abilities = Abilities {
         user: "root".to_owned(),
@@ -177,7 +177,10 @@ fn golden_wire_to_server() {
     wire("fetch_done", &ToServer::FetchDone { channel: 2 });
     wire("heartbeat", &ToServer::Heartbeat { time_ms: 5 });
     wire("finished", &ToServer::Finished(Box::new(finished(id, digest))));
-    wire("step_event", &StepEvent { step: "pre_exec".to_owned(), state: StepState::Failed, exit_code: Some(3), error: None });
+    wire(
+        "step_event",
+        &StepEvent { step: "pre_exec".to_owned(), state: StepState::Failed, exit_code: Some(3), error: None },
+    );
 }
 
 fn finished(execution_id: String, digest: Digest) -> Finished {

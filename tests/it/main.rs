@@ -1,6 +1,7 @@
 //! Tests across areas.
 
 mod access;
+mod deploys;
 mod edge;
 mod golden;
 mod identity;

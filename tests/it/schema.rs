@@ -28,9 +28,8 @@ pub(crate) async fn postgres() -> String {
         "SELECT conrelid::regclass::text || ' ' || pg_get_constraintdef(oid) FROM pg_constraint \
          WHERE connamespace = 'public'::regnamespace AND contype <> 'n' AND conrelid::regclass::text NOT LIKE '\\_sqlx%'",
     );
-    let indexes = Sql::literal(
-        "SELECT indexdef FROM pg_indexes WHERE schemaname = 'public' AND tablename NOT LIKE '\\_sqlx%'",
-    );
+    let indexes =
+        Sql::literal("SELECT indexdef FROM pg_indexes WHERE schemaname = 'public' AND tablename NOT LIKE '\\_sqlx%'");
     let mut text = String::new();
     for (sql, has_order) in [(columns, true), (constraints, false), (indexes, false)] {
         let mut lines: Vec<String> = read.values(sql, vec![]).await.expect("the schema");

@@ -13,6 +13,9 @@ use tower::ServiceExt as _;
 /// Largest answer that is read.
 const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
 
+/// Characters of a request's body that a failed check shows.
+const SHOWN_CHARACTERS_MAX: usize = 2000;
+
 /// What a request was answered.
 #[derive(Debug, Clone)]
 pub struct Answer {
@@ -72,6 +75,11 @@ impl Client {
         Self { service, headers: HeaderMap::new(), address: None }
     }
 
+    /// The text of a header that is sent with each request, empty when there is none.
+    pub(crate) fn header(&self, name: &str) -> String {
+        self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned()
+    }
+
     /// The same client, at this address.
     ///
     /// # Panics
@@ -125,15 +133,20 @@ impl Client {
     }
 
     /// Sends any request; null sends no body.
+    pub async fn send(&self, method: Method, path: &str, body: Value) -> Answer {
+        let text = if body.is_null() { String::new() } else { body.to_string() };
+        self.send_text(method, path, text).await
+    }
+
+    /// Sends a body as it stands, JSON or not.
     ///
     /// # Panics
     /// When the path is none, or the answer too large.
-    pub async fn send(&self, method: Method, path: &str, body: Value) -> Answer {
+    pub async fn send_text(&self, method: Method, path: &str, body: String) -> Answer {
         // A path from the very root begins with two slashes.
         let uri = path.strip_prefix("//").map_or_else(|| format!("{BASE}{path}"), |rest| format!("/{rest}"));
-        let text = format!("{method} {uri} {body}");
-        let content = if body.is_null() { Body::empty() } else { Body::from(body.to_string()) };
-        let mut request = Request::builder().method(method).uri(uri).body(content).expect("a request");
+        let text = format!("{method} {uri} {}", body.chars().take(SHOWN_CHARACTERS_MAX).collect::<String>());
+        let mut request = Request::builder().method(method).uri(uri).body(Body::from(body)).expect("a request");
         *request.headers_mut() = self.headers.clone();
         request.headers_mut().insert("content-type", HeaderValue::from_static("application/json"));
         if let Some(address) = self.address {

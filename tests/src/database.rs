@@ -30,7 +30,7 @@ const CONNECTIONS: u32 = 5;
 
 /// What goes away with the test.
 pub(crate) enum Database {
-    Sqlite { _folder: TempDir },
+    Sqlite { folder: TempDir },
     Postgres { name: String, admin_url: String },
 }
 
@@ -40,10 +40,10 @@ impl Database {
         match engine {
             Engine::Sqlite => {
                 let folder = TempDir::new().expect("a temporary folder");
-                let options = DbOptions::sqlite(&folder.path().join("drover.sqlite"));
+                let options = sqlite_options(&folder);
                 let db = Db::connect(&options).await.expect("SQLite opens");
                 db.migrate(clock).await.expect("migrations run on SQLite");
-                (Self::Sqlite { _folder: folder }, db)
+                (Self::Sqlite { folder }, db)
             }
             Engine::Postgres => Self::open_postgres(clock).await,
         }
@@ -55,6 +55,15 @@ impl Database {
             Self::Sqlite { .. } => None,
             Self::Postgres { name, admin_url } => Some(url_of(admin_url, name)),
         }
+    }
+
+    /// Connects to the same database once more.
+    pub(crate) async fn reopen(&self) -> Db {
+        let options = match self {
+            Self::Sqlite { folder } => sqlite_options(folder),
+            Self::Postgres { name, admin_url } => DbOptions { url: url_of(admin_url, name), connections: CONNECTIONS },
+        };
+        Db::connect(&options).await.expect("the test's database opens again")
     }
 
     async fn open_postgres(clock: &Clock) -> (Self, Db) {
@@ -89,6 +98,10 @@ impl Drop for Database {
         });
         let _ = dropping.join();
     }
+}
+
+fn sqlite_options(folder: &TempDir) -> DbOptions {
+    DbOptions::sqlite(&folder.path().join("drover.sqlite"))
 }
 
 async fn execute(connection: &mut PgConnection, text: String) {

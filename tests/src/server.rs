@@ -28,10 +28,11 @@ pub struct TestServer {
     routes: Routes,
     service: Service,
     clock: Clock,
+    settings: Settings,
     admin: Client,
     // Dropped last: the database goes away when nobody uses it any more.
-    _database: Database,
-    _data_directory: tempfile::TempDir,
+    database: Database,
+    data_directory: tempfile::TempDir,
 }
 
 impl TestServer {
@@ -48,14 +49,32 @@ impl TestServer {
         let clock = Clock::fixed(START);
         let (database, db) = Database::open(engine, &clock).await;
         let data_directory = tempfile::tempdir().expect("a data directory");
-        let (kernel, routes) = kit::assemble(db, clock.clone(), settings, data_directory.path());
+        let (kernel, routes) = kit::assemble(db, clock.clone(), settings.clone(), data_directory.path());
         let service = service(&kernel, &routes, "test", Vec::new());
         let work = kernel.work();
         let password = Some(ADMIN_PASSWORD.to_owned());
         drover_identity::ensure_administrator(&work, password).await.expect("the first administrator");
         let token = drover_identity::create_token(&work, "admin", "tests").await.expect("the administrator's token");
         let admin = Client::anonymous(service.clone()).with_token(&token);
-        Self { engine, kernel, routes, service, clock, admin, _data_directory: data_directory, _database: database }
+        Self { engine, kernel, routes, service, clock, settings, admin, database, data_directory }
+    }
+
+    /// Stops the server and starts it again on the same data. Every client of the old one must be gone by then.
+    ///
+    /// # Panics
+    /// When it does not start.
+    #[must_use]
+    pub async fn restarted(self) -> Self {
+        let Self { engine, kernel, routes, service: old, clock, settings, admin, database, data_directory } = self;
+        let token = admin.header("authorization");
+        kernel.stop(Duration::from_secs(10)).await;
+        // What is open is closed with the last handle on the kernel.
+        drop((kernel, routes, old, admin));
+        let db = database.reopen().await;
+        let (kernel, routes) = kit::assemble(db, clock.clone(), settings.clone(), data_directory.path());
+        let service = service(&kernel, &routes, "test", Vec::new());
+        let admin = Client::anonymous(service.clone()).with_header("authorization", &token);
+        Self { engine, kernel, routes, service, clock, settings, admin, database, data_directory }
     }
 
     /// Which database it runs on.
