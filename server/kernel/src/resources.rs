@@ -70,6 +70,10 @@ impl Resources {
     ) -> Result<Resource> {
         let kind = self.0.get(kind).ok_or_else(|| Error::internal(format!("no kind of object named {kind}")))?;
         let missing = || Error::not_found(kind.noun);
+        // PostgreSQL knows no NUL in a text.
+        if key.contains('\0') {
+            return Err(missing());
+        }
         let key: crate::db::Value =
             if kind.text_key { key.into() } else { key.parse::<i64>().map_err(|_| missing())?.into() };
         let id = read.opt::<(i64,)>(kind.find.clone(), vec![organisation_id.into(), key.clone()]).await?;

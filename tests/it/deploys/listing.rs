@@ -16,7 +16,8 @@ both_engines! {
     async fn filters_choose(server: TestServer) {
         let shop = Shop::new(&server, 0).await;
         let other = id(&shop.admin.post("/applications/", json!({"name": "other"})).await.expect(200));
-        shop.admin.post(&format!("/applications/{other}/deploy-settings/actions/enable/"), Value::Null).await.expect(200);
+        let enable = format!("/applications/{other}/deploy-settings/actions/enable/");
+        shop.admin.post(&enable, Value::Null).await.expect(200);
         let ada = server.user("ada").await;
         grant(&server, ada.id, shop.application, &["deploy_app"]).await;
         let first = shop.task().await;
