@@ -14,6 +14,7 @@ use std::net::SocketAddr;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
 
 use drover_kernel::Clock;
 use nix::sys::signal::{Signal, kill};
@@ -31,6 +32,9 @@ use crate::waiting::wait_until;
 
 /// Folder of the programs; `cargo xtask test` sets it.
 const BIN_DIR: &str = "DROVER_BIN_DIR";
+
+/// Time in which a server that is told to stop has ended, as is promised.
+const STOP_MAX: Duration = Duration::from_secs(10);
 
 /// Bytes of a program's log that a failing test shows.
 const LOG_SHOWN_BYTES: usize = 8 * 1024;
@@ -165,10 +169,12 @@ impl Processes {
     /// Tells the server to stop, as a service manager does, and waits until it has.
     ///
     /// # Panics
-    /// When it does not run, does not end, or fails.
+    /// When it does not run, takes longer than is promised, or fails.
     pub async fn stop_server(&mut self) {
         let child = self.server.take().expect("the server runs");
+        let start = Instant::now();
         let status = end(child, Signal::SIGTERM).await;
+        assert!(start.elapsed() < STOP_MAX, "stopping took {:?}: {}", start.elapsed(), self.tail("server"));
         assert!(status.success(), "the server ended with {status}: {}", self.tail("server"));
     }
 

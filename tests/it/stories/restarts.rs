@@ -38,8 +38,9 @@ struct Story {
 
 impl Story {
     /// Begins a deploy and waits until its hook's output is seen.
-    async fn begin() -> Self {
-        let shop = Shop::with_versions(&["web-1"]).await;
+    async fn begin(engine: Engine) -> Self {
+        let shop = Shop::open(engine, &["web-1"]).await;
+        shop.commit("v1", &[("index.html", "one\n")]);
         shop.hook("pre_exec", "python", &STEADY.replace("FOLDER", &shop.folder().display().to_string())).await;
         let sub_task = shop.deploy("v1").await;
         let mut viewer = Viewer::open(&sub_task.channel, shop.api().token()).await;
@@ -90,10 +91,11 @@ impl Story {
 
 #[tokio::test]
 async fn the_server_stops_and_starts() {
-    let mut story = Story::begin().await;
+    let mut story = Story::begin(Engine::Sqlite).await;
     let mut viewer = Viewer::open(&story.sub_task.channel, story.shop.api().token()).await;
+    let watching = tokio::spawn(async move { viewer.rest().await });
     story.shop.processes.stop_server().await;
-    let (seen, closing) = viewer.rest().await;
+    let (seen, closing) = watching.await.expect("the viewer does not panic");
     assert_eq!(closing.code, 1012, "viewers are told that the server restarts: {closing:?}");
     story.goes_on().await;
     story.shop.processes.start_server().await;
@@ -107,9 +109,22 @@ async fn the_server_stops_and_starts() {
     story.ends_well().await;
 }
 
-#[tokio::test]
-async fn the_server_is_killed() {
-    let mut story = Story::begin().await;
+mod the_server_is_killed {
+    use super::*;
+
+    #[tokio::test]
+    async fn sqlite() {
+        Box::pin(the_server_is_killed(Engine::Sqlite)).await;
+    }
+
+    #[tokio::test]
+    async fn postgres() {
+        Box::pin(the_server_is_killed(Engine::Postgres)).await;
+    }
+}
+
+async fn the_server_is_killed(engine: Engine) {
+    let mut story = Story::begin(engine).await;
     story.shop.processes.kill_server().await;
     story.goes_on().await;
     story.shop.processes.start_server().await;
@@ -120,7 +135,7 @@ async fn the_server_is_killed() {
 
 #[tokio::test]
 async fn the_hook_ends_while_the_server_is_away() {
-    let mut story = Story::begin().await;
+    let mut story = Story::begin(Engine::Sqlite).await;
     story.shop.processes.kill_server().await;
     story.hook_is_done().await;
     story.shop.processes.start_server().await;
@@ -129,7 +144,7 @@ async fn the_hook_ends_while_the_server_is_away() {
 
 #[tokio::test]
 async fn the_agent_stops_and_starts() {
-    let mut story = Story::begin().await;
+    let mut story = Story::begin(Engine::Sqlite).await;
     story.shop.processes.stop_agent("web-1").await;
     story.goes_on().await;
     story.shop.processes.start_agent("web-1").await;
@@ -140,7 +155,7 @@ async fn the_agent_stops_and_starts() {
 
 #[tokio::test]
 async fn the_agent_is_killed() {
-    let mut story = Story::begin().await;
+    let mut story = Story::begin(Engine::Sqlite).await;
     story.shop.processes.kill_agent("web-1").await;
     story.goes_on().await;
     story.shop.processes.start_agent("web-1").await;
@@ -150,8 +165,23 @@ async fn the_agent_is_killed() {
 }
 
 #[tokio::test]
+async fn everything_but_the_supervisor_is_killed() {
+    let mut story = Story::begin(Engine::Sqlite).await;
+    for _ in 0..3 {
+        story.shop.processes.kill_agent("web-1").await;
+        story.shop.processes.kill_server().await;
+        story.goes_on().await;
+        story.shop.processes.start_server().await;
+        story.shop.processes.start_agent("web-1").await;
+        story.goes_on().await;
+    }
+    story.let_it_end();
+    story.ends_well().await;
+}
+
+#[tokio::test]
 async fn the_hook_ends_while_the_agent_is_away() {
-    let mut story = Story::begin().await;
+    let mut story = Story::begin(Engine::Sqlite).await;
     story.shop.processes.kill_agent("web-1").await;
     story.hook_is_done().await;
     story.shop.processes.start_agent("web-1").await;
