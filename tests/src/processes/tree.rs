@@ -4,17 +4,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// Rounds of looking for processes: one that forks while it is looked for is found in the next.
-const ROUNDS_MAX: u32 = 200;
+/// Longest time of looking again and again: a process that forks while it is looked for is found in the next round.
+const LOOKING: Duration = Duration::from_secs(5);
 
 /// Ends everybody who has `folder` in command line or environment, with all descendants.
 pub(super) fn end_all(folder: &Path) {
-    for _ in 0..ROUNDS_MAX {
+    let deadline = Instant::now() + LOOKING;
+    while Instant::now() < deadline {
         let found = find(folder.as_os_str().as_bytes());
         if found.is_empty() {
             return;
@@ -23,7 +24,6 @@ pub(super) fn end_all(folder: &Path) {
             // It may have ended by itself.
             let _ = kill(Pid::from_raw(id), Signal::SIGKILL);
         }
-        std::thread::sleep(Duration::from_millis(10));
     }
 }
 
