@@ -3,6 +3,7 @@
 mod creating;
 mod engine;
 mod following;
+mod large;
 mod reading;
 mod rendering;
 mod reverting;

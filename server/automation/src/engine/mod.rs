@@ -43,6 +43,9 @@ const SWEEP: Duration = Duration::from_secs(1);
 /// How long after its deadline a task waits for an agent that is not connected.
 const ABSENT_GRACE: Duration = Duration::from_secs(60);
 
+/// Hosts without an agent that a task's output names at a time.
+const ABSENT_NAMED_MAX: usize = 100;
+
 /// How long after a task's deadline its last hook waits for an agent that is not connected.
 const LAST_HOOK_GRACE: Duration = Duration::from_secs(180);
 
@@ -246,26 +249,32 @@ async fn close_log(engine: &Engine, task_id: i64, outcome: Outcome) -> Result<()
 async fn dispatch(kernel: &Kernel, task: &Task) -> Result<()> {
     let engine = kernel.part::<Engine>();
     let hosts = execution_store::hosts_waiting(&mut kernel.work().read().await?, task.id).await?;
-    for host_id in hosts {
-        match engine.hub.find(host_id) {
+    let mut absent = Vec::new();
+    for host in hosts {
+        match engine.hub.find(host.host_id) {
             Some(session) => dispatch_host(kernel, &session).await?,
-            None => engine.hub.mention_absence(task.id, host_id, || {
-                let (kernel, task_id) = (kernel.clone(), task.id);
-                kernel.clone().spawn(async move { report_absence(&kernel, task_id, host_id).await });
-            }),
+            None if engine.hub.first_absence(task.id, host.host_id) => absent.push(host.host_name),
+            None => {}
         }
+    }
+    if !absent.is_empty() {
+        let (owner, task_id) = (kernel.clone(), task.id);
+        kernel.spawn(async move { report_absence(&owner, task_id, &absent).await });
     }
     Ok(())
 }
 
 /// Says once in the output what a task waits for.
-async fn report_absence(kernel: &Kernel, task_id: i64, host_id: i64) {
-    let Ok(mut read) = kernel.work().read().await else { return };
-    let Ok(executions) = task_store::executions(&mut read, task_id).await else { return };
-    drop(read);
-    if let Some(execution) = executions.iter().find(|execution| execution.host_id == host_id) {
-        let text = format!("{}: waiting for the agent of this host to connect", execution.host_name);
-        kernel.part::<Engine>().notice(task_id, kernel.clock().now(), &text).await;
+async fn report_absence(kernel: &Kernel, task_id: i64, hosts: &[String]) {
+    let engine = kernel.part::<Engine>();
+    let (named, others) = hosts.split_at(hosts.len().min(ABSENT_NAMED_MAX));
+    for host in named {
+        let text = format!("{host}: waiting for the agent of this host to connect");
+        engine.notice(task_id, kernel.clock().now(), &text).await;
+    }
+    if !others.is_empty() {
+        let text = format!("waiting for the agents of {} more hosts to connect", others.len());
+        engine.notice(task_id, kernel.clock().now(), &text).await;
     }
 }
 

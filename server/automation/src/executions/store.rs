@@ -55,14 +55,22 @@ pub(crate) async fn queued_for_host(read: &mut Read, host_id: i64, limit: i64) -
     Ok(read.all(sql, args![host_id, limit]).await?)
 }
 
+row! {
+    /// A host for which a task has executions that may be sent now.
+    pub struct WaitingHost {
+        pub host_id: i64,
+        pub host_name: String,
+    }
+}
+
 /// Hosts for which a task has executions that may be sent now.
-pub(crate) async fn hosts_waiting(read: &mut Read, task_id: i64) -> Result<Vec<i64>> {
+pub(crate) async fn hosts_waiting(read: &mut Read, task_id: i64) -> Result<Vec<WaitingHost>> {
     let sql = sql!(
-        "SELECT DISTINCT e.host_id FROM executions e JOIN tasks t ON t.id = e.task_id WHERE e.task_id = $1 \
+        "SELECT DISTINCT e.host_id, e.host_name FROM executions e JOIN tasks t ON t.id = e.task_id WHERE e.task_id = $1 \
          AND e.state = 'queued' AND t.plan_digest IS NOT NULL \
          AND t.phase = CASE e.role WHEN 'instance' THEN 'instances' ELSE e.role END"
     );
-    Ok(read.values(sql, args![task_id]).await?)
+    Ok(read.all(sql, args![task_id]).await?)
 }
 
 /// Executions that were sent to a host and are not over: the agent answers for them.

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use crate::executions::store::Known;
 
 /// Absences that are remembered, so that each is mentioned once; beyond that they are mentioned again.
-const ABSENCES_MAX: usize = 10_000;
+const ABSENCES_MAX: usize = 100_000;
 
 /// An open session.
 pub struct Session {
@@ -124,15 +124,12 @@ impl Hub {
         present
     }
 
-    /// Calls `mention` the first time that a task waits for a host.
-    pub(crate) fn mention_absence(&self, task_id: i64, host_id: i64, mention: impl FnOnce()) {
+    /// Whether this is the first time that a task is seen waiting for a host.
+    pub(crate) fn first_absence(&self, task_id: i64, host_id: i64) -> bool {
         let mut absences = lock(&self.absences);
         if absences.len() >= ABSENCES_MAX {
             absences.clear();
         }
-        if absences.insert((task_id, host_id)) {
-            drop(absences);
-            mention();
-        }
+        absences.insert((task_id, host_id))
     }
 }

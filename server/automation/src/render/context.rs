@@ -5,6 +5,7 @@
 #![expect(missing_docs, reason = "docs/templates.md describes every variable, and a test keeps it complete")]
 
 use drover_shared::words::Action;
+use minijinja::value::Value;
 use serde::Serialize;
 
 /// Everything that a script may name.
@@ -20,7 +21,8 @@ pub struct Context {
     pub release_path: Option<String>,
     pub host: Host,
     pub instance: Option<Instance>,
-    pub instances: Vec<Target>,
+    #[serde(skip)]
+    pub instances: Targets,
     pub hook: String,
     pub running_user: String,
     pub keep_backups: i64,
@@ -85,6 +87,23 @@ pub struct Target {
     pub id: i64,
     pub host: String,
     pub version: Option<String>,
+}
+
+/// Every target of a task, in a form that the contexts of all of them share: copies cost nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Targets(pub(super) Value);
+
+impl FromIterator<Target> for Targets {
+    fn from_iter<I: IntoIterator<Item = Target>>(targets: I) -> Self {
+        let members = |target: Target| {
+            Value::from_pairs([
+                ("id", Value::from(target.id)),
+                ("host", Value::from(target.host)),
+                ("version", target.version.map_or(Value::from(()), Value::from)),
+            ])
+        };
+        Self(targets.into_iter().map(members).collect())
+    }
 }
 
 /// See [`Context::source`].

@@ -15,7 +15,7 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Value, ValueKind};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, Output, State, UndefinedBehavior};
 
-pub use context::{Application, Context, DeployTask, Host, Instance, Source, Target, Task};
+pub use context::{Application, Context, DeployTask, Host, Instance, Source, Target, Targets, Task};
 
 /// Characters of an expression that an error shows.
 const SHOWN_CHARACTERS_MAX: usize = 80;
@@ -67,7 +67,7 @@ pub fn render(script_name: &str, text: &str, context: &Context, limits: &Limits)
     }
     let environment = environment(limits);
     let template = environment.template_from_named_str(script_name, text).map_err(|error| located(&error))?;
-    let values = serde_json::to_value(context).map(value).map_err(|error| {
+    let values = values(context).map_err(|error| {
         let reason = format!("the variables cannot be given: {error}");
         RenderError { script: script_name.to_owned(), line: 1, column: 1, reason }
     })?;
@@ -127,6 +127,13 @@ fn shell_quote(state: &State<'_, '_>, value: Value) -> Result<String, Error> {
         }
         kind => Err(Error::new(ErrorKind::InvalidOperation, format!("a {kind} cannot be a shell word"))),
     }
+}
+
+/// The variables by name.
+fn values(context: &Context) -> serde_json::Result<Value> {
+    let serde_json::Value::Object(members) = serde_json::to_value(context)? else { return Ok(Value::from(())) };
+    let members = members.into_iter().map(|(name, member)| (name, value(member)));
+    Ok(Value::from_pairs(members.chain([("instances".to_owned(), context.instances.0.clone())])))
 }
 
 fn value(json: serde_json::Value) -> Value {

@@ -436,6 +436,7 @@ async fn prepare(call: &Call<Run>, deploy_task_id: i64, wanted: &Wanted) -> Resu
         settings: &settings,
         hooks: &hooks,
         targets: &targets,
+        everyone: plan::everyone(&targets),
         addresses: &addresses,
         releases: &releases,
     };
@@ -522,9 +523,6 @@ async fn create(call: Call<Run>, deploy_task_id: i64, wanted: Wanted) -> Result<
     if planned.source.is_none() {
         // Nothing is to be fetched: the plan is complete as it is.
         let entries: Vec<String> = executions.iter().map(|execution| execution.entry.clone()).collect();
-        for (execution, entry) in executions.iter().zip(&entries) {
-            store::set_entry(&mut tx, &execution.id, entry).await?;
-        }
         let digest = plan::digest(task_id, wanted.action, &planned.version, None, &entries);
         store::complete_plan(&mut tx, task_id, digest, None, None).await?;
     }

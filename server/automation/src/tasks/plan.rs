@@ -28,6 +28,8 @@ pub(crate) struct Input<'a> {
     pub settings: &'a Settings,
     pub hooks: &'a [Hook],
     pub targets: &'a [Target],
+    /// The targets as scripts see them: [`everyone`] of them.
+    pub everyone: render::Targets,
     /// Pairs of host and address.
     pub addresses: &'a [(i64, String)],
     /// For a revert: the release that each instance goes back to.
@@ -211,7 +213,7 @@ fn context(
         host: host(input, target),
         instance: (!hook.starts_with("global_"))
             .then(|| render::Instance { id: target.instance_id, version: target.version.clone() }),
-        instances: input.targets.iter().map(instance_of).collect(),
+        instances: input.everyone.clone(),
         hook: hook.to_owned(),
         running_user: running_user.unwrap_or("").to_owned(),
         keep_backups: input.settings.keep_backups,
@@ -234,6 +236,11 @@ fn host(input: &Input<'_>, target: &Target) -> render::Host {
         location: target.location.clone(),
         kind: target.host_type.clone(),
     }
+}
+
+/// The targets as scripts see them.
+pub(crate) fn everyone(targets: &[Target]) -> render::Targets {
+    targets.iter().map(instance_of).collect()
 }
 
 fn instance_of(target: &Target) -> render::Target {

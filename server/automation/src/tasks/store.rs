@@ -273,7 +273,7 @@ pub(crate) async fn insert_executions(tx: &mut Tx, task_id: i64, executions: &[N
                 1_i64,
                 ExecutionState::Queued,
                 new.entry.as_str(),
-                "",
+                Digest::of(new.entry.as_bytes()),
                 false,
                 now
             ]
@@ -287,7 +287,7 @@ pub(crate) async fn insert_executions(tx: &mut Tx, task_id: i64, executions: &[N
     Ok(tx.insert_many(sql, rows).await?)
 }
 
-/// Stores the finished text of an execution's entry.
+/// Stores the finished text of an execution's entry, once its artifact is known.
 pub(crate) async fn set_entry(tx: &mut Tx, execution_id: &str, entry: &str) -> Result<()> {
     let digest = Digest::of(entry.as_bytes());
     let sql = sql!("UPDATE executions SET entry = $2, entry_digest = $3 WHERE id = $1 AND state = 'queued'");
