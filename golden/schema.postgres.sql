@@ -101,6 +101,7 @@ deploy_tasks.upgrade_steps text
 deploy_tasks.rollback_steps text
 deploy_tasks.creator_id bigint NOT NULL
 deploy_tasks.creator text NOT NULL
+deploy_tasks.editor_id bigint
 deploy_tasks.assignee_id bigint
 deploy_tasks.reviewer text
 deploy_tasks.status text NOT NULL

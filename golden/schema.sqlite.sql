@@ -153,6 +153,7 @@ CREATE TABLE deploy_tasks (
     rollback_steps TEXT,
     creator_id BIGINT NOT NULL,
     creator TEXT NOT NULL,
+    editor_id BIGINT,
     assignee_id BIGINT,
     reviewer TEXT,
     status TEXT NOT NULL CHECK (status IN ('wait_review', 'approved', 'rejected', 'running', 'closed')),

@@ -204,7 +204,10 @@ impl Spool {
         let folder = self.folder(key);
         let written = write_folder(&folder.path, accepted).and_then(|()| durable::sync_folder(&self.root));
         if let Err(error) = written {
-            let _ = fs::remove_dir_all(&folder.path);
+            // A folder that was there already may be that of a running hook.
+            if error.kind() != io::ErrorKind::AlreadyExists {
+                let _ = fs::remove_dir_all(&folder.path);
+            }
             return Err(error);
         }
         Ok(folder)

@@ -128,10 +128,24 @@ fn print(text: &str) {
     println!("{text}");
 }
 
+/// Makes the data directory, for the server's account alone: it holds scripts, output and sources.
+fn make_private(folder: &std::path::Path) -> Result<()> {
+    use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)
+        .with_context(|| format!("make {}", folder.display()))?;
+    let mode = std::fs::metadata(folder)?.permissions().mode();
+    if mode & 0o077 != 0 {
+        tracing::warn!(folder = %folder.display(), "other accounts can read the data directory: chmod 700 it");
+    }
+    Ok(())
+}
+
 /// Opens the database and brings it up to date.
 async fn open(config: &Config) -> Result<Db> {
-    std::fs::create_dir_all(&config.data_directory)
-        .with_context(|| format!("make {}", config.data_directory.display()))?;
+    make_private(&config.data_directory)?;
     let db = Db::connect(&DbOptions::url(&config.database_url)).await.context("open the database")?;
     db.migrate(&Clock::system()).await.context("bring the database up to date")?;
     Ok(db)

@@ -62,6 +62,8 @@ pub(super) enum Report {
     Exited(Key),
     /// A lost execution's processes are ended; this is its outcome.
     Settled(Key, Box<Finished>),
+    /// The outcome of a lost execution could not be written: the sweep tries again.
+    Unsettled(Key),
 }
 
 /// All executions.
@@ -151,6 +153,7 @@ impl Executions {
             Standing::Lost(started) => {
                 session.hold(key.clone(), 0, None);
                 execution.stage = Stage::Ending;
+                self.running -= 1;
                 let case = lost::Case { folder: execution.folder.clone(), started, boot_id: self.boot_id.clone() };
                 self.all.insert(key.clone(), execution);
                 self.settle_lost(key, case);
@@ -227,8 +230,20 @@ impl Executions {
         let Some(execution) = self.all.get(key) else { return };
         match lost::never_started(&execution.folder, reason) {
             Ok(finished) => self.over(key, finished, session),
-            Err(error) => tracing::error!(%key, %error, "the outcome cannot be written"),
+            Err(error) => {
+                tracing::error!(%key, %error, "the outcome cannot be written, trying again");
+                self.look_again(key);
+            }
         }
+    }
+
+    /// Has the sweep look at an execution whose outcome could not be written.
+    pub(super) fn look_again(&mut self, key: &Key) {
+        let Some(execution) = self.all.get_mut(key) else { return };
+        if !matches!(execution.stage, Stage::Running { .. }) {
+            self.running += 1;
+        }
+        execution.stage = Stage::Running { own: false };
     }
 
     /// Looks at what a supervisor wrote.
@@ -294,7 +309,10 @@ impl Executions {
             Ok(finished) => {
                 let _ = reports.blocking_send(Report::Settled(key, Box::new(finished)));
             }
-            Err(error) => tracing::error!(%key, %error, "the outcome of a lost execution cannot be written"),
+            Err(error) => {
+                tracing::error!(%key, %error, "the outcome of a lost execution cannot be written, trying again");
+                let _ = reports.blocking_send(Report::Unsettled(key));
+            }
         });
     }
 

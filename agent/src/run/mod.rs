@@ -214,6 +214,7 @@ impl Agent {
             Event::Report(Some(Report::Settled(key, finished))) => {
                 self.executions.over(&key, *finished, &mut self.session);
             }
+            Event::Report(Some(Report::Unsettled(key))) => self.executions.look_again(&key),
             Event::Report(None) => {}
         }
         self.session.handle_timeout(now);

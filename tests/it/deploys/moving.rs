@@ -140,6 +140,19 @@ both_engines! {
             assert_eq!(shop.read(task).await["reviewer"], "ruth");
         }
     }
+
+    async fn who_changed_a_task_last_does_not_review_it(server: TestServer) {
+        let shop = Shop::new(&server, 0).await;
+        shop.set(json!({"four_eyes": true})).await;
+        let editor = server.user("eve").await;
+        grant(&server, editor.id, shop.application, &["deploy_app", "review_app_deploy_task"]).await;
+        let task = shop.task().await;
+        editor.patch(&format!("{PATH}{task}/"), json!({"version": "eves"})).await.expect(200);
+        editor.post(&action_path(task, "approve"), Value::Null).await.expect_error(409, 10006);
+        let reviewer = server.user("ruth").await;
+        grant(&server, reviewer.id, shop.application, &["review_app_deploy_task"]).await;
+        reviewer.post(&action_path(task, "approve"), Value::Null).await.expect(200);
+    }
 }
 
 async fn check_four_eyes_of_the_server(engine: Engine) {

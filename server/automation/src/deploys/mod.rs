@@ -360,7 +360,9 @@ async fn review(call: Call<Review>, id: i64, event: Event) -> Result<Reply<Messa
     let organisation_id = tx.organisation_id();
     let task = store::load(&mut tx, organisation_id, id).await?;
     let (_, four_eyes) = store::gate(&mut tx, task.application_id).await?;
-    let facts = Facts { lacks_second_person: (four_eyes || server_asks) && task.creator_id == user_id, busy: false };
+    // Whoever wrote what is reviewed does not review it, whether they made the task or changed it last.
+    let own = task.creator_id == user_id || task.editor_id == Some(user_id);
+    let facts = Facts { lacks_second_person: (four_eyes || server_asks) && own, busy: false };
     let status = rules::step(task.status, event, facts)?;
     store::advance(&mut tx, &task, status).await?;
     finish(tx, &task, event).await

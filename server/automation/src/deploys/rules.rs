@@ -58,9 +58,9 @@ impl From<Refused> for Error {
                 Self::conflict(format!("a deploy task in state {status} does not allow to {event} it"))
             }
             Refused::Busy => Self::conflict("a sub-task of this deploy task is running"),
-            Refused::FourEyes => {
-                Self::conflict("this application asks for four eyes: somebody else than the creator has to review")
-            }
+            Refused::FourEyes => Self::conflict(
+                "this application asks for four eyes: somebody else than who wrote the task has to review it",
+            ),
         }
     }
 }

@@ -22,6 +22,7 @@ row! {
         pub rollback_steps: Option<String>,
         pub creator_id: i64,
         pub creator: String,
+        pub editor_id: Option<i64>,
         pub assignee_id: Option<i64>,
         pub assignee: Option<String>,
         pub reviewer: Option<String>,
@@ -114,11 +115,12 @@ pub(crate) async fn update(tx: &mut Tx, task: &DeployTask, content: &Content) ->
         content.upgrade_checklist.clone(),
         content.upgrade_steps.clone(),
         content.rollback_steps.clone(),
-        Status::WaitReview
+        Status::WaitReview,
+        tx.user_id()
     ];
     let sql = sql!(
         "UPDATE deploy_tasks SET version = $3, description = $4, level = $5, package_source = $6, planned_exec_at = $7, \
-         upgrade_checklist = $8, upgrade_steps = $9, rollback_steps = $10, status = $11 WHERE id = $1 AND status = $2"
+         upgrade_checklist = $8, upgrade_steps = $9, rollback_steps = $10, status = $11, editor_id = $12 WHERE id = $1 AND status = $2"
     );
     tx.run_one(sql, arguments).await
 }

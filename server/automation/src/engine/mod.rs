@@ -49,6 +49,9 @@ const ABSENT_NAMED_MAX: usize = 100;
 /// How long after a task's deadline its last hook waits for an agent that is not connected.
 const LAST_HOOK_GRACE: Duration = Duration::from_secs(180);
 
+/// How long an order may stay without an answer before it is sent again.
+const UNANSWERED: Duration = Duration::from_secs(10);
+
 /// Time for the hook that runs once after the instances, however late they were.
 const GLOBAL_POST_MS_MIN: i64 = 30_000;
 
@@ -66,13 +69,23 @@ pub struct Engine {
     pub keys: Keys,
     /// Tasks whose source this server is fetching.
     preparing: Mutex<HashSet<i64>>,
+    /// Tasks that ended and whose log has no end yet, because the disk was full for example.
+    unclosed: Mutex<HashSet<(i64, Outcome)>>,
 }
 
 impl Engine {
     /// Puts the engine together.
     #[must_use]
     pub fn new(logs: LogStore, artifacts: ArtifactStore, sources: Sources, keys: Keys) -> Self {
-        Self { logs, artifacts, sources, hub: Hub::default(), keys, preparing: Mutex::default() }
+        Self {
+            logs,
+            artifacts,
+            sources,
+            hub: Hub::default(),
+            keys,
+            preparing: Mutex::default(),
+            unclosed: Mutex::default(),
+        }
     }
 
     /// Adds the server's own line to a task's output. A log that cannot be written stops nothing.
@@ -135,17 +148,52 @@ pub async fn sweep(kernel: Kernel) {
 pub async fn sweep_once(kernel: &Kernel, full: bool) -> Result<()> {
     let work = kernel.work();
     let now = kernel.clock().now();
-    let overdue = task_store::overdue(&mut work.read().await?, now).await?;
-    for task_id in overdue {
-        report(task_id, expire(kernel, task_id).await);
+    close_logs(kernel).await;
+    let mut beyond = 0;
+    loop {
+        let overdue = task_store::overdue(&mut work.read().await?, now, beyond).await?;
+        let Some(last) = overdue.last() else { break };
+        beyond = *last;
+        for task_id in overdue {
+            report(task_id, expire(kernel, task_id).await);
+        }
     }
     if full {
-        let tasks = task_store::at_work(&mut work.read().await?).await?;
-        for task_id in tasks {
-            report(task_id, advance(kernel, task_id).await);
+        send_again(kernel, now).await?;
+        let mut beyond = 0;
+        loop {
+            let tasks = task_store::at_work(&mut work.read().await?, beyond).await?;
+            let Some(last) = tasks.last() else { break };
+            beyond = *last;
+            for task_id in tasks {
+                report(task_id, advance(kernel, task_id).await);
+            }
         }
     }
     Ok(())
+}
+
+/// Orders that were marked as sent a while ago and never answered: a connected agent gets them again, and answers a
+/// repeated one with the state it has.
+async fn send_again(kernel: &Kernel, now: Time) -> Result<()> {
+    let engine = kernel.part::<Engine>();
+    let before = Time::from_millis(now.millis() - i64::try_from(UNANSWERED.as_millis()).unwrap_or(i64::MAX));
+    let unanswered = execution_store::unanswered(&mut kernel.work().read().await?, before).await?;
+    for execution in unanswered {
+        if let Some(session) = engine.hub.find(execution.host_id) {
+            session.send(ToAgent::Run { order: order(kernel, &session, &execution) }).await;
+        }
+    }
+    Ok(())
+}
+
+/// Ends the logs whose end could not be written when their tasks ended.
+async fn close_logs(kernel: &Kernel) {
+    let engine = kernel.part::<Engine>();
+    let unclosed: Vec<(i64, Outcome)> = lock(&engine.unclosed).drain().collect();
+    for (task_id, outcome) in unclosed {
+        report(task_id, close_log(&engine, task_id, outcome).await);
+    }
 }
 
 /// One task that cannot be moved must not keep the others waiting.
@@ -233,16 +281,21 @@ async fn end(tx: &mut Tx, task: &Task, outcome: Outcome, reason: Option<&str>) -
 /// Gives an instance that was not touched the status that it had.
 async fn restore_instance(tx: &mut Tx, instance_id: Option<i64>, previous: Option<&str>) -> Result<()> {
     let Some(instance_id) = instance_id else { return Ok(()) };
-    let status = previous.and_then(|text| text.parse().ok()).unwrap_or(instances::rules::InstanceStatus::Stopped);
+    let status: Option<instances::rules::InstanceStatus> = previous.and_then(|text| text.parse().ok());
+    let status = status.filter(|status| !status.is_busy()).unwrap_or(instances::rules::InstanceStatus::Stopped);
     instances::store::finish_change(tx, instance_id, status, None).await
 }
 
 async fn close_log(engine: &Engine, task_id: i64, outcome: Outcome) -> Result<()> {
-    let log = engine.logs.task(task_id).await.map_err(Error::internal)?;
-    if log.final_state().is_some() {
-        return Ok(());
+    let ended = match engine.logs.task(task_id).await {
+        Ok(log) if log.final_state().is_some() => Ok(()),
+        Ok(log) => log.finish(drover_shared::words::Word::as_str(&outcome)).await.map_err(Error::internal),
+        Err(error) => Err(Error::internal(error)),
+    };
+    if ended.is_err() {
+        lock(&engine.unclosed).insert((task_id, outcome));
     }
-    log.finish(drover_shared::words::Word::as_str(&outcome)).await.map_err(Error::internal)
+    ended
 }
 
 /// Sends what may be sent now to the hosts that are connected.
@@ -337,6 +390,11 @@ async fn expire(kernel: &Kernel, task_id: i64) -> Result<()> {
     // The last hook has a time of its own, counted by its agent; here only an agent that never comes is given up.
     let last = task.phase == Phase::GlobalPost && now >= task.deadline_at.after(LAST_HOOK_GRACE);
     let due = |role: Role| if role == Role::GlobalPost { last } else { true };
+    // A connected agent that does not end what it was told to end is given up as well, at long last.
+    let hopeless = |role: Role| {
+        let grace = if role == Role::GlobalPost { LAST_HOOK_GRACE * 3 } else { LAST_HOOK_GRACE };
+        now >= task.deadline_at.after(grace)
+    };
     let mut moved = false;
     for execution in executions.into_iter().filter(|one| !one.state.is_over() && due(one.role)) {
         let session = engine.hub.find(execution.host_id);
@@ -356,7 +414,7 @@ async fn expire(kernel: &Kernel, task_id: i64) -> Result<()> {
             (State::Queued, session) if session.is_none() || execution.role != Role::GlobalPost => {
                 (Event::TimedOut, "the time ran out before this was started")
             }
-            (_, Some(session)) => {
+            (_, Some(session)) if !hopeless(execution.role) => {
                 if execution.role != Role::GlobalPost {
                     session.cancel_late(&known, late).await;
                 }
@@ -365,6 +423,7 @@ async fn expire(kernel: &Kernel, task_id: i64) -> Result<()> {
             (_, None) if late => {
                 (Event::Lost, "the time ran out and the host's agent is not connected to say how it ended")
             }
+            (_, Some(_)) => (Event::Lost, "the time ran out and the host's agent does not say how it ended"),
             (_, None) => continue,
         };
         let mut tx = work.begin(task.organisation_id).await?;

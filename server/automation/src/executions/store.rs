@@ -83,6 +83,16 @@ pub(crate) async fn out_on_host(read: &mut Read, host_id: i64) -> Result<Vec<Sen
     Ok(read.all(sql, args![host_id]).await?)
 }
 
+/// Executions that were marked as sent before a time, and whose agent has not answered. The oldest two hundred.
+pub(crate) async fn unanswered(read: &mut Read, before: Time) -> Result<Vec<Sendable>> {
+    let sql = sql!(
+        "SELECT e.id, e.organisation_id, e.task_id, e.ordinal, e.attempt, e.state, e.host_id, e.host_name, e.role, \
+         e.entry, e.entry_digest, t.plan_digest, t.deadline_at, t.created_at FROM executions e \
+         JOIN tasks t ON t.id = e.task_id WHERE e.state = 'dispatched' AND e.dispatched_at < $1 ORDER BY e.id LIMIT 200"
+    );
+    Ok(read.all(sql, args![before]).await?)
+}
+
 /// An execution of a host.
 pub(crate) async fn find(read: &mut Read, host_id: i64, id: &str) -> Result<Option<Known>> {
     let sql = sql!(

@@ -10,6 +10,7 @@ use drover_shared::token::JoinToken;
 
 use super::keys::{Keys, random_secret};
 use super::store;
+use crate::engine::Engine;
 
 /// Characters of a host's name.
 const NAME_CHARACTERS_MAX: usize = 200;
@@ -86,6 +87,12 @@ pub(crate) async fn enrol(
         let detail = "registered by its agent";
         entries.push(AuditEntry::new(AuditList::Host, "add", "host", host_id, name).detail(detail));
     }
+    // The agent that the host had is nobody from now on.
+    tx.after_commit(move |kernel| {
+        if let Some(former) = kernel.part::<Engine>().hub.find(host_id) {
+            former.closed.cancel();
+        }
+    });
     tx.finish(Audit::all(entries)).await?;
     Ok(Ok(id))
 }

@@ -103,7 +103,8 @@ impl Hub {
     pub(crate) fn register(&self, session: &Arc<Session>) -> bool {
         let mut sessions = lock(&self.sessions);
         if let Some(present) = sessions.get(&session.host_id) {
-            if present.epoch > session.epoch {
+            // Epochs are counted for each agent: a host that was enrolled anew begins from the start.
+            if present.agent_id == session.agent_id && present.epoch > session.epoch {
                 return false;
             }
             present.closed.cancel();
@@ -115,9 +116,9 @@ impl Hub {
     }
 
     /// Forgets a session. True when it was still the one of its host.
-    pub(crate) fn remove(&self, session: &Session) -> bool {
+    pub(crate) fn remove(&self, session: &Arc<Session>) -> bool {
         let mut sessions = lock(&self.sessions);
-        let present = sessions.get(&session.host_id).is_some_and(|present| present.epoch == session.epoch);
+        let present = sessions.get(&session.host_id).is_some_and(|present| Arc::ptr_eq(present, session));
         if present {
             sessions.remove(&session.host_id);
         }
@@ -131,5 +132,38 @@ impl Hub {
             absences.clear();
         }
         absences.insert((task_id, host_id))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::link::store::Agent;
+
+    fn session(agent: &str, epoch: i64) -> Arc<Session> {
+        let agent =
+            Agent { id: agent.to_owned(), organisation_id: 1, host_id: 7, public_key: String::new(), boot_id: None };
+        Arc::new(Session::new(&agent, "web-1".to_owned(), epoch, mpsc::channel(1).0))
+    }
+
+    #[test]
+    fn a_host_has_the_newest_session_alone() {
+        let hub = Hub::default();
+        let (first, second) = (session("a", 1), session("a", 2));
+        assert!(hub.register(&first) && hub.register(&second));
+        assert!(first.closed.is_cancelled() && !second.closed.is_cancelled());
+        assert!(!hub.register(&session("a", 1)), "an older session comes too late");
+        assert!(!hub.remove(&first), "the end of the old session leaves the new one");
+        assert!(hub.find(7).is_some_and(|found| Arc::ptr_eq(&found, &second)));
+    }
+
+    #[test]
+    fn an_agent_enrolled_anew_takes_the_place_of_the_former() {
+        let hub = Hub::default();
+        let (former, new) = (session("former", 57), session("new", 1));
+        assert!(hub.register(&former) && hub.register(&new));
+        assert!(former.closed.is_cancelled());
+        assert!(!hub.remove(&former));
+        assert!(hub.find(7).is_some_and(|found| Arc::ptr_eq(&found, &new)));
     }
 }

@@ -414,6 +414,8 @@ impl Reader {
             None => None,
         };
         drop(read);
+        // Transfers that ended, refused ones too, make room.
+        self.transfers.retain(|_, acknowledged| !acknowledged.is_closed());
         let wanted = task.is_some_and(|task| task.artifact_digest == Some(digest));
         if !wanted || self.transfers.len() >= TRANSFERS_MAX {
             let reason =

@@ -256,6 +256,7 @@ impl Sources {
     ) -> Result<Fetched, SourceError> {
         check::check(source)?;
         let path = check::path(source.path.as_deref())?;
+        self.check_place(source)?;
         let key = Digest::of(source.url.as_bytes());
         let turn = self.turn(key);
         let busy = |_| SourceError::Busy { url: source.url.clone() };
@@ -286,6 +287,19 @@ impl Sources {
             files: packed.files,
             notices: packed.notices,
         })
+    }
+
+    /// Refuses repositories among the server's own files: they belong to other applications.
+    fn check_place(&self, source: &GitSource) -> Result<(), SourceError> {
+        let local = source.url.strip_prefix("file://").unwrap_or(&source.url);
+        let Ok(place) = Path::new(local).canonicalize() else { return Ok(()) };
+        let Ok(mirrors) = self.folder.canonicalize() else { return Ok(()) };
+        let beside = |name: &str| mirrors.parent().is_some_and(|folder| place.starts_with(folder.join(name)));
+        if place.starts_with(&mirrors) || ["artifacts", "logs", "keys"].into_iter().any(beside) {
+            let reason = "must not be among the server's own files";
+            return Err(SourceError::Invalid { field: "repository.url", reason });
+        }
+        Ok(())
     }
 
     /// The lock of one repository.

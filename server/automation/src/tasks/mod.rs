@@ -455,7 +455,9 @@ fn releases_to_return_to(
     let mut chosen = Vec::with_capacity(targets.len());
     for target in targets {
         let of_target: Vec<_> = kept.iter().filter(|release| release.instance_id == target.instance_id).collect();
-        match of_target.iter().find(|release| release.version == version) {
+        // Branches and labels name several releases: what is live already is nothing to go back to if there is another.
+        let of_version = || of_target.iter().filter(|release| release.version == version);
+        match of_version().find(|release| !release.is_current).or_else(|| of_version().next()) {
             Some(release) => chosen.push((*release).clone()),
             None => {
                 let mut versions: Vec<&str> = of_target.iter().map(|release| release.version.as_str()).collect();
@@ -483,6 +485,8 @@ async fn create(call: Call<Run>, deploy_task_id: i64, wanted: Wanted) -> Result<
         Action::Upgrade => instances::rules::InstanceStatus::Updating,
         Action::Revert => instances::rules::InstanceStatus::Reverting,
     };
+    // Read under the change's own lock: this is what they go back to if nothing happens to them.
+    let before = store::instance_statuses(&mut tx, &wanted.instances).await?;
     instances::store::begin_change(&mut tx, &wanted.instances, busy).await?;
     let allowed = Duration::from_secs(u64::try_from(planned.timeout_s).unwrap_or(1));
     let new = NewTask {
@@ -515,7 +519,10 @@ async fn create(call: Call<Run>, deploy_task_id: i64, wanted: Wanted) -> Result<
             instance_id: draft.instance_id,
             host_id: draft.host_id,
             host_name: draft.host_name,
-            previous_status: draft.previous_status,
+            previous_status: draft
+                .instance_id
+                .and_then(|id| before.iter().find(|(instance, _)| *instance == id))
+                .map(|(_, status)| status.clone()),
             entry: canonical(entry),
         })
         .collect();

@@ -16,6 +16,9 @@ use super::store::{Application, Hook, KeptRelease, Settings, Target};
 use crate::deploys::store::DeployTask;
 use crate::render;
 
+/// Bytes of an entry as it is sent: leaves room in a control message for what is around it.
+const ORDER_BYTES_MAX: usize = drover_shared::limits::CONTROL_BYTES_MAX - 64 * 1024;
+
 /// Everything that a plan is made from.
 pub(crate) struct Input<'a> {
     pub action: Action,
@@ -44,7 +47,6 @@ pub(crate) struct Draft {
     pub instance_id: Option<i64>,
     pub host_id: i64,
     pub host_name: String,
-    pub previous_status: Option<String>,
     pub entry: Entry,
 }
 
@@ -69,9 +71,23 @@ pub(crate) fn draft(input: &Input<'_>) -> Result<Vec<Draft>> {
         drafts.push(global(input, Role::GlobalPost, hook, first)?);
     }
     for (draft, ordinal) in drafts.iter_mut().zip(1..) {
+        check_size(&draft.entry)?;
         draft.ordinal = ordinal;
     }
     Ok(drafts)
+}
+
+/// An order travels as text within text; one that is too long for the link would never arrive.
+fn check_size(entry: &Entry) -> Result<()> {
+    let length = canonical(&canonical(entry)).len();
+    if length > ORDER_BYTES_MAX {
+        let reason = format!(
+            "the rendered scripts for {} are too long together: {length} bytes as they are sent, {ORDER_BYTES_MAX} at most",
+            entry.host
+        );
+        return Err(Error::invalid("lifecycle_hooks", reason));
+    }
+    Ok(())
 }
 
 fn find<'a>(input: &Input<'a>, name: &str) -> Option<&'a Hook> {
@@ -87,7 +103,6 @@ fn global(input: &Input<'_>, role: Role, hook: &Hook, target: &Target) -> Result
         instance_id: None,
         host_id: target.host_id,
         host_name: target.host_name.clone(),
-        previous_status: None,
         entry,
     })
 }
@@ -116,7 +131,6 @@ fn instance(input: &Input<'_>, target: &Target) -> Result<Draft> {
         instance_id: Some(target.instance_id),
         host_id: target.host_id,
         host_name: target.host_name.clone(),
-        previous_status: Some(target.status.clone()),
         entry,
     })
 }

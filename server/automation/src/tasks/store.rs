@@ -202,6 +202,19 @@ pub(crate) async fn kept_releases(read: &mut Read, instance_ids: &[i64]) -> Resu
     Ok(read.all(sql, args![instance_ids.to_vec()]).await?)
 }
 
+/// The statuses of instances, as pairs of instance and status.
+pub(crate) async fn instance_statuses(read: &mut Read, ids: &[i64]) -> Result<Vec<(i64, String)>> {
+    row! {
+        struct Status {
+            id: i64,
+            status: String,
+        }
+    }
+    let rows: Vec<Status> =
+        read.all(sql!("SELECT id, status FROM instances WHERE id IN ($1)"), args![ids.to_vec()]).await?;
+    Ok(rows.into_iter().map(|row| (row.id, row.status)).collect())
+}
+
 /// What is known of a new task before its row exists.
 pub(crate) struct NewTask<'a> {
     pub deploy_task_id: i64,
@@ -374,13 +387,15 @@ pub(crate) async fn end(tx: &mut Tx, task: &Task, outcome: Outcome, reason: Opti
     tx.run_one(sql, args![task.id, task.phase, outcome, reason, now]).await
 }
 
-/// Tasks that are not over: what a start looks after. Bounded; the next look takes the rest.
-pub(crate) async fn at_work(read: &mut Read) -> Result<Vec<i64>> {
-    Ok(read.values(sql!("SELECT id FROM tasks WHERE phase <> 'over' ORDER BY id LIMIT 10000"), args![]).await?)
+/// Tasks that are not over, beyond an id: what a start looks after, a thousand at a time.
+pub(crate) async fn at_work(read: &mut Read, beyond: i64) -> Result<Vec<i64>> {
+    let sql = sql!("SELECT id FROM tasks WHERE phase <> 'over' AND id > $1 ORDER BY id LIMIT 1000");
+    Ok(read.values(sql, args![beyond]).await?)
 }
 
-/// Tasks whose time has run out.
-pub(crate) async fn overdue(read: &mut Read, now: Time) -> Result<Vec<i64>> {
-    let sql = sql!("SELECT id FROM tasks WHERE phase <> 'over' AND deadline_at <= $1 ORDER BY id LIMIT 1000");
-    Ok(read.values(sql, args![now]).await?)
+/// Tasks whose time has run out, beyond an id, a thousand at a time.
+pub(crate) async fn overdue(read: &mut Read, now: Time, beyond: i64) -> Result<Vec<i64>> {
+    let sql =
+        sql!("SELECT id FROM tasks WHERE phase <> 'over' AND deadline_at <= $1 AND id > $2 ORDER BY id LIMIT 1000");
+    Ok(read.values(sql, args![now, beyond]).await?)
 }

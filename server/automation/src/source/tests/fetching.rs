@@ -138,3 +138,17 @@ async fn fetches_of_one_repository_take_turns() {
     drop(held);
     scene.fetch(&source).await.unwrap();
 }
+
+#[tokio::test]
+async fn the_servers_own_files_are_no_repository() {
+    let scene = Scene::new();
+    scene.write("a", "1");
+    scene.commit("one");
+    scene.fetch(&scene.source("main")).await.unwrap();
+    let mirror = scene.sources.folder.join(format!("{}.git", Digest::of(scene.source("main").url.as_bytes())));
+    assert!(mirror.is_dir());
+    for url in [mirror.display().to_string(), format!("file://{}", mirror.display())] {
+        let error = scene.fetch(&GitSource { url, ..scene.source("main") }).await.unwrap_err();
+        assert!(matches!(error, SourceError::Invalid { field: "repository.url", .. }), "{error}");
+    }
+}
