@@ -12,13 +12,13 @@ use rustls::{ClientConnection, StreamOwned};
 use rustls_pki_types::ServerName;
 use tungstenite::client::IntoClientRequest as _;
 use tungstenite::handshake::HandshakeError;
-use tungstenite::http::HeaderValue;
+use tungstenite::http::{HeaderValue, Response};
 use tungstenite::protocol::frame::coding::CloseCode;
 use tungstenite::{Bytes, Message, WebSocket};
 use url::Url;
 
 use crate::api::Server;
-use crate::failure::{Answer, Failure, Result};
+use crate::failure::{Failure, Result};
 use crate::records::{Cursor, Record};
 
 const CONNECT: Duration = Duration::from_secs(10);
@@ -27,6 +27,8 @@ const TICK: Duration = Duration::from_millis(250);
 /// Silence after which the server is asked for a sign of life, and after which it counts as gone.
 const ASK: Duration = Duration::from_secs(15);
 const GONE: Duration = Duration::from_secs(45);
+/// Longest body of a refusal that is read, in bytes.
+const REFUSAL_MAX: u64 = 64 * 1024;
 /// Attempts without a single record before giving up, which takes somewhat more than a minute.
 const ATTEMPTS: u32 = 18;
 const PAUSE_MIN: Duration = Duration::from_millis(100);
@@ -117,10 +119,28 @@ fn connection(
 ) -> Broken {
     let mut address = address.clone();
     address.query_pairs_mut().append_pair("format", "json").append_pair("from", &cursor.next().to_string());
-    let mut socket = match open(server, &address) {
-        Ok(socket) => socket,
+    let mut stream = match open(server, &address) {
+        Ok(stream) => stream,
         Err(broken) => return broken,
     };
+    let refusal = match upgrade(server, &address, &mut stream) {
+        Ok(socket) => return follow(socket, cursor, deadline, viewer),
+        Err(Refused::Broken(broken)) => return broken,
+        Err(Refused::Answered(refusal)) => refusal,
+    };
+    refused(&refusal, &mut stream)
+}
+
+/// Reads what an accepted connection says until it breaks.
+fn follow(
+    mut socket: WebSocket<&mut Stream>,
+    cursor: &mut Cursor,
+    deadline: Option<Instant>,
+    viewer: &mut dyn Viewer,
+) -> Broken {
+    if let Err(error) = socket.get_ref().tcp().set_read_timeout(Some(TICK)) {
+        return Broken::Retry(error.to_string());
+    }
     cursor.reconnected();
     let (mut heard, mut asked) = (Instant::now(), false);
     loop {
@@ -156,7 +176,7 @@ fn is_pause(error: &io::Error) -> bool {
 
 fn take(
     message: Message,
-    socket: &mut WebSocket<Stream>,
+    socket: &mut WebSocket<&mut Stream>,
     cursor: &mut Cursor,
     viewer: &mut dyn Viewer,
 ) -> std::result::Result<(), Broken> {
@@ -186,42 +206,60 @@ fn take(
     }
 }
 
-fn open(server: &Server, address: &Url) -> std::result::Result<WebSocket<Stream>, Broken> {
-    let retry = |error: io::Error| Broken::Retry(format!("cannot reach {}: {error}", server.url()));
+/// Connects, with TLS where the address asks for it.
+fn open(server: &Server, address: &Url) -> std::result::Result<Stream, Broken> {
     let host = address.host_str().unwrap_or_default().to_owned();
-    let socket = connect(address).map_err(retry)?;
-    let stream = if address.scheme() == "wss" {
-        let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned());
-        let name = name.map_err(|_| Failure::usage(format!("`{host}` cannot stand in a certificate")))?;
-        let session = ClientConnection::new(server.tls(), name).map_err(|error| Failure::failed(error.to_string()))?;
-        Stream::Tls(Box::new(StreamOwned::new(session, socket)))
-    } else {
-        Stream::Plain(socket)
-    };
-    let mut request = address.as_str().into_client_request().map_err(|error| Failure::failed(error.to_string()))?;
+    let socket = connect(address).map_err(|error| Broken::Retry(format!("cannot reach {}: {error}", server.url())))?;
+    if address.scheme() != "wss" {
+        return Ok(Stream::Plain(socket));
+    }
+    let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned());
+    let name = name.map_err(|_| Failure::usage(format!("`{host}` cannot stand in a certificate")))?;
+    let session = ClientConnection::new(server.tls(), name).map_err(|error| Failure::failed(error.to_string()))?;
+    Ok(Stream::Tls(Box::new(StreamOwned::new(session, socket))))
+}
+
+/// Why a connection did not become a websocket.
+enum Refused {
+    /// The server said so; the body may still be on its way.
+    Answered(Box<Response<Option<Vec<u8>>>>),
+    /// Something broke before it could.
+    Broken(Broken),
+}
+
+fn upgrade<'a>(
+    server: &Server,
+    address: &Url,
+    stream: &'a mut Stream,
+) -> std::result::Result<WebSocket<&'a mut Stream>, Refused> {
+    let broken = |failure: Failure| Refused::Broken(failure.into());
+    let request = address.as_str().into_client_request();
+    let mut request = request.map_err(|error| broken(Failure::failed(error.to_string())))?;
     if let Some(authorization) = server.authorization() {
         let value = HeaderValue::from_str(&authorization);
-        let value = value.map_err(|_| Failure::usage("the token holds characters that no token has"))?;
+        let value = value.map_err(|_| broken(Failure::usage("the token holds characters that no token has")))?;
         request.headers_mut().insert("authorization", value);
     }
-    let socket = match tungstenite::client::client(request, stream) {
-        Ok((socket, _)) => socket,
-        Err(HandshakeError::Interrupted(_)) => return Err(Broken::Retry("the server does not answer".to_owned())),
-        Err(HandshakeError::Failure(tungstenite::Error::Http(answer))) => {
-            let status = answer.status().as_u16();
-            let body = answer.body().as_deref().unwrap_or_default();
-            let body: Answer = serde_json::from_slice(body).unwrap_or_default();
-            let failure = Failure::answered(status, body);
-            return Err(if (400..=428).contains(&status) {
-                Broken::Final(failure)
-            } else {
-                Broken::Retry(failure.message)
-            });
+    match tungstenite::client::client(request, stream) {
+        Ok((socket, _)) => Ok(socket),
+        Err(HandshakeError::Interrupted(_)) => {
+            Err(Refused::Broken(Broken::Retry("the server does not answer".to_owned())))
         }
-        Err(HandshakeError::Failure(error)) => return Err(Broken::Retry(error.to_string())),
-    };
-    socket.get_ref().tcp().set_read_timeout(Some(TICK)).map_err(retry)?;
-    Ok(socket)
+        Err(HandshakeError::Failure(tungstenite::Error::Http(answer))) => Err(Refused::Answered(answer)),
+        Err(HandshakeError::Failure(error)) => Err(Refused::Broken(Broken::Retry(error.to_string()))),
+    }
+}
+
+/// What a refusal means. The handshake ends with the head, so the rest of the body is read here.
+fn refused(answer: &Response<Option<Vec<u8>>>, rest: &mut impl Read) -> Broken {
+    let mut body = answer.body().clone().unwrap_or_default();
+    let length = answer.headers().get("content-length").and_then(|length| length.to_str().ok()?.parse().ok());
+    let missing = length.unwrap_or(REFUSAL_MAX).min(REFUSAL_MAX).saturating_sub(body.len() as u64);
+    // A body that breaks off leaves the status, which says enough.
+    let _ = rest.take(missing).read_to_end(&mut body);
+    let status = answer.status().as_u16();
+    let failure = Failure::answered(status, serde_json::from_slice(&body).unwrap_or_default());
+    if (400..=428).contains(&status) { Broken::Final(failure) } else { Broken::Retry(failure.message) }
 }
 
 fn connect(address: &Url) -> io::Result<TcpStream> {
@@ -294,5 +332,15 @@ mod tests {
         assert_eq!(address("https://drover.example", output).unwrap(), "wss://drover.example/api/v1/channel/abc");
         assert_eq!(address("http://127.0.0.1:1", output).unwrap(), "ws://127.0.0.1:1/api/v1/channel/abc");
         assert_eq!(address("http://a", "nonsense").expect_err("no address").code, 1);
+    }
+
+    #[test]
+    fn a_refusal_that_comes_in_pieces_is_read_whole() {
+        let body = br#"{"error_code":10003,"message":"no channel for you"}"#;
+        let answer = Response::builder().status(403).header("content-length", body.len());
+        let answer = answer.body(Some(body[..9].to_vec())).unwrap();
+        let mut rest = body[9..20].chain(&body[20..]).chain(&b"what follows is not its own"[..]);
+        let Broken::Final(failure) = refused(&answer, &mut rest) else { panic!("a 403 is final") };
+        assert!(failure.message.contains("no channel for you"), "{}", failure.message);
     }
 }
