@@ -18,6 +18,8 @@ const MEMBERS_MAX: usize = 1_000_000;
 const UNPACKED_BYTES_MAX: u64 = 64 * 1024 * 1024 * 1024;
 /// Length of a path, in bytes.
 const PATH_BYTES_MAX: usize = 4_000;
+/// Folders above a member.
+const DEPTH_MAX: usize = 200;
 /// Length of one part of a path, in bytes.
 const NAME_BYTES_MAX: usize = 255;
 
@@ -137,6 +139,9 @@ fn clean(text: &str, shown: &str, what: &str) -> Result<String, String> {
                 return Err(refusal(shown, &format!("{what} that is absolute")));
             }
         }
+    }
+    if parts.len() > DEPTH_MAX {
+        return Err(refusal(shown, &format!("{what} that is more than {DEPTH_MAX} folders deep")));
     }
     Ok(parts.join("/"))
 }

@@ -4,13 +4,13 @@
 //! [`Member`], in the order of their paths. Invariant: the tree digest is the SHA-256 of all lines but the first.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Read as _};
-use std::path::Path;
 
 use drover_shared::Digest;
 use drover_shared::order::canonical;
 use serde::{Deserialize, Serialize};
+
+use crate::release::place::Place;
 
 /// Longest manifest, in bytes.
 const MANIFEST_BYTES_MAX: u64 = 2 * 1024 * 1024 * 1024;
@@ -83,9 +83,9 @@ pub fn lines(members: &BTreeMap<String, Body>) -> (String, Digest) {
 ///
 /// # Errors
 /// It is missing or damaged.
-pub fn about(path: &Path) -> io::Result<About> {
+pub(crate) fn about(notes: &Place, name: &str) -> io::Result<About> {
     let mut line = String::new();
-    BufReader::new(File::open(path)?.take(ABOUT_BYTES_MAX)).read_line(&mut line)?;
+    BufReader::new(notes.file_at(name)?.take(ABOUT_BYTES_MAX)).read_line(&mut line)?;
     serde_json::from_str(&line).map_err(io::Error::other)
 }
 
@@ -93,9 +93,9 @@ pub fn about(path: &Path) -> io::Result<About> {
 ///
 /// # Errors
 /// The file is missing or not text.
-pub fn read_lines(path: &Path) -> io::Result<String> {
+pub(crate) fn read_lines(notes: &Place, name: &str) -> io::Result<String> {
     let mut text = String::new();
-    File::open(path)?.take(MANIFEST_BYTES_MAX).read_to_string(&mut text)?;
+    notes.file_at(name)?.take(MANIFEST_BYTES_MAX).read_to_string(&mut text)?;
     match text.split_once('\n') {
         Some((_, rest)) => Ok(rest.to_owned()),
         None => Err(io::Error::other("the manifest is cut off")),

@@ -8,17 +8,19 @@
 //! | `.drover/<release>.json` | manifest of a release; a folder without one is no release |
 //! | `.drover/previous` | name of the release that `current` pointed at before |
 //!
-//! Invariants: `current` always points at a whole release or does not exist; neither the current nor the previous
-//! release is ever removed.
+//! The application's account may own all of it but `.drover`, and may change any of it while the agent, often root,
+//! works there. Invariants: `current` always points at a whole release or does not exist; neither the current nor the
+//! previous release is ever removed; whatever the agent reads, writes or removes here it reaches through descriptors
+//! ([`place`]), never through a link that somebody else could have put in the way.
 
 mod archive;
 pub mod manifest;
+mod place;
+mod site;
 pub mod unpack;
 pub mod verify;
 
-use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use drover_shared::message::Release;
@@ -26,10 +28,8 @@ use drover_shared::order::{Entry, Step};
 
 use crate::accounts::Account;
 use crate::describe;
-use crate::durable;
-
-/// Releases that are listed at most.
-const RELEASES_MAX: usize = 1_000;
+use place::Place;
+pub(crate) use site::Site;
 
 /// The places under a deploy path.
 #[derive(Debug, Clone)]
@@ -97,100 +97,68 @@ impl Layout {
         self.root.join("shared")
     }
 
-    /// The manifest of a release.
+    /// The folder with the agent's own notes.
     #[must_use]
-    pub fn manifest(&self, name: &str) -> PathBuf {
-        self.notes().join(format!("{name}.json"))
-    }
-
-    fn notes(&self) -> PathBuf {
+    pub fn notes(&self) -> PathBuf {
         self.root.join(".drover")
     }
 
     /// Name of the release that `current` points at.
     #[must_use]
     pub fn current_name(&self) -> Option<String> {
-        let target = fs::read_link(self.current()).ok()?;
-        let absolute = self.root.join(target);
-        let name = absolute.strip_prefix(self.releases()).ok()?.to_str()?;
-        (!name.contains('/')).then(|| name.to_owned())
+        self.open().ok()??.current_name()
     }
 
     /// Name of the release that was current before the one that is now.
     #[must_use]
     pub fn previous_name(&self) -> Option<String> {
-        let name = fs::read_to_string(self.notes().join("previous")).ok()?;
-        check_name(&name).ok().map(|()| name)
+        self.open().ok()??.previous_name()
     }
 
     /// What a run that brings `new` calls the previous release: before the switch the current one, after it the
     /// one that was.
     #[must_use]
     pub fn previous_of(&self, new: Option<&str>) -> Option<String> {
-        let current = self.current_name();
-        if new.is_some() && current.as_deref() == new { self.previous_name() } else { current }
+        let site = self.open().ok()??;
+        let current = site.current_name();
+        if new.is_some() && current.as_deref() == new { site.previous_name() } else { current }
     }
 
-    /// Every kept release, the newest first.
+    /// Every kept release, the newest first; none when the folders cannot be read or trusted.
     #[must_use]
-    pub fn list(&self) -> Vec<Release> {
-        let current = self.current_name();
-        let items = fs::read_dir(self.releases()).into_iter().flatten().flatten();
-        let names =
-            items.filter_map(|item| item.file_name().into_string().ok()).filter(|name| check_name(name).is_ok());
-        let mut releases: Vec<Release> = names
-            .filter_map(|name| {
-                let about = manifest::about(&self.manifest(&name)).ok()?;
-                Some(Release {
-                    current: current.as_deref() == Some(name.as_str()),
-                    name,
-                    version: about.version,
-                    artifact_digest: about.artifact_digest,
-                    tree_digest: about.tree_digest,
-                    installed_ms: about.installed_ms,
-                })
-            })
-            .collect();
-        releases.sort_by(|a, b| (b.installed_ms, &b.name).cmp(&(a.installed_ms, &a.name)));
-        releases.truncate(RELEASES_MAX);
-        releases
+    pub fn list(&self) -> Option<Vec<Release>> {
+        Some(self.open().ok()?.map_or_else(Vec::new, |site| site.list()))
     }
 
-    /// Makes the folders that are missing, the owner's where they are new.
+    /// Opens the folders; none when one of them was never made.
     ///
     /// # Errors
     /// A sentence for people.
-    pub fn prepare(&self, owner: &Account) -> Result<(), String> {
-        let make = |path: &Path| -> io::Result<()> {
-            match fs::symlink_metadata(path) {
-                Ok(meta) if meta.is_dir() => return Ok(()),
-                Ok(_) if path == self.root && path.is_dir() => return Ok(()),
-                Ok(_) => return Err(io::Error::other("it is not a folder")),
-                Err(_) => fs::DirBuilder::new().recursive(true).mode(0o755).create(path)?,
-            }
-            if owner.changes && path != self.notes() {
-                std::os::unix::fs::lchown(path, Some(owner.uid.as_raw()), Some(owner.gid.as_raw()))?;
-            }
-            Ok(())
+    pub(crate) fn open(&self) -> Result<Option<Site>, String> {
+        let open = |outcome: io::Result<Place>, path: &Path| match outcome {
+            Ok(place) => Ok(Some(place)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(format!("folder `{}` cannot be used: {}", path.display(), describe(&error))),
         };
-        for path in [self.root.clone(), self.releases(), self.shared(), self.notes()] {
-            make(&path).map_err(|error| format!("folder `{}` cannot be made: {}", path.display(), describe(&error)))?;
-        }
-        self.check_folders()
+        let Some(root) = open(Place::at(&self.root), &self.root)? else { return Ok(None) };
+        let Some(releases) = open(root.folder("releases"), &self.releases())? else { return Ok(None) };
+        let Some(notes) = open(root.folder(".drover"), &self.notes())? else { return Ok(None) };
+        Site::new(self, root, releases, notes).map(Some)
     }
 
-    /// Refuses a link in the place of a folder: the owner of the deploy path could lead the agent elsewhere by it.
-    fn check_folders(&self) -> Result<(), String> {
-        for path in [self.releases(), self.notes()] {
-            if !fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_dir()) {
-                return Err(format!("`{}` is not a folder", path.display()));
-            }
-        }
-        let own = nix::unistd::geteuid().as_raw();
-        if fs::symlink_metadata(self.notes()).is_ok_and(|meta| meta.uid() == own) {
-            return Ok(());
-        }
-        Err(format!("folder `{}` does not belong to the agent's account", self.notes().display()))
+    /// Makes the folders that are missing, the owner's where they are new, and opens them.
+    ///
+    /// # Errors
+    /// A sentence for people.
+    pub(crate) fn prepare(&self, owner: &Account) -> Result<Site, String> {
+        let made = |outcome: io::Result<Place>, path: &Path| {
+            outcome.map_err(|error| format!("folder `{}` cannot be made: {}", path.display(), describe(&error)))
+        };
+        let root = made(Place::at_or_make(&self.root, owner), &self.root)?;
+        let notes = made(root.folder_or_make(".drover", 0o755, None), &self.notes())?;
+        let releases = made(root.folder_or_make("releases", 0o755, Some(owner)), &self.releases())?;
+        made(root.folder_or_make("shared", 0o755, Some(owner)), &self.shared())?;
+        Site::new(self, root, releases, notes)
     }
 
     /// Makes `current` point at a release, in one rename. Gives a line for people.
@@ -199,77 +167,21 @@ impl Layout {
     /// A sentence for people; `current` is then as it was.
     pub fn switch(&self, release: &str) -> Result<String, String> {
         check_name(release)?;
-        let folder = self.release(release);
-        if !fs::symlink_metadata(&folder).is_ok_and(|meta| meta.is_dir()) {
-            return Err(format!("release `{release}` is not on this host"));
-        }
-        match fs::symlink_metadata(self.current()) {
-            Ok(meta) if !meta.is_symlink() => {
-                return Err(format!(
-                    "`{}` exists and is not a symbolic link: move it away first",
-                    self.current().display()
-                ));
-            }
-            _ => {}
-        }
-        let before = self.current_name();
-        if before.as_deref() == Some(release) {
-            return Ok(format!("current is {release} already"));
-        }
-        self.check_folders()?;
-        self.point_at(release, before.as_deref())
-            .map_err(|error| format!("current cannot be replaced: {}", describe(&error)))?;
-        Ok(match before {
-            Some(before) => format!("current was {before}, is {release}"),
-            None => format!("current is {release}"),
-        })
-    }
-
-    fn point_at(&self, release: &str, before: Option<&str>) -> io::Result<()> {
-        if let Some(before) = before {
-            durable::write_atomic(&self.notes().join("previous"), before.as_bytes(), 0o644)?;
-        }
-        let temporary = self.root.join(format!(".current-{}", std::process::id()));
-        let _ = fs::remove_file(&temporary);
-        std::os::unix::fs::symlink(Path::new("releases").join(release), &temporary)?;
-        if let Err(error) = fs::rename(&temporary, self.current()) {
-            let _ = fs::remove_file(&temporary);
-            return Err(error);
-        }
-        durable::sync_folder(&self.root)
+        let site = self.open()?.ok_or_else(|| format!("release `{release}` is not on this host"))?;
+        site.switch(release)
     }
 
     /// Removes all but the current, the previous and the newest `keep` others, and what dead executions left
-    /// half-done; `lives` says whether an execution is at work. Gives a line for each.
+    /// half-done; `lives` says whether an execution is at work, `stop` whether to end early. Gives a line for each.
     ///
     /// # Errors
     /// A sentence for people.
-    pub fn prune(&self, keep: u32, lives: &dyn Fn(&str) -> bool) -> Result<Vec<String>, String> {
-        self.check_folders()?;
-        let mut lines = Vec::new();
-        let previous = self.previous_name();
-        let others = self.list().into_iter().filter(|release| !release.current);
-        for release in others.skip(keep as usize).filter(|release| Some(&release.name) != previous.as_ref()) {
-            self.remove(&release.name)
-                .map_err(|error| format!("release `{}` cannot be removed: {}", release.name, describe(&error)))?;
-            lines.push(format!("removed {}", release.name));
-        }
-        for item in fs::read_dir(self.releases()).into_iter().flatten().flatten() {
-            let name = item.file_name().to_string_lossy().into_owned();
-            let Some((_, execution)) = name.rsplit_once(".tmp-") else { continue };
-            if name.starts_with('.') && !lives(execution) && fs::remove_dir_all(item.path()).is_ok() {
-                lines.push(format!("removed half-done {name}"));
-            }
-        }
-        Ok(lines)
-    }
-
-    fn remove(&self, name: &str) -> io::Result<()> {
-        // Renamed first, so that a half-removed folder never looks like a release.
-        let doomed = self.releases().join(format!(".{name}.tmp-removed"));
-        let _ = fs::remove_dir_all(&doomed);
-        fs::rename(self.release(name), &doomed)?;
-        fs::remove_file(self.manifest(name))?;
-        fs::remove_dir_all(&doomed)
+    pub fn prune(
+        &self,
+        keep: u32,
+        lives: &dyn Fn(&str) -> bool,
+        stop: &mut dyn FnMut() -> bool,
+    ) -> Result<Vec<String>, String> {
+        self.open()?.map_or_else(|| Ok(Vec::new()), |site| site.prune(keep, lives, stop))
     }
 }

@@ -7,21 +7,23 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File, Permissions};
 use std::io::{self, Read, Write as _};
-use std::os::fd::AsRawFd as _;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
 use drover_shared::Digest;
 use drover_shared::order::canonical;
-use nix::fcntl::{AT_FDCWD, OFlag, RenameFlags, renameat2};
+use nix::fcntl::OFlag;
 use sha2::{Digest as _, Sha256};
 
 use crate::accounts::Account;
 use crate::release::archive::{self, Contents, Kind};
 use crate::release::manifest::{self, About, Body};
+use crate::release::place::Place;
+use crate::release::site::{Site, manifest_name};
 use crate::release::{Layout, check_name, verify};
-use crate::{clock, describe, durable};
+use crate::{clock, describe};
 
 /// What to unpack.
 #[derive(Debug, Clone, Copy)]
@@ -47,38 +49,39 @@ pub struct Order<'a> {
 pub fn unpack(layout: &Layout, order: &Order<'_>, stopped: &mut dyn FnMut() -> bool) -> Result<String, String> {
     check_name(order.release)?;
     let contents = archive::check(order.archive, stopped)?;
-    layout.prepare(order.owner)?;
-    if is_whole(layout, order) {
+    let site = layout.prepare(order.owner)?;
+    if is_whole(&site, order, stopped) {
         return Ok(format!("{} is here already, whole", order.release));
     }
-    check_space(layout, &contents)?;
-    let temporary = layout.releases().join(format!(".{}.tmp-{}", order.release, order.execution_id));
-    let outcome = Workplace::make(&temporary).and_then(|workplace| {
+    check_space(&site, &contents)?;
+    let temporary = format!(".{}.tmp-{}", order.release, order.execution_id);
+    let outcome = Workplace::make(&site, &temporary, stopped).and_then(|workplace| {
         let members = workplace.fill(order, &contents, stopped)?;
         workplace.hand_over(order.owner)?;
-        publish(layout, order, &temporary, &members)?;
+        publish(&site, order, &temporary, &members)?;
         Ok(format!("{}: {} members, {} bytes", order.release, members.len(), contents.bytes))
     });
     // After success this is the release that was exchanged, or nothing.
-    let _ = fs::remove_dir_all(&temporary);
+    let _ = site.releases.remove_all(&temporary, &mut || false);
     outcome
 }
 
-fn is_whole(layout: &Layout, order: &Order<'_>) -> bool {
-    manifest::about(&layout.manifest(order.release)).is_ok_and(|about| {
-        about.artifact_digest == order.digest && verify::verify(layout, order.release, about.tree_digest).is_ok()
+fn is_whole(site: &Site, order: &Order<'_>, stopped: &mut dyn FnMut() -> bool) -> bool {
+    manifest::about(&site.notes, &manifest_name(order.release)).is_ok_and(|about| {
+        about.artifact_digest == order.digest
+            && verify::verify_in(site, order.release, about.tree_digest, stopped).is_ok()
     })
 }
 
-fn check_space(layout: &Layout, contents: &Contents) -> Result<(), String> {
-    let Ok(stat) = nix::sys::statvfs::statvfs(&layout.releases()) else { return Ok(()) };
+fn check_space(site: &Site, contents: &Contents) -> Result<(), String> {
+    let Ok(stat) = nix::sys::statvfs::fstatvfs(&site.releases) else { return Ok(()) };
     let available = stat.blocks_available() * stat.fragment_size();
     let members = contents.members.len() as u64;
     let needed = contents.bytes + members * 512;
     if needed > available {
         return Err(format!(
             "the disk is full: {needed} bytes are needed below `{}`, {available} are free",
-            layout.root().display()
+            site.root().display()
         ));
     }
     if stat.files() > 0 && members > stat.files_available() {
@@ -88,12 +91,7 @@ fn check_space(layout: &Layout, contents: &Contents) -> Result<(), String> {
 }
 
 /// Writes the manifest and gives the folder its name; a damaged release of that name is exchanged in one step.
-fn publish(
-    layout: &Layout,
-    order: &Order<'_>,
-    temporary: &Path,
-    members: &BTreeMap<String, Body>,
-) -> Result<(), String> {
+fn publish(site: &Site, order: &Order<'_>, temporary: &str, members: &BTreeMap<String, Body>) -> Result<(), String> {
     let failed = |error: io::Error| format!("the release cannot be put in place: {}", describe(&error));
     let (lines, tree_digest) = manifest::lines(members);
     let about = About {
@@ -104,49 +102,38 @@ fn publish(
         installed_ms: clock::wall_ms(),
     };
     let text = format!("{}\n{lines}", canonical(&about));
-    let target = layout.release(order.release);
-    let exists = fs::symlink_metadata(&target).is_ok();
-    durable::write_atomic(&layout.manifest(order.release), text.as_bytes(), 0o644).map_err(failed)?;
+    let exists = site.releases.look(order.release).map_err(failed)?.is_some();
+    let manifest = manifest_name(order.release);
+    site.notes.write_atomic(&manifest, text.as_bytes(), 0o644).map_err(failed)?;
     let placed = if exists {
-        renameat2(AT_FDCWD, temporary, AT_FDCWD, &target, RenameFlags::RENAME_EXCHANGE).map_err(io::Error::from)
+        site.releases.exchange(temporary, order.release)
     } else {
-        fs::rename(temporary, &target)
+        site.releases.rename(temporary, order.release)
     };
     if let Err(error) = placed {
         if !exists {
-            let _ = fs::remove_file(layout.manifest(order.release));
+            let _ = site.notes.remove(&manifest);
         }
         return Err(failed(error));
     }
-    durable::sync_folder(&layout.releases()).map_err(failed)
+    site.releases.sync().map_err(failed)
 }
 
-/// The temporary folder, reached by its descriptor.
+/// The temporary folder, which nobody else may enter: paths below its descriptor are safe until it is handed over.
 struct Workplace {
-    folder: File,
+    folder: Place,
     base: PathBuf,
 }
 
 impl Workplace {
-    fn make(path: &Path) -> Result<Self, String> {
-        let make = || -> io::Result<Self> {
-            // Whatever stands there is of an earlier start of this execution, or was put there to mislead.
-            match fs::symlink_metadata(path) {
-                Ok(meta) if meta.is_dir() => fs::remove_dir_all(path)?,
-                Ok(_) => fs::remove_file(path)?,
-                Err(_) => {}
-            }
-            fs::DirBuilder::new().mode(0o700).create(path)?;
-            let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
-            let folder = File::options().read(true).custom_flags(flags.bits()).open(path)?;
-            let meta = folder.metadata()?;
-            if meta.uid() != nix::unistd::geteuid().as_raw() || meta.mode() & 0o077 != 0 {
-                return Err(io::Error::other("somebody else put another folder in its place"));
-            }
-            let base = PathBuf::from(format!("/proc/self/fd/{}", folder.as_raw_fd()));
-            Ok(Self { folder, base })
-        };
-        make().map_err(|error| format!("folder `{}` cannot be made: {}", path.display(), describe(&error)))
+    fn make(site: &Site, name: &str, stopped: &mut dyn FnMut() -> bool) -> Result<Self, String> {
+        // Whatever stands there is of an earlier start of this execution, or was put there to mislead.
+        let made = site.releases.remove_all(name, stopped).and_then(|()| site.releases.make_private(name));
+        let folder = made.map_err(|error| {
+            format!("folder `{}/releases/{name}` cannot be made: {}", site.root().display(), describe(&error))
+        })?;
+        let base = PathBuf::from(format!("/proc/self/fd/{}", folder.as_fd().as_raw_fd()));
+        Ok(Self { folder, base })
     }
 
     fn fill(
@@ -286,10 +273,10 @@ impl Workplace {
         let done = || -> io::Result<()> {
             nix::unistd::syncfs(&self.folder)?;
             if owner.changes {
-                std::os::unix::fs::fchown(&self.folder, Some(owner.uid.as_raw()), Some(owner.gid.as_raw()))?;
+                nix::unistd::fchown(&self.folder, Some(owner.uid), Some(owner.gid))?;
             }
-            self.folder.set_permissions(Permissions::from_mode(0o755))?;
-            self.folder.sync_all()
+            self.folder.file().set_permissions(Permissions::from_mode(0o755))?;
+            self.folder.sync()
         };
         done().map_err(|error| format!("the release cannot be made durable: {}", describe(&error)))
     }

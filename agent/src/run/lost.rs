@@ -73,7 +73,7 @@ fn write(folder: &Folder, state: ExecutionState, reason: String, processes: Proc
         log_length: log.length(),
         output_truncated: false,
         processes,
-        releases: entry.deploy_path.as_deref().map(|path| Layout::new(path).list()),
+        releases: entry.deploy_path.as_deref().and_then(|path| Layout::new(path).list()),
     };
     folder.write_status(&finished)?;
     Ok(finished)

@@ -177,7 +177,7 @@ fn finish(context: &mut Context, steps: Vec<StepOutcome>, failure: Option<String
         log_length: context.log.length(),
         output_truncated: context.log.truncated(),
         processes: context.verdict.clone(),
-        releases: context.entry.deploy_path.as_deref().map(|path| release::Layout::new(path).list()),
+        releases: context.entry.deploy_path.as_deref().and_then(|path| release::Layout::new(path).list()),
     }
 }
 

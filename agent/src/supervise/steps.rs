@@ -20,13 +20,16 @@ pub(crate) fn carry_out(context: &mut Context, index: u16, step: &Step) -> StepE
         }
         Step::Unpack { digest, release } => unpack_step(context, digest, release),
         Step::Verify { release, tree_digest } => {
-            layout(context).and_then(|layout| verify::verify(&layout, release, *tree_digest)).map(|line| vec![line])
+            let layout = layout(context);
+            let mut stop = || context.watch.stop().is_some();
+            layout.and_then(|layout| verify::verify(&layout, release, *tree_digest, &mut stop)).map(|line| vec![line])
         }
         Step::Switch { release } => layout(context).and_then(|layout| layout.switch(release)).map(|line| vec![line]),
         Step::Prune { keep } => layout(context).and_then(|layout| {
             let folder = context.folder.clone();
             let own = context.statement.execution_id.clone();
-            layout.prune(*keep, &|execution| execution != own && lives(&folder, execution))
+            let lives = |execution: &str| execution != own && lives(&folder, execution);
+            layout.prune(*keep, &lives, &mut || context.watch.stop().is_some())
         }),
     };
     if let Some(stop) = context.watch.stop()

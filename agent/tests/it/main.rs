@@ -4,6 +4,7 @@
 
 mod bench;
 mod hooks;
+mod hostile;
 mod kill;
 mod releases;
 mod run;

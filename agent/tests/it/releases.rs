@@ -11,12 +11,12 @@ use drover_shared::order::{Entry, Step};
 use drover_shared::words::ExecutionState;
 use tar::{EntryType, Header};
 
-use crate::bench::{Bench, bash, entry, is_root};
+use crate::bench::{Bench, bash, entry};
 
 /// One member of a made-up archive: path, kind, link target, content.
-type Member<'a> = (&'a str, EntryType, &'a str, &'a [u8]);
+pub(crate) type Member<'a> = (&'a str, EntryType, &'a str, &'a [u8]);
 
-fn archive(members: &[Member<'_>]) -> Vec<u8> {
+pub(crate) fn archive(members: &[Member<'_>]) -> Vec<u8> {
     let mut builder = tar::Builder::new(Vec::new());
     for (path, kind, target, content) in members {
         let mut header = Header::new_gnu();
@@ -33,23 +33,23 @@ fn archive(members: &[Member<'_>]) -> Vec<u8> {
     zstd::encode_all(builder.into_inner().unwrap().as_slice(), 1).unwrap()
 }
 
-struct Site {
-    bench: Bench,
-    deploy: PathBuf,
+pub(crate) struct Site {
+    pub(crate) bench: Bench,
+    pub(crate) deploy: PathBuf,
 }
 
 impl Site {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let bench = Bench::new();
         let deploy = bench.path("shop");
         Self { bench, deploy }
     }
 
-    fn layout(&self) -> Layout {
+    pub(crate) fn layout(&self) -> Layout {
         Layout::new(&self.deploy)
     }
 
-    fn cache(&self, archive: &[u8]) -> Digest {
+    pub(crate) fn cache(&self, archive: &[u8]) -> Digest {
         let digest = Digest::of(archive);
         let folder = self.bench.data_dir().join("artifacts");
         std::fs::create_dir_all(&folder).unwrap();
@@ -57,17 +57,17 @@ impl Site {
         digest
     }
 
-    fn entry(&self, steps: Vec<Step>) -> Entry {
+    pub(crate) fn entry(&self, steps: Vec<Step>) -> Entry {
         let mut entry = entry(steps);
         entry.deploy_path = Some(self.deploy.to_string_lossy().into_owned());
         entry
     }
 
-    fn run(&self, steps: Vec<Step>) -> Finished {
+    pub(crate) fn run(&self, steps: Vec<Step>) -> Finished {
         self.bench.run(&self.entry(steps)).0
     }
 
-    fn install(&self, release: &str, keep: u32) -> Finished {
+    pub(crate) fn install(&self, release: &str, keep: u32) -> Finished {
         let digest = self.cache(&archive(&[("app.txt", EntryType::Regular, "", release.as_bytes())]));
         let release = release.to_owned();
         self.run(vec![
@@ -78,7 +78,7 @@ impl Site {
     }
 }
 
-fn names(finished: &Finished) -> Vec<(&str, bool)> {
+pub(crate) fn names(finished: &Finished) -> Vec<(&str, bool)> {
     finished.releases.as_ref().unwrap().iter().map(|release| (release.name.as_str(), release.current)).collect()
 }
 
@@ -222,37 +222,4 @@ fn a_folder_called_current_is_left_alone() {
     let finished = site.run(vec![Step::Switch { release: "7-z".to_owned() }]);
     assert_eq!(finished.reason.as_deref(), Some("switch: release `7-z` is not on this host"));
     assert_eq!(names(&finished), [("1-a", false)]);
-}
-
-#[test]
-fn files_belong_to_the_running_user() {
-    if !is_root() {
-        return;
-    }
-    let site = Site::new();
-    let digest = site.cache(&archive(&[("d/f", EntryType::Regular, "", b"x"), ("l", EntryType::Symlink, "d", b"")]));
-    let mut entry = site.entry(vec![Step::Unpack { digest, release: "1-a".to_owned() }]);
-    entry.run_user = Some("nobody".to_owned());
-    let (finished, _) = site.bench.run(&entry);
-    assert_eq!(finished.reason, None);
-    let nobody = nix::unistd::User::from_name("nobody").unwrap().unwrap().uid.as_raw();
-    let release = site.layout().release("1-a");
-    for path in [release.clone(), release.join("d"), release.join("d/f"), release.join("l"), site.layout().shared()] {
-        let meta = std::fs::symlink_metadata(&path).unwrap();
-        assert_eq!(std::os::unix::fs::MetadataExt::uid(&meta), nobody, "{}", path.display());
-    }
-}
-
-#[test]
-fn a_link_in_the_place_of_a_folder_is_not_followed() {
-    let site = Site::new();
-    assert_eq!(site.install("1-a", 9).reason, None);
-    let elsewhere = site.bench.path("elsewhere");
-    std::fs::rename(site.layout().releases(), &elsewhere).unwrap();
-    std::os::unix::fs::symlink(&elsewhere, site.layout().releases()).unwrap();
-    let finished = site.install("2-b", 0);
-    assert!(finished.reason.unwrap().contains("it is not a folder"));
-    let finished = site.run(vec![Step::Prune { keep: 0 }]);
-    assert!(finished.reason.unwrap().contains("is not a folder"));
-    assert_eq!(std::fs::read_dir(&elsewhere).unwrap().count(), 1);
 }
