@@ -153,7 +153,6 @@ impl Executions {
             Standing::Lost(started) => {
                 session.hold(key.clone(), 0, None);
                 execution.stage = Stage::Ending;
-                self.running -= 1;
                 let case = lost::Case { folder: execution.folder.clone(), started, boot_id: self.boot_id.clone() };
                 self.all.insert(key.clone(), execution);
                 self.settle_lost(key, case);
@@ -270,6 +269,7 @@ impl Executions {
         match execution.folder.standing() {
             Ok(Standing::Lost(started)) => {
                 execution.stage = Stage::Ending;
+                self.running -= 1;
                 let case = lost::Case { folder: execution.folder.clone(), started, boot_id: self.boot_id.clone() };
                 self.settle_lost(key, case);
             }

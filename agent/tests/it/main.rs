@@ -6,6 +6,7 @@ mod bench;
 mod hooks;
 mod hostile;
 mod kill;
+mod lost;
 mod releases;
 mod run;
 mod server;

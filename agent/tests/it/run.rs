@@ -14,15 +14,15 @@ use crate::server::{Got, Peer, Server, agent, stop};
 
 /// The log of one execution as a server gathers it.
 #[derive(Default)]
-struct Gathered {
-    log: Vec<u8>,
-    finished: Option<Finished>,
-    accepted: u32,
+pub(crate) struct Gathered {
+    pub(crate) log: Vec<u8>,
+    pub(crate) finished: Option<Finished>,
+    pub(crate) accepted: u32,
 }
 
 impl Gathered {
     /// Takes what comes until the end of the execution, or until `enough`. False when the connection ended.
-    async fn gather(&mut self, peer: &mut Peer, enough: impl Fn(&Self) -> bool) -> bool {
+    pub(crate) async fn gather(&mut self, peer: &mut Peer, enough: impl Fn(&Self) -> bool) -> bool {
         while !enough(self) && !self.complete() {
             match peer.next().await {
                 None => return false,
@@ -41,22 +41,22 @@ impl Gathered {
         true
     }
 
-    fn complete(&self) -> bool {
+    pub(crate) fn complete(&self) -> bool {
         self.finished.as_ref().is_some_and(|finished| finished.log_length == self.log.len() as u64)
     }
 
-    fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         let records = records(&self.log).map(Result::unwrap).filter(|record| record.stream == Stream::Output);
         String::from_utf8(records.flat_map(|record| record.payload.to_vec()).collect()).unwrap()
     }
 }
 
-async fn archive(peer: &mut Peer, finished: &Finished) {
+pub(crate) async fn archive(peer: &mut Peer, finished: &Finished) {
     let (execution_id, attempt) = (finished.execution_id.clone(), finished.attempt);
     peer.send(&ToAgent::Archived { execution_id, attempt }).await;
 }
 
-fn spool_is_empty(bench: &Bench) -> bool {
+pub(crate) fn spool_is_empty(bench: &Bench) -> bool {
     std::fs::read_dir(bench.data_dir().join("spool")).unwrap().next().is_none()
 }
 
@@ -234,7 +234,7 @@ async fn an_artifact_comes_in_pieces_over_a_restart() {
     assert_eq!(std::fs::read_dir(bench.data_dir().join("artifacts")).unwrap().count(), 1);
 }
 
-async fn fetch_request(peer: &mut Peer, gathered: &mut Gathered, expected: u64) -> u32 {
+pub(crate) async fn fetch_request(peer: &mut Peer, gathered: &mut Gathered, expected: u64) -> u32 {
     loop {
         match peer.next().await.unwrap() {
             Got::Message(ToServer::Fetch { channel, offset, .. }) => {
@@ -251,7 +251,7 @@ async fn fetch_request(peer: &mut Peer, gathered: &mut Gathered, expected: u64) 
     }
 }
 
-async fn finish(peer: &mut Peer, gathered: &mut Gathered) {
+pub(crate) async fn finish(peer: &mut Peer, gathered: &mut Gathered) {
     while !gathered.complete() {
         match peer.next().await.unwrap() {
             Got::Data(header, body) => {
