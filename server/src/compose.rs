@@ -19,7 +19,7 @@ use drover_kernel::db::Db;
 use drover_kernel::http::{ReadyCheck, Service, service};
 use drover_kernel::jobs::Jobs;
 use drover_kernel::resources::Resources;
-use drover_kernel::{Clock, Kernel, KernelBuilder, Routes, Settings};
+use drover_kernel::{Clock, Kernel, KernelBuilder, Routes, Sealer, Settings};
 
 /// Version of this build.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -48,9 +48,16 @@ pub fn jobs() -> Jobs {
 }
 
 /// A kernel without the engine: enough for the command line's work on the database.
-#[must_use]
-pub fn bare_kernel(db: Db, clock: Clock, settings: Settings) -> Kernel {
-    KernelBuilder::new(db, clock, settings, Arc::new(IdentityAuthority), resources()).build()
+///
+/// # Errors
+/// When the keys under the data directory cannot be used.
+pub fn bare_kernel(db: Db, clock: Clock, settings: Settings, data_directory: &Path) -> Result<Kernel> {
+    Ok(builder(db, clock, settings, data_directory)?.build())
+}
+
+fn builder(db: Db, clock: Clock, settings: Settings, data_directory: &Path) -> Result<KernelBuilder> {
+    let sealer = Sealer::load(data_directory, settings.secret_key.as_ref()).context("keys of stored secrets")?;
+    Ok(KernelBuilder::new(db, clock, settings, Arc::new(IdentityAuthority), resources(), sealer))
 }
 
 /// The whole kernel, with its stores under the data directory.
@@ -63,7 +70,7 @@ pub fn kernel(db: Db, clock: Clock, settings: Settings, data_directory: &Path) -
     let artifacts = ArtifactStore::open(&data_directory.join("artifacts")).context("artifacts")?;
     let sources =
         Sources::open(&data_directory.join("sources"), artifacts.clone(), Limits::default()).context("sources")?;
-    Ok(KernelBuilder::new(db, clock, settings, Arc::new(IdentityAuthority), resources())
+    Ok(builder(db, clock, settings, data_directory)?
         .part(Arc::new(Engine::new(logs, artifacts, sources, keys)))
         .part(Arc::new(Viewers::default()))
         .build())

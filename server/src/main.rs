@@ -10,6 +10,7 @@ use drover_automation::link::enrol::JoinTokenOptions;
 use drover_automation::link::keys::{Keys, certificate_names};
 use drover_automation::link::{self, create_join_token};
 use drover_kernel::db::{Db, DbOptions};
+use drover_kernel::secrets::KeyText;
 use drover_kernel::{Clock, Kernel, Settings, serve};
 use drover_server::config::{Config, DataArgs, ServeArgs};
 use drover_server::{VERSION, bare_kernel, http, jobs, kernel};
@@ -98,14 +99,14 @@ async fn main() -> Result<()> {
         Command::Serve(serve_arguments) => run(Config::settle(arguments.data, serve_arguments)?).await,
         Command::Token(TokenCommand::Create { user, name }) => {
             let config = Config::settle(arguments.data, ServeArgs::default())?;
-            let kernel = bare_kernel(open(&config).await?, Clock::system(), Settings::default());
+            let kernel = bare(&config).await?;
             print(&drover_identity::create_token(&kernel.work(), &user, &name).await?);
             kernel.stop(STOP).await;
             Ok(())
         }
         Command::JoinToken(JoinTokenCommand::Create { host, ttl, uses }) => {
             let config = Config::settle(arguments.data, ServeArgs::default())?;
-            let kernel = bare_kernel(open(&config).await?, Clock::system(), Settings::default());
+            let kernel = bare(&config).await?;
             let keys = Keys::open(&config.data_directory)?;
             // The running server may have chosen its port itself.
             let url = match std::fs::read_to_string(config.data_directory.join(AGENT_ADDRESS)) {
@@ -151,12 +152,29 @@ async fn open(config: &Config) -> Result<Db> {
     Ok(db)
 }
 
+/// Keys of stored secrets that the operator keeps outside the data directory. No flag: every account of the machine can
+/// read the arguments of a process.
+fn secret_key() -> Option<KeyText> {
+    std::env::var("DROVER_SECRET_KEY").ok().filter(|text| !text.is_empty()).map(KeyText::from)
+}
+
+/// A kernel for work on the database alone.
+async fn bare(config: &Config) -> Result<Kernel> {
+    let settings = Settings { secret_key: secret_key(), ..Settings::default() };
+    bare_kernel(open(config).await?, Clock::system(), settings, &config.data_directory)
+}
+
 async fn run(config: Config) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let db = open(&config).await?;
-    let settings =
-        Settings { zone: config.zone, four_eyes: config.four_eyes, secure: config.secure, ..Settings::default() };
+    let settings = Settings {
+        zone: config.zone,
+        four_eyes: config.four_eyes,
+        secure: config.secure,
+        secret_key: secret_key(),
+        ..Settings::default()
+    };
     let kernel = kernel(db, Clock::system(), settings, &config.data_directory)?;
     let work = kernel.work();
     let password = std::env::var("DROVER_ADMIN_PASSWORD").ok().filter(|password| !password.is_empty());

@@ -9,9 +9,6 @@ use drover_shared::Digest;
 use ring::rand::{SecureRandom as _, SystemRandom};
 use subtle::ConstantTimeEq as _;
 
-/// What stands in answers where a secret would.
-pub(crate) const MASK: &str = "******";
-
 fn random<const BYTES: usize>() -> Result<[u8; BYTES]> {
     let mut bytes = [0; BYTES];
     SystemRandom::new().fill(&mut bytes).map_err(|_| Error::internal("the machine has no random numbers"))?;

@@ -5,7 +5,7 @@
 
 use drover_kernel::call::{Caller, SignedIn};
 use drover_kernel::db::{Condition, Read};
-use drover_kernel::fields::{Id, Name, Prose};
+use drover_kernel::fields::{Id, MASK, Name, Prose};
 use drover_kernel::{
     Audit, AuditEntry, AuditList, Body, Call, Error, Message, Page, Paging, Path, Query, Reply, Result, Routes, Tx,
     args, row, sql, when,
@@ -61,7 +61,7 @@ impl TokenOut {
     }
 
     fn masked(token: TokenRow) -> Self {
-        Self::new(token, secret::MASK.to_owned())
+        Self::new(token, MASK.to_owned())
     }
 }
 

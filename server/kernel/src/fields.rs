@@ -9,8 +9,9 @@ use std::marker::PhantomData;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::Value;
+use zeroize::Zeroizing;
 
 /// Elements that an array in a request may have.
 pub const ELEMENTS_MAX: usize = 10_000;
@@ -108,6 +109,49 @@ impl<'de, const MAX: usize> Deserialize<'de> for Text<MAX> {
             return Err(de::Error::custom("must not contain the character NUL"));
         }
         Ok(Self(text))
+    }
+}
+
+/// What stands in an answer where a secret would.
+pub const MASK: &str = "******";
+
+/// A secret of at most `MAX` bytes in a body. It is taken as it is, blanks and line ends included; [`MASK`], which
+/// answers show instead of it, means that the present one stays.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Secret<const MAX: usize> {
+    /// The present value stays, if there is one.
+    Keep,
+    /// The new value; empty means that there is to be none.
+    Set(Zeroizing<String>),
+}
+
+impl<const MAX: usize> fmt::Debug for Secret<MAX> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(MASK)
+    }
+}
+
+impl<'de, const MAX: usize> Deserialize<'de> for Secret<MAX> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let Value::String(text) = Value::deserialize(deserializer)? else {
+            return Err(de::Error::custom("must be text"));
+        };
+        let text = Zeroizing::new(text);
+        match text.len() {
+            _ if *text == MASK => Ok(Self::Keep),
+            length if length > MAX => Err(de::Error::custom(format!("must have at most {MAX} bytes"))),
+            _ => Ok(Self::Set(text)),
+        }
+    }
+}
+
+/// A secret in an answer: [`MASK`] when there is one, otherwise nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Masked(pub bool);
+
+impl Serialize for Masked {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(if self.0 { MASK } else { "" })
     }
 }
 
@@ -255,6 +299,19 @@ macro_rules! schema {
 schema!(Number, "Number", {"type": "integer"});
 schema!(Id, "Id", {"type": "integer"});
 schema!(Flag, "Flag", {"type": "boolean"});
+schema!(Masked, "Masked", {"type": "string", "enum": ["", MASK]});
+
+impl<const MAX: usize> JsonSchema for Secret<MAX> {
+    fn inline_schema() -> bool {
+        true
+    }
+    fn schema_name() -> Cow<'static, str> {
+        format!("Secret{MAX}").into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"type": "string", "writeOnly": true, "maxLength": MAX})
+    }
+}
 
 impl<const MAX: usize> JsonSchema for Text<MAX> {
     fn inline_schema() -> bool {
@@ -333,4 +390,21 @@ macro_rules! word_schema {
             }
         }
     };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_is_taken_as_it_is_and_the_mask_keeps_the_present_one() {
+        let read = |json: &str| serde_json::from_str::<Secret<8>>(json);
+        assert_eq!(read(r#"" p w\n""#).unwrap(), Secret::Set(Zeroizing::new(" p w\n".to_owned())));
+        assert_eq!(read(r#""******""#).unwrap(), Secret::Keep);
+        assert_eq!(format!("{:?}", read(r#""hidden""#).unwrap()), MASK);
+        for wrong in [r#""123456789""#, "5", "null"] {
+            assert!(read(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(serde_json::to_string(&[Masked(true), Masked(false)]).unwrap(), r#"["******",""]"#);
+    }
 }

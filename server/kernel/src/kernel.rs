@@ -16,6 +16,7 @@ use crate::db::Db;
 use crate::jobs::Work;
 use crate::metrics::Metrics;
 use crate::resources::Resources;
+use crate::secrets::{KeyText, Sealer};
 
 /// What an operator decides and every area may ask.
 #[derive(Debug, Clone)]
@@ -28,11 +29,19 @@ pub struct Settings {
     pub four_eyes: bool,
     /// Whether clients reach the server through TLS, its own or a proxy's: decides `wss://` and the cookie's flags.
     pub secure: bool,
+    /// Keys of stored secrets, when the operator keeps them elsewhere than in the data directory.
+    pub secret_key: Option<KeyText>,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { zone: chrono_tz::UTC, body_bytes_max: 8 * 1024 * 1024, four_eyes: false, secure: false }
+        Self {
+            zone: chrono_tz::UTC,
+            body_bytes_max: 8 * 1024 * 1024,
+            four_eyes: false,
+            secure: false,
+            secret_key: None,
+        }
     }
 }
 
@@ -42,6 +51,7 @@ struct Inner {
     settings: Settings,
     authority: Arc<dyn Authority>,
     resources: Resources,
+    sealer: Sealer,
     parts: HashMap<TypeId, Arc<dyn Any + Send + Sync>>,
     metrics: Metrics,
     queue_notify: Arc<Notify>,
@@ -61,7 +71,14 @@ pub struct KernelBuilder {
 impl KernelBuilder {
     /// Starts with what every kernel has.
     #[must_use]
-    pub fn new(db: Db, clock: Clock, settings: Settings, authority: Arc<dyn Authority>, resources: Resources) -> Self {
+    pub fn new(
+        db: Db,
+        clock: Clock,
+        settings: Settings,
+        authority: Arc<dyn Authority>,
+        resources: Resources,
+        sealer: Sealer,
+    ) -> Self {
         Self {
             inner: Inner {
                 db,
@@ -69,6 +86,7 @@ impl KernelBuilder {
                 settings,
                 authority,
                 resources,
+                sealer,
                 parts: HashMap::new(),
                 metrics: Metrics::default(),
                 queue_notify: Arc::new(Notify::new()),
@@ -125,6 +143,12 @@ impl Kernel {
     #[must_use]
     pub fn settings(&self) -> &Settings {
         &self.0.settings
+    }
+
+    /// What seals and opens stored secrets.
+    #[must_use]
+    pub fn sealer(&self) -> &Sealer {
+        &self.0.sealer
     }
 
     /// A moment as clients see it.

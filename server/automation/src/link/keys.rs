@@ -3,16 +3,15 @@
 //! Both are files in the data directory that only the server's account can read, made at first use. Invariant: a key
 //! that exists is never replaced; two processes that start at once agree on one.
 
-use std::fs;
-use std::io::{self, Write as _};
+use std::io;
 use std::net::IpAddr;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use drover_kernel::key_file;
 use drover_shared::Digest;
 use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use ring::rand::{SecureRandom as _, SystemRandom};
@@ -35,7 +34,6 @@ impl Keys {
     /// When the folder cannot be written or a key in it is damaged.
     pub fn open(data_directory: &Path) -> Result<Self> {
         let folder = data_directory.join("keys");
-        fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
         // Key and certificate are one file, so that they cannot come from two processes.
         let ca = keep(&folder.join("ca.pem"), make_ca)?;
         let ca = String::from_utf8(ca).context("keys/ca.pem is not text")?;
@@ -142,29 +140,8 @@ fn make_signing() -> Result<Vec<u8>> {
     Ok(document.as_ref().to_vec())
 }
 
-/// The file's content, made and written durably if it is not there. The first of several processes wins.
-fn keep(file: &Path, make: impl FnOnce() -> Result<Vec<u8>>) -> Result<Vec<u8>> {
-    match fs::read(file) {
-        Ok(content) => return Ok(content),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error).with_context(|| format!("read {}", file.display())),
-    }
-    let temporary = file.with_extension(format!("new-{}", std::process::id()));
-    let mut new = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-    new.write_all(&make()?)?;
-    new.sync_all()?;
-    // A hard link fails where a rename would replace the other process's key.
-    match fs::hard_link(&temporary, file) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-            return Err(error).with_context(|| format!("write {}", file.display()));
-        }
-        _ => {}
-    }
-    fs::remove_file(&temporary)?;
-    if let Some(folder) = file.parent() {
-        fs::File::open(folder)?.sync_all()?;
-    }
-    fs::read(file).with_context(|| format!("read {}", file.display()))
+fn keep(file: &Path, make: fn() -> Result<Vec<u8>>) -> Result<Vec<u8>> {
+    key_file::keep(file, || make().map_err(io::Error::other)).with_context(|| format!("keep {}", file.display()))
 }
 
 #[cfg(test)]
@@ -181,7 +158,7 @@ mod tests {
         assert_eq!(first.signing_key(), second.signing_key());
         assert!(first.server_config(certificate_names("drover.example")).is_ok());
         for name in ["ca.pem", "signing.pk8"] {
-            let mode = fs::metadata(folder.path().join("keys").join(name)).unwrap().permissions().mode();
+            let mode = std::fs::metadata(folder.path().join("keys").join(name)).unwrap().permissions().mode();
             assert_eq!(mode & 0o077, 0, "{name}");
         }
     }
