@@ -288,7 +288,7 @@ async fn restore_instance(tx: &mut Tx, instance_id: Option<i64>, previous: Optio
 
 async fn close_log(engine: &Engine, task_id: i64, outcome: Outcome) -> Result<()> {
     let ended = match engine.logs.task(task_id).await {
-        Ok(log) if log.final_state().is_some() => Ok(()),
+        // Nothing is written when the mark is there already; late output or a late outcome needs a new one.
         Ok(log) => log.finish(drover_shared::words::Word::as_str(&outcome)).await.map_err(Error::internal),
         Err(error) => Err(Error::internal(error)),
     };

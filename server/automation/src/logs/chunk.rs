@@ -32,7 +32,7 @@ pub(super) const HEADER_BYTES: usize = 40;
 pub(super) const MAGIC: u16 = 0xD7C5;
 /// The body is one zstd frame (RFC 8878).
 pub(super) const FLAG_ZSTD: u16 = frame::FLAG_ZSTD;
-/// The body is the final state of the task: nothing comes after it.
+/// The body is the final state of the task. What comes after it was late and opens the log again; the last mark counts.
 pub(super) const FLAG_END: u16 = 2;
 /// A compressed body may be a little longer than what it holds.
 pub(super) const STORED_BYTES_MAX: usize = DATA_BYTES_MAX + 4096;

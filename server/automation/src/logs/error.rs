@@ -50,9 +50,6 @@ pub enum AppendError {
     /// No room on the disk. Nothing of it is stored; later appends work again once there is room.
     #[error("the disk that holds the logs is full")]
     Full,
-    /// The log has its end mark.
-    #[error("the log of this task is complete")]
-    Finished,
     /// The store was closed.
     #[error("the log store is closed")]
     Closed,

@@ -38,7 +38,7 @@ pub(super) struct Published {
     pub(super) length: u64,
     /// Bytes of text in it.
     pub(super) text_length: u64,
-    /// Final state, once the end mark is durable.
+    /// Final state, while a durable end mark is the last chunk.
     pub(super) end: Option<Arc<str>>,
 }
 
@@ -137,7 +137,7 @@ impl LogFile {
     /// Lets readers see what has become durable.
     pub(super) fn publish(&self, published: Published, chunks: Vec<Loaded>) {
         let mut recent = lock(&self.recent);
-        // A log that has ended is read from its file: nothing more comes, so nothing is shared for long.
+        // A log that has ended is read from its file: hardly anything comes, so nothing is shared for long.
         if self.published.receiver_count() == 0 || published.end.is_some() {
             recent.clear();
         } else {
@@ -265,7 +265,7 @@ fn scan(
 ) -> Result<State, OpenError> {
     let mut state = State::default();
     state.published.length = FILE_HEAD_BYTES;
-    while state.published.end.is_none() {
+    loop {
         let at = state.published.length;
         let Some(head) = scanner.bytes(at, HEADER_BYTES as u64).map_err(storage)? else { break };
         let Some((header, sum)) = Header::decode(head) else { break };

@@ -287,8 +287,11 @@ impl TaskLog {
 
     /// Marks the log as complete, durably: readers end with this state. Doing it again with the same state is nothing.
     ///
+    /// Output of a host that was thought lost may come later: it is appended behind the mark and opens the log again,
+    /// until it is marked anew. Readers see all of it and end at the newest mark; another state is a newer mark.
+    ///
     /// # Errors
-    /// [`AppendError::Finished`] when it is complete with another state; see [`AppendError`].
+    /// See [`AppendError`].
     pub async fn finish(&self, final_state: &str) -> Result<(), AppendError> {
         let cut = final_state.floor_char_boundary(FINAL_STATE_BYTES_MAX.min(final_state.len()));
         self.send(Action::Finish { state: Arc::from(&final_state[..cut]) }).await?.done().await.map(drop)
@@ -327,7 +330,7 @@ impl TaskLog {
         self.file.state().published.text_length
     }
 
-    /// The final state, when the log is complete.
+    /// The final state, when the log is complete: nothing came after its end mark.
     #[must_use]
     pub fn final_state(&self) -> Option<Arc<str>> {
         self.file.state().published.end.clone()

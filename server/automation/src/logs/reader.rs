@@ -145,7 +145,7 @@ impl LogReader {
         self
     }
 
-    /// The final state of the task: known once [`next_frame`](Self::next_frame) has given `None` at the end mark.
+    /// The final state of the task: known once [`next_frame`](Self::next_frame) has given `None` at the newest end mark.
     #[must_use]
     pub fn final_state(&self) -> Option<&str> {
         self.final_state.as_deref()
@@ -251,6 +251,11 @@ impl LogReader {
                 self.at = chunk.at + chunk.header.chunk_length();
                 self.text_offset = chunk.header.text_offset;
                 if chunk.header.is_end() {
+                    if self.at < self.published.borrow().length {
+                        // Late output opened the log again.
+                        self.chunks.pop_front();
+                        continue;
+                    }
                     self.final_state = Some(Arc::from(String::from_utf8_lossy(&chunk.raw)));
                     self.over = true;
                     self.chunks.clear();

@@ -224,10 +224,8 @@ impl Group {
         match action {
             Action::Append { source, offset, body } => self.append(source, offset, body),
             Action::Finish { state } => {
-                match &self.draft.end {
-                    Some(end) if *end == state => {}
-                    Some(_) => return Err(AppendError::Finished),
-                    None => self.end(&state),
+                if self.draft.end.as_ref() != Some(&state) {
+                    self.end(&state);
                 }
                 Ok(Appended { durable: self.durable(0), text_length: self.draft.text_length })
             }
@@ -244,9 +242,6 @@ impl Group {
             .checked_add(u64::from(body.raw_length))
             .ok_or(AppendError::Malformed("its offset is beyond what a log can hold"))?;
         if end > durable {
-            if self.draft.end.is_some() {
-                return Err(AppendError::Finished);
-            }
             if offset < durable {
                 body = body.without(durable - offset)?;
             }
@@ -261,6 +256,7 @@ impl Group {
             };
             self.push(header, &body.stored, body.raw);
             self.draft.durable.insert(source, end);
+            self.draft.end = None;
         }
         Ok(Appended { durable: self.durable(source), text_length: self.draft.text_length })
     }
@@ -353,9 +349,9 @@ impl Group {
     }
 
     fn record(&self, state: &mut State) {
-        for (at, header, _) in &self.chunks {
-            let end = if header.is_end() { self.draft.end.clone() } else { None };
-            state.add(*at, header, end);
+        for (at, header, raw) in &self.chunks {
+            let mark = raw.as_ref().filter(|_| header.is_end());
+            state.add(*at, header, mark.map(|state| Arc::from(String::from_utf8_lossy(state))));
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Promises of the log store, tried on real files.
 
+mod late;
 mod recovery;
 mod viewers;
 

@@ -94,10 +94,11 @@ async fn a_restart_keeps_everything() {
     assert_eq!(reader.next_frame().await.unwrap().unwrap().into_text(), "two threeend\n");
     assert_eq!(reader.next_frame().await.unwrap(), None);
     assert_eq!(reader.final_state(), Some("succeeded"));
-    assert_eq!(append(&log, 1, 41, &output(b"late")).await, Err(AppendError::Finished));
-    assert_eq!(append(&log, 1, 0, &output(b"one ")).await, Ok(41));
+    assert_eq!(append(&log, 1, 0, &output(b"one ")).await, Ok(41), "what comes twice does not open the log again");
+    let length = std::fs::metadata(folder.path().join("0/12.log")).unwrap().len();
     assert_eq!(log.finish("succeeded").await, Ok(()));
-    assert_eq!(log.finish("failed").await, Err(AppendError::Finished));
+    assert_eq!(log.final_state().as_deref(), Some("succeeded"));
+    assert_eq!(std::fs::metadata(folder.path().join("0/12.log")).unwrap().len(), length, "one mark says it");
 }
 
 #[tokio::test]
