@@ -1,12 +1,16 @@
 //! The artifact cache: archives by digest, downloaded once for all executions that need them.
 //!
-//! Invariant: a file without the ending `.part` is complete and had the right digest when it got its name.
+//! A few downloads are under way at a time, the others wait in line. What takes time with a long file (reading again
+//! what an earlier agent left, making a complete one durable) is a [`Job`] for another thread. Invariant: a file
+//! without the ending `.part` is complete and had the right digest when it got its name.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _};
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
 use drover_shared::Digest;
@@ -17,19 +21,62 @@ use crate::{describe, durable};
 
 /// Artifacts kept that no execution needs.
 const UNUSED_MAX: usize = 10;
+/// Downloads under way at a time; a server allows one agent at least this many.
+const DOWNLOADS_MAX: usize = 8;
 
 /// All artifacts.
 pub(super) struct Cache {
     folder: PathBuf,
     downloads: BTreeMap<Digest, Download>,
+    /// Downloads that wait for their turn, the first come first.
+    line: VecDeque<Digest>,
+    /// Counts downloads, so that a late answer to one that was given up is told from its successor's.
+    started: u64,
 }
 
 struct Download {
+    number: u64,
+    size: u64,
+    waiting: BTreeSet<Key>,
+    phase: Phase,
+}
+
+enum Phase {
+    /// In line.
+    Queued,
+    /// What is there already is being read; the flag ends that.
+    Opening(Arc<AtomicBool>),
+    Receiving(Content),
+    /// All of it came and is being made durable.
+    Closing,
+}
+
+/// A file with the digest of what is in it.
+#[derive(Debug)]
+pub(super) struct Content {
     file: File,
     hash: Sha256,
     written: u64,
-    size: u64,
-    waiting: BTreeSet<Key>,
+}
+
+/// Work on one download that another thread has to do.
+pub(super) struct Job {
+    digest: Digest,
+    number: u64,
+    task: Task,
+}
+
+enum Task {
+    Open { file: File, given_up: Arc<AtomicBool> },
+    Close { file: File, part: PathBuf },
+}
+
+/// What came of a [`Job`].
+#[derive(Debug)]
+pub(super) struct Done {
+    digest: Digest,
+    number: u64,
+    outcome: io::Result<Option<Content>>,
 }
 
 /// What asking for an artifact gives.
@@ -37,21 +84,67 @@ struct Download {
 pub(super) enum Wanted {
     /// It is there.
     Here,
-    /// A download has to start from this offset.
-    Start(u64),
-    /// A download is under way.
+    /// It comes.
     UnderWay,
+    /// It comes when others have come.
+    InLine,
 }
 
-/// What a piece of an artifact gives.
+/// What a piece of an artifact, or a job that is done, gives.
 #[derive(Debug)]
 pub(super) enum Progress {
+    /// Ask the server for the rest, from this offset, on behalf of this execution.
+    Ask(u64, Key),
     /// Written so far.
     Written(u64),
-    /// Complete and verified: who waited.
+    /// All of it is there and right.
+    Whole,
+    /// Complete, verified and durable: who waited.
     Complete(BTreeSet<Key>),
     /// Failed for these, and why.
     Failed(BTreeSet<Key>, String),
+}
+
+/// What it means that an execution no longer waits.
+#[derive(Debug, Default)]
+pub(super) struct Left {
+    /// Downloads that nobody waits for any more.
+    pub(super) idle: Vec<Digest>,
+    /// Downloads that go on, with one that still waits.
+    pub(super) others: Vec<(Digest, Key)>,
+}
+
+impl Job {
+    /// Does the work.
+    pub(super) fn run(self) -> Done {
+        let outcome = match self.task {
+            Task::Open { file, given_up } => read_again(file, &given_up).map(Some),
+            Task::Close { file, part } => place(&file, &part).map(|()| None),
+        };
+        Done { digest: self.digest, number: self.number, outcome }
+    }
+}
+
+fn read_again(mut file: File, given_up: &AtomicBool) -> io::Result<Content> {
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 64 * 1024];
+    let mut written = 0;
+    while !given_up.load(Ordering::Relaxed) {
+        match file.read(&mut buffer)? {
+            0 => return Ok(Content { file, hash, written }),
+            length => {
+                hash.update(&buffer[..length]);
+                written += length as u64;
+            }
+        }
+    }
+    Err(io::Error::other("nobody needs it any more"))
+}
+
+fn place(file: &File, part: &Path) -> io::Result<()> {
+    file.sync_all()?;
+    fs::rename(part, part.with_extension(""))?;
+    part.parent().map_or(Ok(()), durable::sync_folder)
 }
 
 impl Cache {
@@ -62,107 +155,159 @@ impl Cache {
     pub(super) fn open(data_dir: &Path) -> io::Result<Self> {
         let folder = data_dir.join("artifacts");
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
-        Ok(Self { folder, downloads: BTreeMap::new() })
+        Ok(Self { folder, downloads: BTreeMap::new(), line: VecDeque::new(), started: 0 })
     }
 
-    /// Makes sure that an artifact is there or comes; `key` waits for it then.
-    ///
-    /// # Errors
-    /// A sentence for people.
-    pub(super) fn want(&mut self, digest: Digest, size: u64, key: &Key) -> Result<Wanted, String> {
+    /// Makes sure that an artifact is there or comes; `key` waits for it then. [`Cache::next_job`] follows.
+    pub(super) fn want(&mut self, digest: Digest, size: u64, key: &Key) -> Wanted {
         let path = self.folder.join(digest.to_string());
         if fs::metadata(&path).is_ok_and(|meta| meta.len() == size) {
             // The newest use keeps it longest.
             let _ = File::open(&path).and_then(|file| file.set_modified(now()));
-            return Ok(Wanted::Here);
+            return Wanted::Here;
+        }
+        if !self.downloads.contains_key(&digest) {
+            self.started += 1;
+            let (number, waiting) = (self.started, BTreeSet::new());
+            self.downloads.insert(digest, Download { number, size, waiting, phase: Phase::Queued });
+            self.line.push_back(digest);
         }
         if let Some(download) = self.downloads.get_mut(&digest) {
             download.waiting.insert(key.clone());
-            return Ok(Wanted::UnderWay);
         }
-        let mut download = self.resume(digest, size).map_err(|error| describe(&error))?;
-        download.waiting.insert(key.clone());
-        let offset = download.written;
-        self.downloads.insert(digest, download);
-        Ok(Wanted::Start(offset))
+        if self.line.contains(&digest) && self.under_way() >= DOWNLOADS_MAX { Wanted::InLine } else { Wanted::UnderWay }
     }
 
-    fn resume(&self, digest: Digest, size: u64) -> io::Result<Download> {
-        let path = self.part(digest);
-        let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
-        if file.metadata()?.len() >= size {
-            // Complete but for its name, or something else: cheaper to load again than to tell.
-            file.set_len(0)?;
+    fn under_way(&self) -> usize {
+        self.downloads.len() - self.line.len()
+    }
+
+    /// Starts the next download in line if there is room for one: a job, or why it failed for whom.
+    pub(super) fn next_job(&mut self) -> Option<Result<Job, (Digest, Progress)>> {
+        if self.under_way() >= DOWNLOADS_MAX {
+            return None;
         }
-        let mut hash = Sha256::new();
-        let mut buffer = vec![0; 64 * 1024];
-        let mut written = 0;
-        loop {
-            match file.read(&mut buffer)? {
-                0 => break,
-                length => {
-                    hash.update(&buffer[..length]);
-                    written += length as u64;
-                }
+        let digest = self.line.pop_front()?;
+        Some(self.begin(digest).map_err(|reason| (digest, self.fail(digest, reason))))
+    }
+
+    fn begin(&mut self, digest: Digest) -> Result<Job, String> {
+        let download = self.downloads.get(&digest).ok_or("nobody needs it any more")?;
+        let (size, number) = (download.size, download.number);
+        let open = || -> io::Result<(File, u64)> {
+            let path = self.part(digest);
+            let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+            let mut length = file.metadata()?.len();
+            if length >= size {
+                // Complete but for its name, or something else: cheaper to load again than to tell.
+                file.set_len(0)?;
+                length = 0;
             }
+            Ok((file, length))
+        };
+        let (file, length) = open().map_err(|error| describe(&error))?;
+        self.check_space(size - length)?;
+        let given_up = Arc::new(AtomicBool::new(false));
+        if let Some(download) = self.downloads.get_mut(&digest) {
+            download.phase = Phase::Opening(Arc::clone(&given_up));
         }
-        Ok(Download { file, hash, written, size, waiting: BTreeSet::new() })
+        Ok(Job { digest, number, task: Task::Open { file, given_up } })
     }
 
-    /// Writes a piece.
+    fn check_space(&self, more: u64) -> Result<(), String> {
+        let Ok(stat) = nix::sys::statvfs::statvfs(&self.folder) else { return Ok(()) };
+        let promised: u64 = self.downloads.values().map(Download::missing).sum();
+        let (needed, free) = (more + promised, stat.blocks_available() * stat.fragment_size());
+        if needed <= free {
+            return Ok(());
+        }
+        let folder = self.folder.display();
+        Err(format!("the disk is full: {needed} bytes are needed for artifacts in `{folder}`, {free} are free"))
+    }
+
+    /// A job is done. None if its download was given up meanwhile.
+    pub(super) fn done(&mut self, done: Done) -> Option<(Digest, Progress)> {
+        let Done { digest, number, outcome } = done;
+        let download = self.downloads.get_mut(&digest).filter(|download| download.number == number)?;
+        let progress = match outcome {
+            Ok(Some(content)) => {
+                let asks = download.waiting.first().cloned().map(|key| Progress::Ask(content.written, key));
+                download.phase = Phase::Receiving(content);
+                asks.unwrap_or_else(|| self.fail(digest, "nobody needs it any more".to_owned()))
+            }
+            Ok(None) => Progress::Complete(self.remove(digest)),
+            Err(error) => self.fail(digest, describe(&error)),
+        };
+        Some((digest, progress))
+    }
+
+    /// Writes a piece. None if nothing of this artifact is expected.
     pub(super) fn write(&mut self, digest: Digest, offset: u64, bytes: &[u8]) -> Option<Progress> {
         let download = self.downloads.get_mut(&digest)?;
-        if offset != download.written {
-            return Some(Progress::Written(download.written));
+        let Phase::Receiving(content) = &mut download.phase else { return None };
+        if offset != content.written {
+            return Some(Progress::Written(content.written));
         }
         if offset + bytes.len() as u64 > download.size {
             let reason = format!("the artifact is longer than the {} bytes that the order says", download.size);
             return Some(self.fail(digest, reason));
         }
-        if let Err(error) = download.file.write_all_at(bytes, offset) {
+        if let Err(error) = content.file.write_all_at(bytes, offset) {
             return Some(self.fail(digest, describe(&error)));
         }
-        download.hash.update(bytes);
-        download.written += bytes.len() as u64;
-        if download.written < download.size {
-            return Some(Progress::Written(download.written));
-        }
-        Some(self.complete(digest))
+        content.hash.update(bytes);
+        content.written += bytes.len() as u64;
+        Some(if content.written < download.size { Progress::Written(content.written) } else { Progress::Whole })
     }
 
-    fn complete(&mut self, digest: Digest) -> Progress {
-        let Some(download) = self.downloads.get_mut(&digest) else { return Progress::Complete(BTreeSet::new()) };
-        let found = Digest::from_bytes(download.hash.clone().finalize().into());
+    /// All of an artifact came: a job if it is the right one, or why it failed for whom.
+    pub(super) fn close(&mut self, digest: Digest) -> Result<Job, Progress> {
+        let part = self.part(digest);
+        let Some(download) = self.downloads.get_mut(&digest) else { return Err(Progress::Complete(BTreeSet::new())) };
+        let number = download.number;
+        let Phase::Receiving(content) = std::mem::replace(&mut download.phase, Phase::Closing) else {
+            return Err(self.fail(digest, "the artifact was not expected".to_owned()));
+        };
+        let found = Digest::from_bytes(content.hash.finalize().into());
         if found != digest {
-            return self.fail(digest, format!("the artifact has digest {found}, not {digest}"));
+            return Err(self.fail(digest, format!("the artifact has digest {found}, not {digest}")));
         }
-        let placed = download.file.sync_all().and_then(|()| {
-            fs::rename(self.folder.join(format!("{digest}.part")), self.folder.join(digest.to_string()))?;
-            durable::sync_folder(&self.folder)
-        });
-        if let Err(error) = placed {
-            return self.fail(digest, describe(&error));
-        }
-        Progress::Complete(self.downloads.remove(&digest).map(|download| download.waiting).unwrap_or_default())
+        Ok(Job { digest, number, task: Task::Close { file: content.file, part } })
     }
 
     /// Gives a download up.
     pub(super) fn fail(&mut self, digest: Digest, reason: String) -> Progress {
         let _ = fs::remove_file(self.part(digest));
-        Progress::Failed(self.downloads.remove(&digest).map(|download| download.waiting).unwrap_or_default(), reason)
+        Progress::Failed(self.remove(digest), reason)
     }
 
-    /// An execution no longer waits; gives the downloads that nobody waits for any more.
-    pub(super) fn leave(&mut self, key: &Key) -> Vec<Digest> {
-        let mut idle = Vec::new();
-        self.downloads.retain(|digest, download| {
-            download.waiting.remove(key);
-            if download.waiting.is_empty() {
-                idle.push(*digest);
+    fn remove(&mut self, digest: Digest) -> BTreeSet<Key> {
+        self.line.retain(|one| *one != digest);
+        self.downloads.remove(&digest).map(|download| download.waiting).unwrap_or_default()
+    }
+
+    /// An execution no longer waits.
+    pub(super) fn leave(&mut self, key: &Key) -> Left {
+        let mut left = Left::default();
+        for (digest, download) in &mut self.downloads {
+            if !download.waiting.remove(key) {
+                continue;
             }
-            !download.waiting.is_empty()
-        });
-        idle
+            match (download.waiting.first(), &download.phase) {
+                (Some(other), _) => left.others.push((*digest, other.clone())),
+                // All of it is there: whoever needs it next finds it.
+                (None, Phase::Closing) => {}
+                (None, Phase::Opening(given_up)) => {
+                    given_up.store(true, Ordering::Relaxed);
+                    left.idle.push(*digest);
+                }
+                (None, Phase::Queued | Phase::Receiving(_)) => left.idle.push(*digest),
+            }
+        }
+        for digest in &left.idle {
+            self.remove(*digest);
+        }
+        left
     }
 
     /// Removes the oldest artifacts that none of `needed` names, beyond the few that are kept.
@@ -185,6 +330,17 @@ impl Cache {
 
     fn part(&self, digest: Digest) -> PathBuf {
         self.folder.join(format!("{digest}.part"))
+    }
+}
+
+impl Download {
+    /// Bytes that are still going to be written.
+    fn missing(&self) -> u64 {
+        match &self.phase {
+            Phase::Receiving(content) => self.size.saturating_sub(content.written),
+            Phase::Opening(_) => self.size,
+            Phase::Queued | Phase::Closing => 0,
+        }
     }
 }
 

@@ -15,7 +15,7 @@ use nix::sys::inotify::WatchDescriptor;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::cache::Cache;
+use super::cache::{Cache, Done};
 use super::fetching::artifacts;
 use super::lost;
 use super::watcher::Watcher;
@@ -64,6 +64,8 @@ pub(super) enum Report {
     Settled(Key, Box<Finished>),
     /// The outcome of a lost execution could not be written: the sweep tries again.
     Unsettled(Key),
+    /// Work on a file of the artifact cache is done.
+    Cache(Box<Done>),
 }
 
 /// All executions.
@@ -75,7 +77,7 @@ pub(super) struct Executions {
     running: usize,
     watcher: Watcher,
     boot_id: String,
-    reports: tokio::sync::mpsc::Sender<Report>,
+    pub(super) reports: tokio::sync::mpsc::Sender<Report>,
 }
 
 impl Executions {
@@ -348,9 +350,7 @@ impl Executions {
         }
         match execution.stage {
             Stage::Fetching => {
-                for digest in self.cache.leave(key) {
-                    session.fetch_done(digest);
-                }
+                self.leave_downloads(key, session);
                 self.start(key, session);
             }
             Stage::Queued => {

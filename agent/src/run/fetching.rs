@@ -10,8 +10,8 @@ use drover_shared::message::{StepEvent, StepOutcome};
 use drover_shared::order::{Entry, Step};
 use drover_shared::words::StepState;
 
-use super::cache::{Progress, Wanted};
-use super::executions::{Executions, Stage};
+use super::cache::{Done, Job, Progress, Wanted};
+use super::executions::{Executions, Report, Stage};
 use crate::clock;
 use crate::describe;
 use crate::log::LogWriter;
@@ -39,24 +39,47 @@ impl Executions {
                 self.queue.push_back(key.clone());
                 return self.start_queued(session);
             };
-            let outcome = match self.cache.want(digest, size, key) {
-                Ok(Wanted::Here) => Ok("is on this host already".to_owned()),
-                Ok(wanted) => {
-                    execution.stage = Stage::Fetching;
-                    let begun = begin_fetch(&execution.folder, index, size);
-                    if let Err(error) = begun {
-                        tracing::warn!(%key, %error, "the fetch cannot be noted in the log");
-                    }
-                    self.grew(key, session);
-                    if let Wanted::Start(offset) = wanted {
-                        session.fetch(digest, offset, &key.execution_id);
-                    }
-                    return;
-                }
-                Err(reason) => Err(reason),
-            };
-            self.end_fetch(key, index, outcome, session);
+            let wanted = self.cache.want(digest, size, key);
+            if wanted == Wanted::Here {
+                self.end_fetch(key, index, Ok("is on this host already".to_owned()), session);
+                continue;
+            }
+            execution.stage = Stage::Fetching;
+            if let Err(error) = begin_fetch(&execution.folder, index, size, wanted == Wanted::InLine) {
+                tracing::warn!(%key, %error, "the fetch cannot be noted in the log");
+            }
+            self.grew(key, session);
+            return self.start_downloads(session);
         }
+    }
+
+    /// Starts downloads as long as there is room for more.
+    fn start_downloads(&mut self, session: &mut Session) {
+        while let Some(next) = self.cache.next_job() {
+            match next {
+                Ok(job) => self.employ(job),
+                Err((digest, progress)) => self.progressed(digest, progress, session),
+            }
+        }
+    }
+
+    fn employ(&self, job: Job) {
+        let reports = self.reports.clone();
+        tokio::task::spawn_blocking(move || {
+            let _ = reports.blocking_send(Report::Cache(Box::new(job.run())));
+        });
+    }
+
+    /// An execution no longer waits for artifacts.
+    pub(super) fn leave_downloads(&mut self, key: &Key, session: &mut Session) {
+        let left = self.cache.leave(key);
+        for digest in left.idle {
+            session.fetch_done(digest);
+        }
+        for (digest, other) in left.others {
+            session.fetch_for(digest, &other.execution_id);
+        }
+        self.start_downloads(session);
     }
 
     /// Writes how a fetch ended into log and spool.
@@ -75,23 +98,42 @@ impl Executions {
     pub(super) fn artifact(&mut self, digest: Digest, offset: u64, bytes: &[u8], session: &mut Session) {
         match self.cache.write(digest, offset, bytes) {
             None => session.fetch_done(digest),
-            Some(Progress::Written(offset)) => session.artifact_written(digest, offset),
-            Some(Progress::Complete(waiting)) => {
-                session.fetch_done(digest);
-                self.fetched(waiting, digest, &Ok("verified".to_owned()), session);
-            }
-            Some(Progress::Failed(waiting, reason)) => {
-                session.fetch_done(digest);
-                self.fetched(waiting, digest, &Err(reason), session);
-            }
+            Some(progress) => self.progressed(digest, progress, session),
         }
     }
 
     /// The server has no such artifact.
     pub(super) fn artifact_refused(&mut self, digest: Digest, reason: &str, session: &mut Session) {
-        if let Progress::Failed(waiting, reason) = self.cache.fail(digest, format!("the server refuses it: {reason}")) {
-            self.fetched(waiting, digest, &Err(reason), session);
+        let progress = self.cache.fail(digest, format!("the server refuses it: {reason}"));
+        self.progressed(digest, progress, session);
+    }
+
+    /// Work on a download is done.
+    pub(super) fn cache_done(&mut self, done: Done, session: &mut Session) {
+        if let Some((digest, progress)) = self.cache.done(done) {
+            self.progressed(digest, progress, session);
         }
+    }
+
+    fn progressed(&mut self, digest: Digest, progress: Progress, session: &mut Session) {
+        let (waiting, outcome) = match progress {
+            Progress::Ask(offset, key) => return session.fetch(digest, offset, &key.execution_id),
+            Progress::Written(offset) => return session.artifact_written(digest, offset),
+            Progress::Whole => {
+                session.fetch_done(digest);
+                return match self.cache.close(digest) {
+                    Ok(job) => self.employ(job),
+                    Err(progress) => self.progressed(digest, progress, session),
+                };
+            }
+            Progress::Complete(waiting) => (waiting, Ok("verified".to_owned())),
+            Progress::Failed(waiting, reason) => {
+                session.fetch_done(digest);
+                (waiting, Err(reason))
+            }
+        };
+        self.fetched(waiting, digest, &outcome, session);
+        self.start_downloads(session);
     }
 
     fn fetched(
@@ -125,13 +167,14 @@ pub(super) fn artifacts(entry: &Entry) -> BTreeSet<Digest> {
     entry.steps.iter().filter_map(digest).collect()
 }
 
-fn begin_fetch(folder: &Folder, index: usize, size: u64) -> io::Result<()> {
+fn begin_fetch(folder: &Folder, index: usize, size: u64, in_line: bool) -> io::Result<()> {
     let step = u16::try_from(index).unwrap_or(u16::MAX);
     let mut log = LogWriter::open(&folder.log(), u64::MAX)?;
     if log.length() == 0 {
         let event = StepEvent { step: "fetch".to_owned(), state: StepState::Running, exit_code: None, error: None };
         log.event(step, &event)?;
-        log.notice(step, &format!("fetch: {} bytes", size))?;
+        let turn = if in_line { ", after those of other executions" } else { "" };
+        log.notice(step, &format!("fetch: {size} bytes{turn}"))?;
     } else {
         log.notice(step, "fetch: goes on")?;
     }

@@ -215,6 +215,7 @@ impl Agent {
                 self.executions.over(&key, *finished, &mut self.session);
             }
             Event::Report(Some(Report::Unsettled(key))) => self.executions.look_again(&key),
+            Event::Report(Some(Report::Cache(done))) => self.executions.cache_done(*done, &mut self.session),
             Event::Report(None) => {}
         }
         self.session.handle_timeout(now);

@@ -27,6 +27,13 @@ impl Session {
         }
     }
 
+    /// From now on an artifact is asked for on behalf of this execution: the one before needs it no more.
+    pub fn fetch_for(&mut self, digest: Digest, execution_id: &str) {
+        if let Some(transfer) = self.transfers.get_mut(&digest) {
+            execution_id.clone_into(&mut transfer.execution_id);
+        }
+    }
+
     /// The artifact is in the file up to this offset.
     pub fn artifact_written(&mut self, digest: Digest, offset: u64) {
         let Some(transfer) = self.transfers.get_mut(&digest) else { return };
