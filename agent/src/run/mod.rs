@@ -22,6 +22,7 @@ use anyhow::{Context as _, bail};
 use drover_shared::message::Abilities;
 use drover_shared::token::JoinToken;
 use nix::fcntl::{Flock, FlockArg};
+use nix::sys::signal::{SigSet, Signal};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use rustls::ClientConfig;
 use tokio::signal::unix::{SignalKind, signal};
@@ -58,6 +59,8 @@ pub struct Options {
 /// # Errors
 /// A sentence for people: why it cannot go on.
 pub fn run(options: Options) -> anyhow::Result<()> {
+    // A write beyond a file size limit then fails with an error that names the reason.
+    SigSet::from_iter([Signal::SIGXFSZ]).thread_block().context("signals")?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(4)

@@ -180,8 +180,14 @@ impl Peer {
 
 /// Starts the agent; it is killed with the value, its supervisors are not.
 pub(crate) fn agent(data_dir: &Path, join: Option<&JoinToken>) -> Child {
-    let mut command = Command::new(PROGRAM);
-    command.args(["run", "--name", "web-1", "--data-dir"]).arg(data_dir).kill_on_drop(true);
+    agent_under(&[], data_dir, join)
+}
+
+/// As [`agent`], started by another command that becomes it.
+pub(crate) fn agent_under(wrapper: &[String], data_dir: &Path, join: Option<&JoinToken>) -> Child {
+    let mut words = wrapper.iter().map(String::as_str).chain([PROGRAM]);
+    let mut command = Command::new(words.next().unwrap_or(PROGRAM));
+    command.args(words).args(["run", "--name", "web-1", "--data-dir"]).arg(data_dir).kill_on_drop(true);
     command.env_remove("DROVER_JOIN").stdin(Stdio::null()).stderr(Stdio::piped());
     if let Some(token) = join {
         command.arg("--join").arg(token.encode());

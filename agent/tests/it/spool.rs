@@ -1,58 +1,73 @@
-//! The spool on a disk that is full.
+//! The spool where the disk takes no more: a device that is always full, and files that may not grow.
 
+use std::process::Command;
+
+use drover_shared::message::{ToAgent, ToServer};
 use drover_shared::words::{ExecutionState, StepState};
 
-use crate::bench::{accept_in, bash, entry, is_root, supervise};
+use crate::bench::{Bench, PROGRAM, bash, entry, execution_id, supervise};
+use crate::run::Gathered;
+use crate::server::{Server, agent_under};
 
-/// A small file system of its own; gone with the value.
-struct SmallDisk(tempfile::TempDir);
-
-impl SmallDisk {
-    fn mount(size: &str) -> Option<Self> {
-        let folder = tempfile::tempdir().unwrap();
-        let status = std::process::Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"])
-            .arg(folder.path())
-            .status();
-        status.is_ok_and(|status| status.success()).then(|| Self(folder))
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = std::process::Command::new("umount").arg("-l").arg(self.0.path()).status();
-    }
+/// Runs what follows with files of at most so many bytes.
+fn limited(bytes: u64) -> [String; 3] {
+    ["sh".to_owned(), "-c".to_owned(), format!("ulimit -f {} && exec \"$0\" \"$@\"", bytes / 512)]
 }
 
 #[test]
 fn a_full_disk_fails_the_step_with_that_reason() {
-    let Some(disk) = is_root().then(|| SmallDisk::mount("1m")).flatten() else { return };
-    let data_dir = disk.0.path().join("data");
-    let folder = accept_in(
-        &data_dir,
-        &entry(vec![bash("pre_exec", "sleep 100 & head -c 4000000 /dev/zero; sleep 100")]),
-        60_000,
-    );
+    let bench = Bench::new();
+    let folder = bench.accept(&entry(vec![bash("pre_exec", "echo no"), bash("post_exec", "echo no")]));
+    std::fs::remove_file(folder.log()).unwrap();
+    std::os::unix::fs::symlink("/dev/full", folder.log()).unwrap();
     supervise(&folder);
+    let finished = folder.status().unwrap().unwrap();
+    assert_eq!(finished.state, ExecutionState::Failed);
+    assert_eq!(
+        finished.steps.iter().map(|step| step.state).collect::<Vec<_>>(),
+        [StepState::Failed, StepState::Skipped]
+    );
+    assert_eq!(finished.reason.as_deref(), Some("pre_exec its output cannot be kept: the disk is full"));
+}
+
+#[test]
+fn output_that_cannot_be_kept_ends_the_hook() {
+    let bench = Bench::new();
+    let folder = bench.accept(&entry(vec![bash("pre_exec", "sleep 100 & head -c 4000000 /dev/zero; sleep 100")]));
+    let [shell, option, limit] = limited(1 << 20);
+    let status = Command::new(shell).args([option, limit]).arg(PROGRAM).arg("supervise").arg(folder.path()).status();
+    assert!(status.unwrap().success());
     let finished = folder.status().unwrap().unwrap();
     assert_eq!((finished.state, finished.steps[0].state), (ExecutionState::Failed, StepState::Failed));
     let reason = finished.reason.unwrap();
-    assert!(reason.contains("its output cannot be kept: the disk is full"), "{reason}");
+    assert!(reason.contains("its output cannot be kept: the file would be larger than this system allows"), "{reason}");
     assert!(finished.processes.ended >= 1);
     assert!(finished.processes.survivors.is_empty());
 }
 
-#[test]
-fn a_full_disk_takes_no_order() {
-    let Some(disk) = is_root().then(|| SmallDisk::mount("64k")).flatten() else { return };
-    let spool = drover_agent::spool::Spool::open(disk.0.path()).unwrap();
-    let filler = disk.0.path().join("filler");
-    let _ = std::fs::write(&filler, vec![1; 1 << 20]);
-    let bench = crate::bench::Bench::new();
-    let accepted = bench.accept(&entry(vec![])).accepted().unwrap();
-    let key = drover_agent::spool::Key::new(&crate::bench::execution_id(), 1).unwrap();
-    let error = spool.accept(&key, &accepted).unwrap_err();
-    assert_eq!(drover_agent::describe(&error), "the disk is full");
-    assert!(spool.list().unwrap().is_empty());
-    assert!(std::fs::read_dir(disk.0.path().join("spool")).unwrap().next().is_none());
+#[tokio::test]
+async fn an_order_that_cannot_be_kept_is_rejected_and_the_agent_goes_on() {
+    let bench = Bench::new();
+    let mut server = Server::start().await;
+    let limited_agent = agent_under(&limited(32 * 1024), &bench.data_dir(), Some(&server.token));
+    let (mut peer, _) = server.open(|_| (true, 0)).await;
+    for _ in 0..2 {
+        let hook = bash("pre_exec", &format!("touch {}", bench.path("ran").display()));
+        let order = server.order(&execution_id(), &entry(vec![hook]), 10_000);
+        peer.send(&ToAgent::Run { order }).await;
+        let ToServer::Rejected { reason, .. } = peer.message().await else { panic!("not rejected") };
+        assert_eq!(reason, "the order cannot be kept: the file would be larger than this system allows");
+        assert!(std::fs::read_dir(bench.data_dir().join("spool")).unwrap().next().is_none());
+    }
+    assert!(!bench.path("ran").exists());
+
+    // Nothing of it stands in the way once there is room.
+    drop((limited_agent, peer));
+    let _agent = crate::server::agent(&bench.data_dir(), None);
+    let (mut peer, _) = server.open(|_| (true, 0)).await;
+    let order = server.order(&execution_id(), &entry(vec![bash("pre_exec", "echo room")]), 10_000);
+    peer.send(&ToAgent::Run { order }).await;
+    let mut gathered = Gathered::default();
+    assert!(gathered.gather(&mut peer, |_| false).await);
+    assert_eq!(gathered.text(), "room\n");
 }
