@@ -12,7 +12,7 @@ mod waiting;
 
 pub use client::{Answer, Client, TestUser};
 pub use database::Engine;
-pub use server::{ADMIN_PASSWORD, TestServer, USER_PASSWORD};
+pub use server::{ADMIN_PASSWORD, TestServer, USER_PASSWORD, with_server};
 pub use waiting::wait_until;
 
 /// Makes a test of each function, once for each engine: `name::sqlite` and `name::postgres`.
@@ -37,12 +37,12 @@ macro_rules! both_engines {
 
             #[tokio::test]
             async fn sqlite() {
-                Box::pin(run($crate::TestServer::start($crate::Engine::Sqlite).await)).await;
+                Box::pin($crate::with_server($crate::Engine::Sqlite, Default::default(), run)).await;
             }
 
             #[tokio::test]
             async fn postgres() {
-                Box::pin(run($crate::TestServer::start($crate::Engine::Postgres).await)).await;
+                Box::pin($crate::with_server($crate::Engine::Postgres, Default::default(), run)).await;
             }
         }
     )+};

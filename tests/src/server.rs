@@ -1,11 +1,14 @@
 //! The server under test.
 
+use std::panic::{AssertUnwindSafe, resume_unwind};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use drover_kernel::db::{Read, Sql, Value as Argument};
 use drover_kernel::http::{Service, service};
 use drover_kernel::jobs::Work;
 use drover_kernel::{Audit, Clock, DEFAULT_ORGANISATION, Kernel, Routes, Settings, Time};
+use futures_util::FutureExt as _;
 use serde_json::json;
 
 use crate::client::{Client, TestUser};
@@ -21,6 +24,51 @@ pub const USER_PASSWORD: &str = "everybody's password";
 /// When the clock stands still: 2024-05-01T12:00:00Z.
 const START: Time = Time::from_seconds(1_714_564_800);
 
+/// Time for what a server does in the background to end with its test.
+const END: Duration = Duration::from_secs(20);
+
+/// What has to end with a test: the server's background work, and then its database.
+///
+/// A test's last request may have left work behind that is opening a connection. While PostgreSQL waits for such a
+/// connection's password it does not drop any database, for as long as a minute, and a test that drops its database
+/// by blocking its own runtime waits for itself.
+struct Ending {
+    kernel: Mutex<Option<Kernel>>,
+    database: Database,
+    data_directory: tempfile::TempDir,
+}
+
+impl Ending {
+    fn follow(&self, kernel: Option<Kernel>) {
+        *self.kernel.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = kernel;
+    }
+
+    async fn end(&self) {
+        let kernel = self.kernel.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        if let Some(kernel) = kernel {
+            let _ = tokio::time::timeout(2 * END, kernel.stop(END)).await;
+        }
+    }
+}
+
+/// Runs a test with a server of its own, and ends with it whatever the server still does.
+///
+/// # Panics
+/// When the test does.
+pub async fn with_server<T, F>(engine: Engine, settings: Settings, test: T)
+where
+    T: FnOnce(TestServer) -> F,
+    F: Future<Output = ()>,
+{
+    let server = TestServer::start_with(engine, settings).await;
+    let ending = server.ending.clone();
+    let outcome = AssertUnwindSafe(test(server)).catch_unwind().await;
+    ending.end().await;
+    if let Err(panic) = outcome {
+        resume_unwind(panic);
+    }
+}
+
 /// A whole server in process, without sockets and background work.
 pub struct TestServer {
     engine: Engine,
@@ -31,21 +79,16 @@ pub struct TestServer {
     settings: Settings,
     admin: Client,
     // Dropped last: the database goes away when nobody uses it any more.
-    database: Database,
-    data_directory: tempfile::TempDir,
+    ending: Arc<Ending>,
 }
 
 impl TestServer {
-    /// A server with the default settings and the administrator `admin`.
+    /// A server with the default settings and the administrator `admin`, for tests that only read what it made.
     pub async fn start(engine: Engine) -> Self {
         Self::start_with(engine, Settings::default()).await
     }
 
-    /// A server with the given settings and the administrator `admin`.
-    ///
-    /// # Panics
-    /// When it cannot be put together.
-    pub async fn start_with(engine: Engine, settings: Settings) -> Self {
+    async fn start_with(engine: Engine, settings: Settings) -> Self {
         let clock = Clock::fixed(START);
         let (database, db) = Database::open(engine, &clock).await;
         let data_directory = tempfile::tempdir().expect("a data directory");
@@ -56,7 +99,8 @@ impl TestServer {
         drover_identity::ensure_administrator(&work, password).await.expect("the first administrator");
         let token = drover_identity::create_token(&work, "admin", "tests").await.expect("the administrator's token");
         let admin = Client::anonymous(service.clone()).with_token(&token);
-        Self { engine, kernel, routes, service, clock, settings, admin, database, data_directory }
+        let ending = Arc::new(Ending { kernel: Mutex::new(Some(kernel.clone())), database, data_directory });
+        Self { engine, kernel, routes, service, clock, settings, admin, ending }
     }
 
     /// Stops the server and starts it again on the same data. Every client of the old one must be gone by then.
@@ -65,16 +109,18 @@ impl TestServer {
     /// When it does not start.
     #[must_use]
     pub async fn restarted(self) -> Self {
-        let Self { engine, kernel, routes, service: old, clock, settings, admin, database, data_directory } = self;
+        let Self { engine, kernel, routes, service: old, clock, settings, admin, ending } = self;
         let token = admin.header("authorization");
         kernel.stop(Duration::from_secs(10)).await;
         // What is open is closed with the last handle on the kernel.
+        ending.follow(None);
         drop((kernel, routes, old, admin));
-        let db = database.reopen().await;
-        let (kernel, routes) = kit::assemble(db, clock.clone(), settings.clone(), data_directory.path());
+        let db = ending.database.reopen().await;
+        let (kernel, routes) = kit::assemble(db, clock.clone(), settings.clone(), ending.data_directory.path());
+        ending.follow(Some(kernel.clone()));
         let service = service(&kernel, &routes, "test", Vec::new());
         let admin = Client::anonymous(service.clone()).with_header("authorization", &token);
-        Self { engine, kernel, routes, service, clock, settings, admin, database, data_directory }
+        Self { engine, kernel, routes, service, clock, settings, admin, ending }
     }
 
     /// Which database it runs on.
@@ -176,5 +222,43 @@ impl TestServer {
         let touched = tx.run(sql, arguments).await.expect("the statement runs");
         tx.finish(Audit::none("a test prepares something")).await.expect("the commit");
         touched
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+
+    /// Leaves work behind that opens connections and is not through when the test is.
+    async fn check_work_ends_first(engine: Engine) {
+        let done = Arc::new(AtomicBool::new(false));
+        let seen = done.clone();
+        with_server(engine, Settings::default(), async move |server: TestServer| {
+            let held = [server.read().await, server.read().await, server.read().await];
+            let (kernel, work) = (server.kernel().clone(), server.work());
+            kernel.spawn(async move {
+                drop(held);
+                let _ = work.read().await;
+                seen.store(true, Ordering::SeqCst);
+            });
+        })
+        .await;
+        assert!(done.load(Ordering::SeqCst));
+    }
+
+    mod the_database_goes_after_the_work {
+        use super::*;
+
+        #[tokio::test]
+        async fn sqlite() {
+            check_work_ends_first(Engine::Sqlite).await;
+        }
+
+        #[tokio::test]
+        async fn postgres() {
+            check_work_ends_first(Engine::Postgres).await;
+        }
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::http::Method;
 use drover_kernel::{Settings, args, sql};
-use drover_tests::{Engine, TestServer, both_engines};
+use drover_tests::{Engine, TestServer, both_engines, with_server};
 use serde_json::{Value, json};
 
 use super::{PATH, Shop, action_path, audited, grant};
@@ -155,9 +155,7 @@ both_engines! {
     }
 }
 
-async fn check_four_eyes_of_the_server(engine: Engine) {
-    let settings = Settings { four_eyes: true, ..Settings::default() };
-    let server = TestServer::start_with(engine, settings).await;
+async fn check_four_eyes_of_the_server(server: TestServer) {
     let shop = Shop::new(&server, 0).await;
     let task = shop.task().await;
     shop.admin.post(&action_path(task, "approve"), Value::Null).await.expect_error(409, 10006);
@@ -167,13 +165,17 @@ async fn check_four_eyes_of_the_server(engine: Engine) {
 mod the_server_may_ask_for_four_eyes {
     use super::*;
 
+    fn four_eyes() -> Settings {
+        Settings { four_eyes: true, ..Settings::default() }
+    }
+
     #[tokio::test]
     async fn sqlite() {
-        check_four_eyes_of_the_server(Engine::Sqlite).await;
+        with_server(Engine::Sqlite, four_eyes(), check_four_eyes_of_the_server).await;
     }
 
     #[tokio::test]
     async fn postgres() {
-        check_four_eyes_of_the_server(Engine::Postgres).await;
+        with_server(Engine::Postgres, four_eyes(), check_four_eyes_of_the_server).await;
     }
 }

@@ -2,7 +2,7 @@
 
 use axum::http::Method;
 use drover_kernel::Settings;
-use drover_tests::{Engine, TestServer, both_engines};
+use drover_tests::{Engine, TestServer, both_engines, with_server};
 use serde_json::{Value, json};
 
 use super::{counts, detail, entries, instances, references, reverts, upgrade, upgrades};
@@ -228,8 +228,7 @@ both_engines! {
     }
 }
 
-async fn check_secure_address(engine: Engine) {
-    let server = TestServer::start_with(engine, Settings { secure: true, ..Settings::default() }).await;
+async fn check_secure_address(server: TestServer) {
     let shop = Shop::new(&server, 1).await;
     let client = shop.admin.with_header("host", "drover.example");
     let body = json!({"instances": references(&shop.instances)});
@@ -241,13 +240,17 @@ async fn check_secure_address(engine: Engine) {
 mod behind_tls_the_address_is_secure {
     use super::*;
 
+    fn secure() -> Settings {
+        Settings { secure: true, ..Settings::default() }
+    }
+
     #[tokio::test]
     async fn sqlite() {
-        check_secure_address(Engine::Sqlite).await;
+        with_server(Engine::Sqlite, secure(), check_secure_address).await;
     }
 
     #[tokio::test]
     async fn postgres() {
-        check_secure_address(Engine::Postgres).await;
+        with_server(Engine::Postgres, secure(), check_secure_address).await;
     }
 }
