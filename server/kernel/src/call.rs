@@ -11,14 +11,15 @@ use std::marker::PhantomData;
 use async_trait::async_trait;
 use axum::extract::{FromRequestParts, RawPathParams};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, Method, StatusCode, header};
+use axum::http::{HeaderMap, Method, header};
 use axum::response::{IntoResponse, Response};
 
 use crate::clock::Time;
 use crate::db::Read;
+use crate::idempotency::{self, Idempotency, RequestKey};
 use crate::kernel::Kernel;
 use crate::tx::{Actor, Tx};
-use crate::{DEFAULT_ORGANISATION, Error, Result, args, sql};
+use crate::{DEFAULT_ORGANISATION, Error, Result};
 
 /// What a route asks of its caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -185,13 +186,6 @@ pub struct Client {
     pub host: Option<String>,
 }
 
-#[derive(Debug, Clone)]
-pub(crate) struct Idempotency {
-    pub(crate) user_id: i64,
-    pub(crate) key: String,
-    pub(crate) request: String,
-}
-
 impl<P: Permission> Call<P> {
     /// The kernel.
     pub fn kernel(&self) -> &Kernel {
@@ -326,7 +320,7 @@ impl<P: Permission> FromRequestParts<Kernel> for Call<P> {
         let credential = credential(&parts.method, &parts.headers);
         let found = admit(kernel, credential.as_ref(), &path, P::NEED).await?;
         let idempotency = match (&found.caller, request) {
-            (Some(caller), Some(request)) => replay(kernel, caller, request).await?,
+            (Some(caller), Some(request)) => Some(idempotency::replay(kernel, caller, &request).await?),
             _ => None,
         };
         Ok(Self {
@@ -411,46 +405,3 @@ fn credential(method: &Method, headers: &HeaderMap) -> Option<Credential> {
 /// The address as the client wrote it, before aliases were settled.
 #[derive(Debug, Clone)]
 pub struct OriginalUri(pub axum::http::Uri);
-
-/// A request that may be repeated: the key, and a digest of everything that makes it the same request.
-#[derive(Debug, Clone)]
-pub(crate) struct RequestKey {
-    pub(crate) key: String,
-    pub(crate) request: String,
-}
-
-crate::row! {
-    struct Remembered {
-        request: String,
-        answer: Option<String>,
-    }
-}
-
-/// Answers a repeated request with the first answer.
-async fn replay(kernel: &Kernel, caller: &Caller, request: RequestKey) -> Result<Option<Idempotency>, Refusal> {
-    let mut read = kernel.db().read().await?;
-    let found = read
-        .opt::<Remembered>(
-            sql!(
-                "SELECT request, answer FROM idempotency_keys WHERE organisation_id = $1 AND user_id = $2 AND key = $3"
-            ),
-            args![caller.organisation_id, caller.user_id, request.key.as_str()],
-        )
-        .await?;
-    match found {
-        None => Ok(Some(Idempotency { user_id: caller.user_id, key: request.key, request: request.request })),
-        Some(found) if found.request != request.request => {
-            Err(Error::invalid("Idempotency-Key", "was used for another request").into())
-        }
-        Some(Remembered { answer: Some(answer), .. }) => {
-            let headers = [
-                (header::CONTENT_TYPE, "application/json"),
-                (header::HeaderName::from_static("idempotency-replayed"), "true"),
-            ];
-            Err(Refusal::Replay((StatusCode::OK, headers, answer).into_response()))
-        }
-        Some(_) => {
-            Err(Error::conflict("this request was carried out; its answer held a secret that is shown once").into())
-        }
-    }
-}

@@ -6,12 +6,12 @@
 use serde::Serialize;
 
 use crate::audit::Audit;
-use crate::call::Idempotency;
 use crate::clock::Time;
-use crate::db::{OnDuplicate as _, Write};
+use crate::db::Write;
+use crate::idempotency::{self, Idempotency};
 use crate::kernel::Kernel;
 use crate::routes::Reply;
-use crate::{Error, Result, args, sql};
+use crate::{Error, Result};
 
 /// In whose name a transaction writes.
 #[derive(Debug, Clone)]
@@ -175,16 +175,6 @@ impl Tx {
 
     async fn remember(&mut self, answer: Option<String>) -> Result<()> {
         let Some(idempotency) = self.idempotency.take() else { return Ok(()) };
-        let arguments =
-            args![self.organisation_id, idempotency.user_id, idempotency.key, idempotency.request, answer, self.now];
-        let sql = sql!(
-            "INSERT INTO idempotency_keys (organisation_id, user_id, key, request, answer, created_at) \
-             VALUES ($1, $2, $3, $4, $5, $6)"
-        );
-        self.write
-            .run(sql, arguments)
-            .await
-            .on_duplicate(|| Error::conflict("a request with this Idempotency-Key is being carried out"))
-            .map(drop)
+        idempotency::keep(&mut self.write, self.organisation_id, idempotency, answer, self.now).await
     }
 }
