@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
+use drover_kernel::proxies::{Proxies, ProxyHeader, network};
 use serde::Deserialize;
 
 /// What every command needs to find its data.
@@ -48,6 +49,12 @@ pub struct ServeArgs {
     /// Deploy tasks are reviewed by somebody else than their creator, whatever the application says
     #[arg(long, env = "DROVER_FOUR_EYES")]
     four_eyes: bool,
+    /// Address or network of a proxy whose word on the client's address is taken, such as 10.0.0.0/8; may be repeated
+    #[arg(long, env = "DROVER_TRUSTED_PROXY", value_name = "CIDR", value_delimiter = ',')]
+    trusted_proxy: Vec<String>,
+    /// Header in which the trusted proxies say it: x-forwarded-for or forwarded [default: x-forwarded-for]
+    #[arg(long, env = "DROVER_PROXY_HEADER", value_name = "HEADER")]
+    proxy_header: Option<String>,
 }
 
 /// The file.
@@ -64,6 +71,8 @@ struct File {
     insecure_http: Option<bool>,
     time_zone: Option<String>,
     four_eyes: Option<bool>,
+    trusted_proxy: Option<Vec<String>>,
+    proxy_header: Option<String>,
 }
 
 /// Everything, settled.
@@ -87,6 +96,8 @@ pub struct Config {
     pub zone: chrono_tz::Tz,
     /// Whether every deploy task needs two persons.
     pub four_eyes: bool,
+    /// Whose word on a client's address is taken.
+    pub proxies: Proxies,
 }
 
 impl Config {
@@ -120,6 +131,11 @@ impl Config {
                  or --insecure-http if a proxy does TLS"
             );
         }
+        let given = (!serve.trusted_proxy.is_empty()).then_some(serve.trusted_proxy);
+        let proxies = proxies(
+            &given.or(file.trusted_proxy).unwrap_or_default(),
+            serve.proxy_header.or(file.proxy_header).as_deref(),
+        )?;
         let zone = serve.time_zone.or(file.time_zone).unwrap_or_else(|| "UTC".to_owned());
         Ok(Self {
             database_url,
@@ -134,6 +150,7 @@ impl Config {
             tls,
             zone: zone.parse().map_err(|_| anyhow::anyhow!("time_zone: `{zone}` is no zone such as Europe/Berlin"))?,
             four_eyes: serve.four_eyes || file.four_eyes.unwrap_or(false),
+            proxies,
         })
     }
 
@@ -166,6 +183,16 @@ impl Config {
     }
 }
 
+fn proxies(trusted: &[String], header: Option<&str>) -> Result<Proxies> {
+    let networks: std::result::Result<Vec<_>, String> = trusted.iter().map(|text| network(text)).collect();
+    let networks = networks.map_err(|why| anyhow::anyhow!("trusted_proxy: {why}"))?;
+    if networks.iter().any(|network| network.prefix_len() == 0) {
+        bail!("trusted_proxy: a network of all addresses would let every client choose its own");
+    }
+    let header = header.map_or(Ok(ProxyHeader::default()), str::parse);
+    Ok(Proxies::new(networks, header.map_err(|why| anyhow::anyhow!("proxy_header: {why}"))?))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -194,5 +221,31 @@ mod tests {
         assert_eq!(dial("wss://drover.example:9000/").dialled_host(), "drover.example");
         assert_eq!(dial("wss://[::1]:9000").dialled_host(), "[::1]");
         assert!(dial("http://x").dialled(SocketAddr::from(([127, 0, 0, 1], 1))).is_err());
+    }
+
+    #[test]
+    fn proxies_are_named_exactly() {
+        let settle = |trusted: &[&str], header: Option<&str>| {
+            let trusted_proxy = trusted.iter().map(|&text| text.to_owned()).collect();
+            let serve = ServeArgs { trusted_proxy, proxy_header: header.map(str::to_owned), ..ServeArgs::default() };
+            Config::settle(DataArgs::default(), serve).map_err(|error| error.to_string())
+        };
+        assert!(settle(&["10.0.0.0/8", "::1"], Some("Forwarded")).is_ok());
+        for (trusted, header, field) in [
+            (&["proxy.example"][..], None, "trusted_proxy: `proxy.example`"),
+            (&["0.0.0.0/0"], None, "trusted_proxy: a network of all addresses"),
+            (&["::/0"], None, "trusted_proxy: a network of all addresses"),
+            (&[], Some("via"), "proxy_header: "),
+        ] {
+            let error = settle(trusted, header).unwrap_err();
+            assert!(error.starts_with(field), "{error}");
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("drover.toml");
+        std::fs::write(&file, "trusted_proxy = [\"10.0.0.0/33\"]\n").unwrap();
+        let data = DataArgs { config: Some(file), ..DataArgs::default() };
+        assert!(Config::settle(data.clone(), ServeArgs::default()).is_err());
+        let flag = ServeArgs { trusted_proxy: vec!["10.0.0.0/8".to_owned()], ..ServeArgs::default() };
+        assert!(Config::settle(data, flag).is_ok(), "a flag wins over the file");
     }
 }

@@ -173,6 +173,7 @@ async fn run(config: Config) -> Result<()> {
         four_eyes: config.four_eyes,
         secure: config.secure,
         secret_key: secret_key(),
+        proxies: config.proxies.clone(),
         ..Settings::default()
     };
     let kernel = kernel(db, Clock::system(), settings, &config.data_directory)?;

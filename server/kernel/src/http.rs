@@ -6,29 +6,28 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Instant;
 
-use axum::body::Body;
 use axum::extract::{ConnectInfo, MatchedPath, Request, State};
 use axum::http::{HeaderName, HeaderValue, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{MethodRouter, get};
 use axum::{Json, Router};
-use drover_shared::Digest;
 use tower::Layer as _;
 use tower::util::{MapRequest, MapRequestLayer};
 use tracing::Instrument as _;
 use uuid::Uuid;
 
 use crate::Error;
-use crate::call::{Client, IDEMPOTENCY_HEADER, OriginalUri, RequestKey};
+use crate::call::{Client, OriginalUri};
+use crate::idempotency::remember_request;
 use crate::kernel::Kernel;
 use crate::routes::{BASE, Routes, openapi};
 use crate::trace::with_request_id;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// Characters that a client's own request id or idempotency key may have.
-const KEY_CHARACTERS_MAX: usize = 200;
+/// Characters that a client's own request id may have.
+const ID_CHARACTERS_MAX: usize = 200;
 
 /// Answers whether a part of the server is ready, or why not.
 pub type ReadyCheck = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Result<(), String>> + Send>> + Send + Sync>;
@@ -112,17 +111,18 @@ fn settle_address(mut request: Request) -> Request {
     request
 }
 
-fn client_address(request: &Request) -> Option<IpAddr> {
-    request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip())
+fn client_address(kernel: &Kernel, request: &Request) -> Option<IpAddr> {
+    let peer = request.extensions().get::<ConnectInfo<SocketAddr>>()?.0.ip();
+    Some(kernel.settings().proxies.client(peer, request.headers()))
 }
 
 /// Gives the request its id, counts and logs it.
 async fn observe(State(kernel): State<Kernel>, mut request: Request, next: Next) -> Response {
     let given = request.headers().get(REQUEST_ID).and_then(|value| value.to_str().ok());
     let plain =
-        |id: &&str| !id.is_empty() && id.len() <= KEY_CHARACTERS_MAX && id.bytes().all(|byte| byte.is_ascii_graphic());
+        |id: &&str| !id.is_empty() && id.len() <= ID_CHARACTERS_MAX && id.bytes().all(|byte| byte.is_ascii_graphic());
     let id = given.filter(plain).map_or_else(|| Uuid::now_v7().to_string(), str::to_owned);
-    let client = Client { address: client_address(&request), host: None };
+    let client = Client { address: client_address(&kernel, &request), host: None };
     request.extensions_mut().insert(client);
     let method = request.method().clone();
     let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
@@ -141,34 +141,10 @@ async fn observe(State(kernel): State<Kernel>, mut request: Request, next: Next)
     response
 }
 
-/// Notes what makes a request with an idempotency key the same request again.
-async fn remember_request(State(kernel): State<Kernel>, request: Request, next: Next) -> Response {
-    let Some(key) = request.headers().get(IDEMPOTENCY_HEADER).cloned() else {
-        return next.run(request).await;
-    };
-    if request.method().is_safe() {
-        return next.run(request).await;
-    }
-    let key = match key.to_str() {
-        Ok(key) if !key.trim().is_empty() && key.len() <= KEY_CHARACTERS_MAX => key.trim().to_owned(),
-        _ => {
-            return Error::invalid("Idempotency-Key", format!("must have 1 to {KEY_CHARACTERS_MAX} plain characters"))
-                .into_response();
-        }
-    };
-    let (mut parts, body) = request.into_parts();
-    let limit_bytes = kernel.settings().body_bytes_max;
-    let Ok(body) = axum::body::to_bytes(body, limit_bytes).await else {
-        return Error::TooLarge { limit_bytes }.into_response();
-    };
-    let mut text = format!("{} {}\n", parts.method, parts.uri).into_bytes();
-    text.extend_from_slice(&body);
-    parts.extensions.insert(RequestKey { key, request: Digest::of(&text).to_string() });
-    next.run(Request::from_parts(parts, Body::from(body))).await
-}
-
 #[cfg(test)]
 mod tests {
+    use axum::body::Body;
+
     use super::*;
 
     #[test]

@@ -13,8 +13,10 @@ use tokio_util::task::TaskTracker;
 use crate::call::Authority;
 use crate::clock::{Clock, Time};
 use crate::db::Db;
+use crate::idempotency::UnderWay;
 use crate::jobs::Work;
 use crate::metrics::Metrics;
+use crate::proxies::Proxies;
 use crate::resources::Resources;
 use crate::secrets::{KeyText, Sealer};
 
@@ -31,6 +33,8 @@ pub struct Settings {
     pub secure: bool,
     /// Keys of stored secrets, when the operator keeps them elsewhere than in the data directory.
     pub secret_key: Option<KeyText>,
+    /// Whose word on a client's address is taken.
+    pub proxies: Proxies,
 }
 
 impl Default for Settings {
@@ -41,6 +45,7 @@ impl Default for Settings {
             four_eyes: false,
             secure: false,
             secret_key: None,
+            proxies: Proxies::default(),
         }
     }
 }
@@ -52,6 +57,7 @@ struct Inner {
     authority: Arc<dyn Authority>,
     resources: Resources,
     sealer: Sealer,
+    under_way: Arc<UnderWay>,
     parts: HashMap<TypeId, Arc<dyn Any + Send + Sync>>,
     metrics: Metrics,
     queue_notify: Arc<Notify>,
@@ -87,6 +93,7 @@ impl KernelBuilder {
                 authority,
                 resources,
                 sealer,
+                under_way: Arc::default(),
                 parts: HashMap::new(),
                 metrics: Metrics::default(),
                 queue_notify: Arc::new(Notify::new()),
@@ -127,6 +134,10 @@ impl Kernel {
 
     pub(crate) fn authority(&self) -> &dyn Authority {
         &*self.0.authority
+    }
+
+    pub(crate) fn under_way(&self) -> &Arc<UnderWay> {
+        &self.0.under_way
     }
 
     pub(crate) fn resources(&self) -> &Resources {

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use drover_kernel::proxies::{Proxies, ProxyHeader, network};
 use drover_kernel::{Settings, args, sql};
-use drover_tests::{ADMIN_PASSWORD, Answer, Client, Engine, TestServer, USER_PASSWORD, both_engines};
+use drover_tests::{ADMIN_PASSWORD, Answer, Client, Engine, TestServer, USER_PASSWORD, both_engines, with_server};
 use serde_json::json;
 
 async fn attempt(client: &Client, username: &str, password: &str) -> Answer {
@@ -146,8 +147,36 @@ both_engines! {
 #[tokio::test]
 async fn cookies_are_secure_behind_tls() {
     let settings = Settings { secure: true, ..Settings::default() };
-    let server = TestServer::start_with(Engine::Sqlite, settings).await;
-    let answer = attempt(&server.anonymous(), "admin", ADMIN_PASSWORD).await;
-    let set = answer.headers.get_all("set-cookie").iter().filter_map(|value| value.to_str().ok());
-    assert_eq!(set.filter(|cookie| cookie.ends_with("; Secure")).count(), 2);
+    with_server(Engine::Sqlite, settings, async |server: TestServer| {
+        let answer = attempt(&server.anonymous(), "admin", ADMIN_PASSWORD).await;
+        let set = answer.headers.get_all("set-cookie").iter().filter_map(|value| value.to_str().ok());
+        assert_eq!(set.filter(|cookie| cookie.ends_with("; Secure")).count(), 2);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn behind_a_proxy_each_client_is_throttled_alone() {
+    let proxies = Proxies::new(vec![network("192.0.2.1").expect("an address")], ProxyHeader::XForwardedFor);
+    with_server(Engine::Sqlite, Settings { proxies, ..Settings::default() }, async |server: TestServer| {
+        let proxy = server.anonymous().at_address("192.0.2.1");
+        let behind = |address: &str| proxy.with_header("x-forwarded-for", address);
+        for number in 0..5 {
+            attempt(&behind("198.51.100.7"), &format!("user{number}"), "wrong").await.expect(401);
+        }
+        attempt(&behind("198.51.100.7"), "admin", ADMIN_PASSWORD).await.expect_error(429, 10008);
+        attempt(&behind("203.0.113.5, 198.51.100.7"), "admin", ADMIN_PASSWORD).await.expect_error(429, 10008);
+        attempt(&behind("198.51.100.8"), "admin", ADMIN_PASSWORD).await.expect(200);
+        // Whoever is no proxy is counted under the address that they come from, whatever they write.
+        let liar = |number: usize| {
+            let claimed = format!("203.0.113.{number}");
+            server.anonymous().at_address("192.0.2.9").with_header("x-forwarded-for", &claimed)
+        };
+        for number in 0..5 {
+            attempt(&liar(number), &format!("user{number}"), "wrong").await.expect(401);
+        }
+        attempt(&liar(6), "admin", ADMIN_PASSWORD).await.expect_error(429, 10008);
+        attempt(&behind("203.0.113.1"), "admin", ADMIN_PASSWORD).await.expect(200);
+    })
+    .await;
 }
