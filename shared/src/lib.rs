@@ -11,6 +11,7 @@ pub mod limits;
 pub mod message;
 pub mod order;
 pub mod record;
+pub mod secret;
 pub mod token;
 pub mod words;
 

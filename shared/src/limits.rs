@@ -31,3 +31,10 @@ pub const HEARTBEAT_DEADLINE_MS: u64 = 45_000;
 
 /// Time between TERM and KILL when a process tree is ended, in milliseconds.
 pub const KILL_GRACE_MS_DEFAULT: u64 = 5_000;
+
+/// Releases in one answer to an inspection.
+pub const INSPECTED_RELEASES_MAX: usize = 200;
+/// Paths in one answer to an inspection, each cut off after [`INSPECTED_PATH_BYTES_MAX`].
+pub const INSPECTED_PATHS_MAX: usize = 500;
+/// Length of a path in an answer to an inspection, in bytes.
+pub const INSPECTED_PATH_BYTES_MAX: usize = 500;

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
 use crate::order::Order;
+use crate::secret::Secrets;
 use crate::words::{ExecutionState, StepState};
 
 /// Prefix of what an agent signs to prove who it is; the challenge's nonce and the agent's id follow.
@@ -69,7 +70,12 @@ pub enum ToAgent {
     Run {
         /// What to run.
         order: Order,
+        /// Values of the secrets that the entry names, no more and no fewer.
+        #[serde(default, skip_serializing_if = "Secrets::is_empty")]
+        secrets: Secrets,
     },
+    /// Say what is kept under a deploy path; answered by [`ToServer::Inspected`].
+    Inspect(Inspect),
     /// End this execution's processes.
     Cancel {
         /// Execution.
@@ -151,6 +157,8 @@ pub enum ToServer {
     },
     /// How an execution ended. Sent again until [`ToAgent::Archived`] comes.
     Finished(Box<Finished>),
+    /// Answers [`ToAgent::Inspect`].
+    Inspected(Box<Inspected>),
     /// Asks for an artifact from an offset.
     Fetch {
         /// Channel of the transfer, chosen by the agent.
@@ -236,6 +244,9 @@ pub struct Holding {
     pub log_length: u64,
     /// Whether its outcome is known: a [`ToServer::Finished`] follows once the output is across.
     pub finished: bool,
+    /// The agent was restarted before it started this and its secrets are gone: it waits for the order to come again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub needs_order: bool,
 }
 
 /// What the server says to a holding.
@@ -327,6 +338,84 @@ pub struct Release {
     pub current: bool,
     /// When it was unpacked, milliseconds since 1970 UTC.
     pub installed_ms: i64,
+}
+
+/// Asks what is kept under a deploy path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Inspect {
+    /// Names the request in its answer; chosen by the server.
+    pub request: u64,
+    /// Absolute path.
+    pub deploy_path: String,
+    /// Only this release; all of them when none is named.
+    #[serde(default)]
+    pub release: Option<String>,
+    /// Whether to compare every file with the manifest, which reads all of it. Without it only sizes are counted.
+    #[serde(default)]
+    pub compare: bool,
+    /// Time that it may take, in milliseconds; what is not done by then is left out.
+    pub timeout_ms: u64,
+}
+
+/// What is kept under a deploy path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Inspected {
+    /// As asked.
+    pub request: u64,
+    /// For people: why there is no answer, or why it is not complete.
+    #[serde(default)]
+    pub reason: Option<String>,
+    /// The releases, the newest first, at most [`INSPECTED_RELEASES_MAX`](crate::limits::INSPECTED_RELEASES_MAX).
+    #[serde(default)]
+    pub releases: Vec<InspectedRelease>,
+    /// Space that is free on the file system of the deploy path, in bytes.
+    #[serde(default)]
+    pub free_bytes: Option<u64>,
+}
+
+/// A kept release, looked at closely.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InspectedRelease {
+    /// What its manifest says.
+    #[serde(flatten)]
+    pub release: Release,
+    /// Whether it is the one that was current before.
+    pub previous: bool,
+    /// Files, folders and links in it, as far as they were counted.
+    pub members: u64,
+    /// Space that they take on disk, in bytes.
+    pub disk_bytes: u64,
+    /// How it differs from its manifest; none when it was not compared to the end.
+    #[serde(default)]
+    pub drift: Option<Drift>,
+}
+
+/// How a release differs from its manifest.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drift {
+    /// Whether the manifest itself is not the one whose digest it carries.
+    #[serde(default)]
+    pub manifest_damaged: bool,
+    /// Members that are not as they were unpacked: path and how they differ.
+    #[serde(default)]
+    pub changed: Vec<(String, String)>,
+    /// Members that are gone.
+    #[serde(default)]
+    pub missing: Vec<String>,
+    /// Members that came later.
+    #[serde(default)]
+    pub added: Vec<String>,
+    /// Further differences, which are not listed: see [`INSPECTED_PATHS_MAX`](crate::limits::INSPECTED_PATHS_MAX).
+    #[serde(default)]
+    pub more: u64,
+}
+
+impl Drift {
+    /// Whether nothing differs.
+    #[must_use]
+    pub fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// Payload of a record of stream [`Event`](crate::record::Stream::Event).

@@ -73,6 +73,13 @@ pub struct Entry {
     /// Further environment of every script; names begin with no `DROVER_`.
     #[serde(default)]
     pub environment: BTreeMap<String, String>,
+    /// Names of the secrets that the scripts need, see [`secret`](crate::secret): the values come beside the order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<String>,
+    /// Paths inside a release that lead to the same path below `shared/`, so that every version sees the same content.
+    /// One that ends in `/` is a folder; another is a file unless a folder is there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shared_paths: Vec<String>,
     /// Output kept at most, in bytes of records.
     pub output_bytes_max: u64,
     /// Time between TERM and KILL, in milliseconds.
@@ -208,6 +215,8 @@ mod tests {
             run_user: None,
             steps: vec![Step::Prune { keep: 5 }],
             environment: BTreeMap::new(),
+            secrets: Vec::new(),
+            shared_paths: Vec::new(),
             output_bytes_max: 1,
             kill_grace_ms: 1,
         });

@@ -7,10 +7,11 @@ use std::path::PathBuf;
 use drover_kernel::routes::openapi;
 use drover_shared::digest::Digest;
 use drover_shared::message::{
-    Abilities, Finished, Hello, Holding, HoldingAnswer, ProcessVerdict, Release, StepEvent, StepOutcome, ToAgent,
-    ToServer,
+    Abilities, Drift, Finished, Hello, Holding, HoldingAnswer, Inspect, Inspected, InspectedRelease, ProcessVerdict,
+    Release, StepEvent, StepOutcome, ToAgent, ToServer,
 };
 use drover_shared::order::{Entry, Order, Statement, Step, canonical};
+use drover_shared::secret::Secrets;
 use drover_shared::words::{Action, ExecutionState, Language, StepState};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -97,12 +98,22 @@ fn entry() -> Entry {
         environment: [("COLOUR".to_owned(), "blue".to_owned())].into(),
         output_bytes_max: 1024,
         kill_grace_ms: 5000,
+        secrets: Vec::new(),
+        shared_paths: Vec::new(),
     }
 }
 
 #[test]
 fn golden_wire_orders() {
-    let entry = canonical(&entry());
+    wire("run", &run(&entry(), Secrets::default()));
+    let mut newer = entry();
+    newer.secrets = vec!["TOKEN".to_owned()];
+    newer.shared_paths = vec!["uploads/".to_owned()];
+    wire("run_with_secrets", &run(&newer, Secrets([("TOKEN".to_owned(), "s3cret".to_owned())].into())));
+}
+
+fn run(entry: &Entry, secrets: Secrets) -> ToAgent {
+    let entry = canonical(entry);
     let statement = Statement {
         execution_id: "0190a5a0-0000-7000-8000-000000000001".to_owned(),
         attempt: 1,
@@ -111,7 +122,7 @@ fn golden_wire_orders() {
         entry_digest: Digest::of(entry.as_bytes()),
         timeout_ms: 120_000,
     };
-    wire("run", &ToAgent::Run { order: Order::seal(&statement, entry, |_| vec![7; 64]) });
+    ToAgent::Run { order: Order::seal(&statement, entry, |_| vec![7; 64]), secrets }
 }
 
 #[test]
@@ -143,6 +154,8 @@ fn golden_wire_to_agent() {
     wire("archived", &ToAgent::Archived { execution_id: id, attempt: 1 });
     wire("artifact_refused", &ToAgent::ArtifactRefused { channel: 1, reason: "gone".to_owned() });
     wire("heartbeat_ack", &ToAgent::HeartbeatAck {});
+    let (deploy_path, release) = ("/srv/shop".to_owned(), Some("1.0-0123456789ab".to_owned()));
+    wire("inspect", &ToAgent::Inspect(Inspect { request: 7, deploy_path, release, compare: true, timeout_ms: 60_000 }));
 }
 
 #[test]
@@ -156,7 +169,14 @@ fn golden_wire_to_server() {
         cgroups: false,
         os: "Debian GNU/Linux 12 (bookworm)".to_owned(),
     };
-    let holding = Holding { execution_id: id.clone(), attempt: 1, channel: 1, log_length: 10, finished: false };
+    let holding = Holding {
+        execution_id: id.clone(),
+        attempt: 1,
+        channel: 1,
+        log_length: 10,
+        finished: false,
+        needs_order: false,
+    };
     let hello = Hello {
         agent_id: id.clone(),
         version: 1,
@@ -176,11 +196,25 @@ fn golden_wire_to_server() {
     wire("fetch_ack", &ToServer::FetchAck { channel: 2, offset: 128 });
     wire("fetch_done", &ToServer::FetchDone { channel: 2 });
     wire("heartbeat", &ToServer::Heartbeat { time_ms: 5 });
+    wire("inspected", &ToServer::Inspected(Box::new(inspected(digest))));
     wire("finished", &ToServer::Finished(Box::new(finished(id, digest))));
     wire(
         "step_event",
         &StepEvent { step: "pre_exec".to_owned(), state: StepState::Failed, exit_code: Some(3), error: None },
     );
+}
+
+fn inspected(digest: Digest) -> Inspected {
+    let release = finished(String::new(), digest).releases.expect("releases").remove(0);
+    let drift = Drift {
+        manifest_damaged: false,
+        changed: vec![("bin/run".to_owned(), "has another content".to_owned())],
+        missing: vec!["a".to_owned()],
+        added: vec!["b".to_owned()],
+        more: 1,
+    };
+    let release = InspectedRelease { release, previous: false, members: 3, disk_bytes: 8192, drift: Some(drift) };
+    Inspected { request: 7, reason: None, releases: vec![release], free_bytes: Some(1 << 30) }
 }
 
 fn finished(execution_id: String, digest: Digest) -> Finished {

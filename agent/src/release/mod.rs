@@ -14,6 +14,7 @@
 //! ([`place`]), never through a link that somebody else could have put in the way.
 
 mod archive;
+pub mod inspect;
 pub mod manifest;
 mod place;
 mod site;
@@ -58,6 +59,17 @@ pub fn check_name(release: &str) -> Result<(), String> {
         && !release.starts_with('.')
         && release.chars().all(|letter| letter != '/' && !letter.is_control());
     if fine { Ok(()) } else { Err(format!("`{release}` cannot be the name of a release's folder")) }
+}
+
+/// Whether this may be a deploy path.
+///
+/// # Errors
+/// A sentence for people.
+pub fn check_path(deploy_path: &str) -> Result<(), String> {
+    if deploy_path.starts_with('/') && deploy_path.split('/').all(|part| part != "..") && !deploy_path.contains('\0') {
+        return Ok(());
+    }
+    Err(format!("deploy path `{deploy_path}` is not an absolute path without `..`"))
 }
 
 impl Layout {

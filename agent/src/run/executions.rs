@@ -9,8 +9,9 @@ use std::os::unix::fs::FileExt as _;
 use std::process::Stdio;
 
 use drover_shared::Digest;
-use drover_shared::message::Finished;
+use drover_shared::message::{Finished, Inspected};
 use drover_shared::order::Entry;
+use drover_shared::secret::Secrets;
 use nix::sys::inotify::WatchDescriptor;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -23,6 +24,7 @@ use crate::clock;
 use crate::describe;
 use crate::session::{NewOrder, Session};
 use crate::spool::{Accepted, CancelNote, Folder, Key, Spool, Standing};
+use crate::supervise;
 
 /// Supervisors at work at a time; the others wait their turn.
 const RUNNING_MAX: usize = 128;
@@ -31,6 +33,8 @@ const RUNNING_MAX: usize = 128;
 pub(super) enum Stage {
     /// Artifacts are on their way.
     Fetching,
+    /// Ready but for its secrets, which an earlier agent had in memory.
+    AwaitingSecrets,
     /// Waits for its turn.
     Queued,
     /// A supervisor is at work; `own` if this process started it.
@@ -49,6 +53,8 @@ pub(super) struct Execution {
     timeout_ms: u64,
     /// Its steps, until they are a supervisor's business.
     pub(super) entry: Option<Box<Entry>>,
+    /// Values that its scripts need, until they are a supervisor's business; none if they are not here.
+    pub(super) secrets: Option<Secrets>,
     /// What it needs of the cache.
     artifacts: BTreeSet<Digest>,
     log: Option<File>,
@@ -66,6 +72,8 @@ pub(super) enum Report {
     Unsettled(Key),
     /// Work on a file of the artifact cache is done.
     Cache(Box<Done>),
+    /// A deploy path was looked at.
+    Inspected(Box<Inspected>),
 }
 
 /// All executions.
@@ -75,6 +83,8 @@ pub(super) struct Executions {
     pub(super) all: BTreeMap<Key, Execution>,
     pub(super) queue: VecDeque<Key>,
     running: usize,
+    /// Inspections under way.
+    pub(super) inspecting: usize,
     watcher: Watcher,
     boot_id: String,
     pub(super) reports: tokio::sync::mpsc::Sender<Report>,
@@ -90,7 +100,7 @@ impl Executions {
         reports: tokio::sync::mpsc::Sender<Report>,
     ) -> Self {
         let (all, queue) = (BTreeMap::new(), VecDeque::new());
-        Self { spool, cache, all, queue, running: 0, watcher, boot_id, reports }
+        Self { spool, cache, all, queue, running: 0, inspecting: 0, watcher, boot_id, reports }
     }
 
     /// What wakes the agent when a supervisor writes.
@@ -127,6 +137,7 @@ impl Executions {
             deadline_ms: now.monotonic_ms.saturating_add(left),
             timeout_ms: statement.timeout_ms,
             entry: None,
+            secrets: entry.secrets.is_empty().then(Secrets::default),
             artifacts: artifacts(&entry),
             log: None,
             watch: None,
@@ -148,6 +159,9 @@ impl Executions {
             }
             Standing::Waiting => {
                 session.hold(key.clone(), log_length, None);
+                if execution.secrets.is_none() {
+                    session.needs_order(key);
+                }
                 execution.entry = Some(Box::new(entry));
                 self.all.insert(key.clone(), execution);
                 self.advance(key, session);
@@ -166,7 +180,7 @@ impl Executions {
     /// Takes a verified order: into the spool, then on its way.
     pub(super) fn take(&mut self, new: NewOrder, session: &mut Session) {
         let now = clock::now();
-        let NewOrder { key, order, statement, entry } = new;
+        let NewOrder { key, order, statement, entry, secrets } = new;
         let boot_id = self.boot_id.clone();
         let accepted = Accepted { order, wall_ms: now.wall_ms, monotonic_ms: now.monotonic_ms, boot_id };
         let folder = match self.spool.accept(&key, &accepted) {
@@ -181,12 +195,22 @@ impl Executions {
             timeout_ms: statement.timeout_ms,
             artifacts: artifacts(&entry),
             entry: Some(Box::new(entry)),
+            secrets: Some(secrets),
             log: None,
             watch: None,
             discard: false,
         };
         self.all.insert(key.clone(), execution);
         self.advance(&key, session);
+    }
+
+    /// The secrets of an execution have come again.
+    pub(super) fn arm(&mut self, key: &Key, secrets: Secrets, session: &mut Session) {
+        let Some(execution) = self.all.get_mut(key).filter(|one| one.secrets.is_none()) else { return };
+        execution.secrets = Some(secrets);
+        if matches!(execution.stage, Stage::AwaitingSecrets) {
+            self.advance(key, session);
+        }
     }
 
     pub(super) fn start_queued(&mut self, session: &mut Session) {
@@ -199,15 +223,18 @@ impl Executions {
     fn start(&mut self, key: &Key, session: &mut Session) {
         let Some(execution) = self.all.get_mut(key) else { return };
         execution.entry = None;
+        let secrets = execution.secrets.take().unwrap_or_default();
         execution.watch = self.watcher.add(key, execution.folder.path());
-        let spawned = tokio::process::Command::new("/proc/self/exe")
-            .arg("supervise")
-            .arg(execution.folder.path())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .current_dir("/")
-            .spawn();
+        let spawned = supervise::hand_over(&secrets).and_then(|secrets| {
+            tokio::process::Command::new("/proc/self/exe")
+                .arg("supervise")
+                .arg(execution.folder.path())
+                .stdin(secrets)
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .current_dir("/")
+                .spawn()
+        });
         execution.stage = Stage::Running { own: true };
         self.running += 1;
         match spawned {
@@ -353,6 +380,7 @@ impl Executions {
                 self.leave_downloads(key, session);
                 self.start(key, session);
             }
+            Stage::AwaitingSecrets => self.start(key, session),
             Stage::Queued => {
                 self.queue.retain(|queued| queued != key);
                 self.start(key, session);
@@ -413,7 +441,7 @@ impl Executions {
     }
 
     fn waiting(&self) -> impl Iterator<Item = (&Key, &Execution)> {
-        self.all.iter().filter(|(_, one)| matches!(one.stage, Stage::Fetching | Stage::Queued))
+        self.all.iter().filter(|(_, one)| matches!(one.stage, Stage::Fetching | Stage::AwaitingSecrets | Stage::Queued))
     }
 
     /// Reads a piece of a log.

@@ -35,6 +35,10 @@ impl Executions {
             });
             let stopping = execution.folder.cancel().is_some();
             let Some((index, digest, size)) = missing.filter(|_| !failed && !stopping) else {
+                if execution.secrets.is_none() && !failed && !stopping {
+                    execution.stage = Stage::AwaitingSecrets;
+                    return;
+                }
                 execution.stage = Stage::Queued;
                 self.queue.push_back(key.clone());
                 return self.start_queued(session);

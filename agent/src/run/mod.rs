@@ -7,6 +7,7 @@
 mod cache;
 mod executions;
 mod fetching;
+mod inspecting;
 mod link;
 mod lost;
 mod watcher;
@@ -219,6 +220,7 @@ impl Agent {
             }
             Event::Report(Some(Report::Unsettled(key))) => self.executions.look_again(&key),
             Event::Report(Some(Report::Cache(done))) => self.executions.cache_done(*done, &mut self.session),
+            Event::Report(Some(Report::Inspected(answer))) => self.executions.inspected(*answer, &mut self.session),
             Event::Report(None) => {}
         }
         self.session.handle_timeout(now);
@@ -273,6 +275,8 @@ impl Agent {
                 self.back_off_ms = BACK_OFF_MS.0;
             }
             Output::Run(new) => self.executions.take(*new, session),
+            Output::Secrets(key, secrets) => self.executions.arm(&key, secrets, session),
+            Output::Inspect(inspect) => self.executions.inspect(inspect, session),
             Output::Cancel(key, reason, timed_out) => self.executions.cancel(&key, reason, timed_out, session),
             Output::Forget(key) => self.executions.forget(&key, session),
             Output::Discard(key) => self.executions.discard(&key, session),

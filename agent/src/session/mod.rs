@@ -17,8 +17,11 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use drover_shared::Digest;
 use drover_shared::frame::{FrameError, Header, Kind};
 use drover_shared::limits::{HOLDINGS_MAX, PROTOCOL_VERSIONS};
-use drover_shared::message::{Abilities, Finished, Hello, Holding, HoldingAnswer, ToAgent, ToServer, hello_bytes};
-use drover_shared::order::{Entry, Order, Statement};
+use drover_shared::message::{
+    Abilities, Finished, Hello, Holding, HoldingAnswer, Inspect, Inspected, ToAgent, ToServer, hello_bytes,
+};
+use drover_shared::order::{Entry, Order, Statement, Step};
+use drover_shared::secret::{self, Secrets};
 use ring::signature::{ED25519, UnparsedPublicKey};
 
 use crate::clock::Now;
@@ -64,6 +67,10 @@ pub enum Output {
     Welcomed,
     /// Put this into the spool, then call [`Session::accepted`] or [`Session::rejected`], then start it.
     Run(Box<NewOrder>),
+    /// An execution that waits for its secrets, see [`Session::needs_order`], gets them.
+    Secrets(Key, Secrets),
+    /// Look at a deploy path, then call [`Session::inspected`].
+    Inspect(Inspect),
     /// End this execution: reason, and whether its time ran out.
     Cancel(Key, String, bool),
     /// The server has everything: remove it from the spool, then call [`Session::removed`].
@@ -89,6 +96,8 @@ pub struct NewOrder {
     pub statement: Statement,
     /// What is to be done.
     pub entry: Entry,
+    /// Values that its scripts need; kept in memory alone.
+    pub secrets: Secrets,
 }
 
 enum Phase {
@@ -300,11 +309,12 @@ impl Session {
             channel: shipping.channel.unwrap_or(0),
             log_length: shipping.log_length,
             finished: shipping.finished.is_some(),
+            needs_order: shipping.needs_order,
         });
         let hello = Hello {
             agent_id,
             version: PROTOCOL_VERSIONS.1,
-            features: Vec::new(),
+            features: vec![secret::FEATURE.to_owned()],
             signature,
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             boot_id: self.profile.boot_id.clone(),
@@ -339,7 +349,8 @@ impl Session {
             Key::new(execution_id, attempt).filter(|key| sessions.executions.contains_key(key))
         };
         match message {
-            ToAgent::Run { order } => self.handle_run(order),
+            ToAgent::Run { order, secrets } => self.handle_run(order, secrets),
+            ToAgent::Inspect(inspect) => self.outputs.push_back(Output::Inspect(inspect)),
             ToAgent::Cancel { execution_id, attempt, reason, timed_out } => {
                 if let Some(key) = known(self, &execution_id, attempt) {
                     self.outputs.push_back(Output::Cancel(key, reason, timed_out));
@@ -362,17 +373,23 @@ impl Session {
         }
     }
 
-    fn handle_run(&mut self, order: Order) {
+    fn handle_run(&mut self, order: Order, secrets: Secrets) {
         // Read before it is verified, only to say which order is rejected.
         let Ok(named) = serde_json::from_str::<Statement>(&order.statement) else {
             return tracing::warn!("an order without a readable statement was skipped");
         };
         let (execution_id, attempt) = (named.execution_id, named.attempt);
-        match self.examine(&order, &execution_id, attempt) {
-            Ok(Some(new)) => self.outputs.push_back(Output::Run(Box::new(new))),
+        match self.examine(&order, &secrets, &execution_id, attempt) {
+            Ok(Some((key, statement, entry))) => {
+                self.outputs.push_back(Output::Run(Box::new(NewOrder { key, order, statement, entry, secrets })));
+            }
             Ok(None) => {
                 if let Some(key) = Key::new(&execution_id, attempt) {
                     self.accepted(&key);
+                    let needs = self.executions.get_mut(&key).map(|shipping| &mut shipping.needs_order);
+                    if needs.is_some_and(std::mem::take) {
+                        self.outputs.push_back(Output::Secrets(key, secrets));
+                    }
                 }
             }
             Err(reason) => self.reject(execution_id, attempt, reason),
@@ -380,7 +397,13 @@ impl Session {
     }
 
     /// The order as a new one; none when it is held already.
-    fn examine(&self, order: &Order, execution_id: &str, attempt: u32) -> Result<Option<NewOrder>, String> {
+    fn examine(
+        &self,
+        order: &Order,
+        secrets: &Secrets,
+        execution_id: &str,
+        attempt: u32,
+    ) -> Result<Option<(Key, Statement, Entry)>, String> {
         let key = Key::new(execution_id, attempt).ok_or("the execution id is no UUID")?;
         let public = BASE64.decode(&self.profile.signing_key).map_err(|_| "the server's key is damaged")?;
         let verify = |message: &[u8], signature: &[u8]| {
@@ -390,6 +413,7 @@ impl Session {
         if Some(&statement.agent_id) != self.profile.agent_id.as_ref() {
             return Err("the order is for another agent".to_owned());
         }
+        check_secrets(&entry, secrets)?;
         if self.executions.contains_key(&key) {
             return Ok(None);
         }
@@ -405,7 +429,7 @@ impl Session {
         if self.executions.len() >= HOLDINGS_MAX {
             return Err(format!("the agent holds {HOLDINGS_MAX} executions already"));
         }
-        Ok(Some(NewOrder { key, order: order.clone(), statement, entry }))
+        Ok(Some((key, statement, entry)))
     }
 
     /// The order is durable in the spool; also answers a repeated order.
@@ -448,6 +472,20 @@ impl Session {
         }
     }
 
+    /// An execution in the spool whose secrets are gone: the server is asked for its order again.
+    pub fn needs_order(&mut self, key: &Key) {
+        if let Some(shipping) = self.executions.get_mut(key) {
+            shipping.needs_order = true;
+        }
+    }
+
+    /// A deploy path was looked at.
+    pub fn inspected(&mut self, answer: Inspected) {
+        if self.is_open() {
+            self.outputs.push_back(Output::Send(ToServer::Inspected(Box::new(answer))));
+        }
+    }
+
     fn channel_of(&mut self, key: &Key) -> u32 {
         let shipping = self.executions.entry(key.clone()).or_default();
         if let Some(channel) = shipping.channel {
@@ -464,6 +502,19 @@ impl Session {
         self.phase = Phase::Offline;
         self.outputs.push_back(Output::Close(reason, retry));
     }
+}
+
+/// The secrets are those that the entry names, and its scripts ask for no others.
+fn check_secrets(entry: &Entry, secrets: &Secrets) -> Result<(), String> {
+    secrets.check(&entry.secrets)?;
+    for step in &entry.steps {
+        if let Step::Script { name, content, .. } = step
+            && let Some(missing) = secret::names(content).find(|asked| !secrets.0.contains_key(*asked))
+        {
+            return Err(format!("{name} asks for secret `{missing}`, which the order does not name"));
+        }
+    }
+    Ok(())
 }
 
 fn is_environment_name(name: &str) -> bool {

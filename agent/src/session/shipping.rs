@@ -33,6 +33,8 @@ pub(super) struct Shipping {
     pub(super) finished: Option<Box<Finished>>,
     pub(super) finished_sent: bool,
     pub(super) unwanted: bool,
+    /// It waits for its order to come again.
+    pub(super) needs_order: bool,
 }
 
 /// A piece of a log to read: from the offset, at most so many bytes.

@@ -4,24 +4,30 @@
 //! most one supervisor works on a folder, it starts the steps only if nobody has before, and it leaves a status
 //! unless it is killed.
 
+mod mask;
 pub mod processes;
 mod script;
+mod secrets;
 mod spawn;
 mod steps;
 mod watch;
 
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
 use drover_shared::message::{Finished, ProcessVerdict, StepEvent, StepOutcome};
 use drover_shared::order::{Entry, Statement, Step};
+use drover_shared::secret::Secrets;
 use drover_shared::words::{ExecutionState, StepState};
 
 use crate::clock;
 use crate::log::LogWriter;
 use crate::release;
 use crate::spool::{Folder, Started, boot_id};
+use mask::Patterns;
 use processes::Tree;
+pub(crate) use secrets::hand_over;
 use watch::{Stop, Watch};
 
 /// Tries for the lock: another process may hold it for a moment while it only looks.
@@ -50,6 +56,9 @@ pub(crate) struct Context {
     pub(crate) watch: Watch,
     pub(crate) tree: Tree,
     pub(crate) verdict: ProcessVerdict,
+    pub(crate) secrets: Secrets,
+    /// What is masked in output, if anything.
+    pub(crate) patterns: Option<Arc<Patterns>>,
 }
 
 impl Context {
@@ -104,8 +113,15 @@ fn prepare(folder: Folder) -> io::Result<Context> {
     let watch = Watch::new(&folder, now.monotonic_ms.saturating_add(left), statement.timeout_ms)?;
     let log = LogWriter::open(&folder.log(), entry.output_bytes_max)?;
     let tree = Tree::prepare(&format!("{}.{}", statement.execution_id, statement.attempt));
+    // Without its secrets a hook must not start; with a cancel note there is nothing to start.
+    let secrets = if entry.secrets.is_empty() { Secrets::default() } else { secrets::take_over()? };
+    if watch.stopped_by_note().is_none() {
+        secrets.check(&entry.secrets).map_err(io::Error::other)?;
+    }
+    let patterns = Patterns::new(&secrets);
     folder.write_started(&Started { boot_id, cgroup: tree.cgroup().map(Path::to_owned) })?;
-    Ok(Context { folder, statement, entry, log, watch, tree, verdict: ProcessVerdict::default() })
+    let verdict = ProcessVerdict::default();
+    Ok(Context { folder, statement, entry, log, watch, tree, verdict, secrets, patterns })
 }
 
 fn run(context: &mut Context) -> Finished {

@@ -11,6 +11,7 @@ use std::process::{ChildStderr, ChildStdout, Command, Stdio};
 
 use drover_shared::order::Entry;
 use drover_shared::record::Stream;
+use drover_shared::secret;
 use drover_shared::words::Language;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -21,6 +22,7 @@ use crate::accounts::{self, Account};
 use crate::clock;
 use crate::log::LogWriter;
 use crate::release;
+use crate::supervise::mask::Masker;
 use crate::supervise::watch::Watch;
 use crate::supervise::{Context, StepEnd, spawn};
 
@@ -65,6 +67,7 @@ pub(crate) fn run(context: &mut Context, script: Script<'_>) -> StepEnd {
         if let Some(stop) = context.watch.stop() {
             context.end_processes(&mut |log, watch, wait| pump.drain(log, watch, wait));
             pump.rest(&mut context.log, &context.watch, 200);
+            let _ = pump.finish(&mut context.log);
             return StepEnd::Stopped(stop);
         }
     };
@@ -74,6 +77,9 @@ pub(crate) fn run(context: &mut Context, script: Script<'_>) -> StepEnd {
         if let Err(error) = pump.turn(&mut context.log, &context.watch, wait) {
             return log_failed(context, &mut pump, &error);
         }
+    }
+    if let Err(error) = pump.finish(&mut context.log) {
+        return log_failed(context, &mut pump, &error);
     }
     if pump.open() {
         context.verdict.left_running = true;
@@ -86,7 +92,8 @@ pub(crate) fn run(context: &mut Context, script: Script<'_>) -> StepEnd {
 fn start(context: &Context, script: Script<'_>) -> Result<(Pid, Pump), String> {
     let account = accounts::find(script.running_user)?;
     let (interpreter, path) = interpreter(script.language)?;
-    let text = in_memory(script).map_err(|error| format!("the script cannot be handed over: {error}"))?;
+    let text = in_memory(script.name, &context.secrets.fill(script.content))
+        .map_err(|error| format!("the script cannot be handed over: {error}"))?;
     let mut command = Command::new(interpreter);
     command.arg(format!("/proc/self/fd/{}", text.as_raw_fd()));
     command.env_clear().envs(environment(context, script, &account, &path));
@@ -103,16 +110,20 @@ fn start(context: &Context, script: Script<'_>) -> Result<(Pid, Pump), String> {
         output: child.stdout.take(),
         error: child.stderr.take(),
         buffer: vec![0; READ_BYTES],
+        maskers: context
+            .patterns
+            .as_ref()
+            .map(|patterns| [Masker::new(patterns.clone()), Masker::new(patterns.clone())]),
     };
     pump.widen();
     Ok((Pid::from_raw(i32::try_from(child.id()).unwrap_or(i32::MAX)), pump))
 }
 
 /// The text in a nameless file that the interpreter inherits.
-fn in_memory(script: Script<'_>) -> io::Result<OwnedFd> {
-    let descriptor = memfd_create(script.name, MFdFlags::empty())?;
+fn in_memory(name: &str, content: &str) -> io::Result<OwnedFd> {
+    let descriptor = memfd_create(name, MFdFlags::empty())?;
     let mut file = fs::File::from(descriptor);
-    file.write_all(script.content.as_bytes())?;
+    file.write_all(content.as_bytes())?;
     Ok(OwnedFd::from(file))
 }
 
@@ -162,6 +173,9 @@ fn environment(context: &Context, script: Script<'_>, account: &Account, path: &
     set("DROVER_EXECUTION_ID", statement.execution_id.clone());
     set("DROVER_ATTEMPT", statement.attempt.to_string());
     set("DROVER_STEP", script.name.to_owned());
+    for (name, value) in &context.secrets.0 {
+        set(&secret::variable(name), value.clone());
+    }
     if let Some(instance) = entry.instance_id {
         set("DROVER_INSTANCE_ID", instance.to_string());
     }
@@ -208,6 +222,8 @@ struct Pump {
     output: Option<ChildStdout>,
     error: Option<ChildStderr>,
     buffer: Vec<u8>,
+    /// For output and error, where there are secrets.
+    maskers: Option<[Masker; 2]>,
 }
 
 impl Pump {
@@ -228,19 +244,31 @@ impl Pump {
         let flush_in = log.flush_at_ms().map(|at| at.saturating_sub(clock::monotonic_ms()));
         let (output, error) = self.wait(watch, flush_in.map_or(wait_ms, |flush| flush.min(wait_ms)));
         let mut first = Ok(());
+        let (index, maskers) = (self.index, &mut self.maskers);
+        let mut keep = |stream, bytes: &[u8]| {
+            let at = usize::from(stream == Stream::Error);
+            match maskers {
+                Some(maskers) => log.output(index, stream, &maskers[at].pass(bytes), clock::now()),
+                None => log.output(index, stream, bytes, clock::now()),
+            }
+        };
         if output {
-            first = read(&mut self.output, &mut self.buffer, |bytes| {
-                log.output(self.index, Stream::Output, bytes, clock::now())
-            });
+            first = read(&mut self.output, &mut self.buffer, |bytes| keep(Stream::Output, bytes));
         }
         if error {
-            first = first.and(read(&mut self.error, &mut self.buffer, |bytes| {
-                log.output(self.index, Stream::Error, bytes, clock::now())
-            }));
+            first = first.and(read(&mut self.error, &mut self.buffer, |bytes| keep(Stream::Error, bytes)));
         }
         first?;
         if log.flush_at_ms().is_some_and(|at| clock::monotonic_ms() >= at) {
             log.flush()?;
+        }
+        Ok(())
+    }
+
+    /// The script is over: what was held back for its secrets goes into the log.
+    fn finish(&mut self, log: &mut LogWriter) -> io::Result<()> {
+        for (masker, stream) in self.maskers.iter_mut().flatten().zip([Stream::Output, Stream::Error]) {
+            log.output(self.index, stream, &masker.finish(), clock::now())?;
         }
         Ok(())
     }

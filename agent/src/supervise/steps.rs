@@ -3,7 +3,7 @@
 use drover_shared::order::Step;
 
 use crate::accounts;
-use crate::release::{Layout, unpack, verify};
+use crate::release::{Layout, check_path, unpack, verify};
 use crate::supervise::script::{self, Script};
 use crate::supervise::{Context, StepEnd};
 
@@ -50,9 +50,7 @@ pub(crate) fn carry_out(context: &mut Context, index: u16, step: &Step) -> StepE
 
 fn layout(context: &Context) -> Result<Layout, String> {
     let path = context.entry.deploy_path.as_deref().ok_or("the order names no deploy path")?;
-    if !path.starts_with('/') || path.split('/').any(|part| part == "..") {
-        return Err(format!("deploy path `{path}` is not an absolute path without `..`"));
-    }
+    check_path(path)?;
     Ok(Layout::new(path))
 }
 

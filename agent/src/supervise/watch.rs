@@ -81,6 +81,12 @@ impl Watch {
         self.signals.as_fd()
     }
 
+    /// Why it had to end before it began, if it had.
+    #[must_use]
+    pub(crate) fn stopped_by_note(&self) -> Option<&Stop> {
+        self.stop.as_ref()
+    }
+
     /// Milliseconds that are left.
     #[must_use]
     pub(crate) fn left_ms(&self) -> u64 {

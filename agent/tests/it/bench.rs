@@ -35,6 +35,8 @@ pub(crate) fn entry(steps: Vec<Step>) -> Entry {
         environment: BTreeMap::from([("COLOUR".to_owned(), "green".to_owned())]),
         output_bytes_max: 1 << 30,
         kill_grace_ms: 300,
+        secrets: Vec::new(),
+        shared_paths: Vec::new(),
     }
 }
 

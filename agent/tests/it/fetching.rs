@@ -8,7 +8,7 @@ use drover_shared::order::Step;
 use drover_shared::words::ExecutionState;
 
 use crate::bench::{Bench, bash, entry, execution_id};
-use crate::server::{Got, Peer, Server, agent};
+use crate::server::{Got, Peer, Server, agent, run};
 
 /// Requests of an agent that nobody has answered yet, and outcomes, as they come.
 #[derive(Default)]
@@ -52,7 +52,7 @@ async fn order(server: &Server, peer: &mut Peer, content: &[u8], timeout_ms: u64
     let id = execution_id();
     let fetch = Step::Fetch { digest: Digest::of(content), size_bytes: content.len() as u64 };
     let order = server.order(&id, &entry(vec![fetch, bash("pre_exec", "true")]), timeout_ms);
-    peer.send(&ToAgent::Run { order }).await;
+    peer.send(&run(order)).await;
     id
 }
 

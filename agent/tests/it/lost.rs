@@ -8,7 +8,7 @@ use nix::unistd::Pid;
 
 use crate::bench::{Bench, bash, entry, execution_id, process_lives, wait_until};
 use crate::run::{Gathered, archive, spool_is_empty};
-use crate::server::{Server, agent, stop};
+use crate::server::{Server, agent, run, stop};
 
 fn folder(bench: &Bench, id: &str) -> Folder {
     Folder::at(&bench.data_dir().join("spool").join(format!("{id}.1")))
@@ -22,7 +22,7 @@ async fn when_agent_and_supervisor_die_together_the_next_agent_says_so_and_works
     let (mut peer, _) = server.open(|_| (true, 0)).await;
     let id = execution_id();
     let order = server.order(&id, &entry(vec![bash("pre_exec", "echo up; sleep 100")]), 60_000);
-    peer.send(&ToAgent::Run { order }).await;
+    peer.send(&run(order)).await;
     let mut gathered = Gathered::default();
     assert!(gathered.gather(&mut peer, |so_far| so_far.text() == "up\n").await);
     running.kill().await.unwrap();
@@ -40,7 +40,7 @@ async fn when_agent_and_supervisor_die_together_the_next_agent_says_so_and_works
     archive(&mut peer, &finished).await;
 
     let order = server.order(&execution_id(), &entry(vec![bash("pre_exec", "echo next")]), 60_000);
-    peer.send(&ToAgent::Run { order }).await;
+    peer.send(&run(order)).await;
     let mut gathered = Gathered::default();
     assert!(gathered.gather(&mut peer, |_| false).await);
     assert_eq!(gathered.text(), "next\n");
@@ -61,7 +61,7 @@ async fn what_ended_while_the_agent_was_away_is_told_for_as_long_as_the_server_w
         bench.path("go").display()
     );
     let order = server.order(&id, &entry(vec![bash("pre_exec", &content)]), 60_000);
-    peer.send(&ToAgent::Run { order }).await;
+    peer.send(&run(order)).await;
     let mut gathered = Gathered::default();
     assert!(gathered.gather(&mut peer, |so_far| so_far.text().ends_with("\n1000\n")).await);
     wait_until("the hook has written", || bench.path("up").exists());

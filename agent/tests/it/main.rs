@@ -10,6 +10,7 @@ mod kill;
 mod lost;
 mod releases;
 mod run;
+mod secrets;
 mod server;
 mod session;
 mod spool;

@@ -10,7 +10,7 @@ use drover_shared::words::{ExecutionState, StepState};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _};
 
 use crate::bench::{Bench, bash, entry, execution_id, wait_until};
-use crate::server::{Got, Peer, Server, agent, stop};
+use crate::server::{Got, Peer, Server, agent, run, stop};
 
 /// The log of one execution as a server gathers it.
 #[derive(Default)]
@@ -73,7 +73,7 @@ async fn it_enrols_runs_and_comes_back() {
 
     let id = execution_id();
     let order = server.order(&id, &entry(vec![bash("pre_exec", "echo hello; echo $DROVER_HOST")]), 10_000);
-    peer.send(&ToAgent::Run { order: order.clone() }).await;
+    peer.send(&run(order.clone())).await;
     let mut gathered = Gathered::default();
     assert!(gathered.gather(&mut peer, |_| false).await);
     assert_eq!((gathered.text().as_str(), gathered.accepted), ("hello\nweb-1\n", 1));
@@ -81,7 +81,7 @@ async fn it_enrols_runs_and_comes_back() {
     assert_eq!((finished.state, finished.reason.as_deref()), (ExecutionState::Succeeded, None));
 
     // A repeated order is answered and not run again.
-    peer.send(&ToAgent::Run { order }).await;
+    peer.send(&run(order)).await;
     assert!(gathered.gather(&mut peer, |_| false).await);
     assert_eq!(gathered.accepted, 2);
     assert_eq!(gathered.finished.as_ref(), Some(&finished));
@@ -112,7 +112,7 @@ async fn a_restart_in_the_middle_loses_and_doubles_nothing() {
         bench.path("go").display()
     );
     let order = server.order(&execution_id(), &entry(vec![bash("pre_exec", &content)]), 60_000);
-    peer.send(&ToAgent::Run { order: order.clone() }).await;
+    peer.send(&run(order.clone())).await;
     let mut gathered = Gathered::default();
     for limit in [100_000, 300_000, 500_000] {
         assert!(gathered.gather(&mut peer, |so_far| so_far.log.len() > limit).await);
@@ -125,7 +125,7 @@ async fn a_restart_in_the_middle_loses_and_doubles_nothing() {
         running = agent(&bench.data_dir(), None);
         let offset = gathered.log.len() as u64;
         peer = server.open(|_| (true, offset)).await.0;
-        peer.send(&ToAgent::Run { order: order.clone() }).await;
+        peer.send(&run(order.clone())).await;
     }
     std::fs::write(bench.path("go"), "").unwrap();
     assert!(gathered.gather(&mut peer, |_| false).await);
@@ -190,7 +190,7 @@ async fn an_artifact_comes_in_pieces_over_a_restart() {
     let digest = Digest::of(&artifact);
     let fetch = Step::Fetch { digest, size_bytes: artifact.len() as u64 };
     let order = server.order(&execution_id(), &entry(vec![fetch.clone(), bash("pre_exec", "echo got it")]), 60_000);
-    peer.send(&ToAgent::Run { order }).await;
+    peer.send(&run(order)).await;
     let mut gathered = Gathered::default();
     let channel = fetch_request(&mut peer, &mut gathered, 0).await;
     peer.send_artifact(channel, 0, &artifact[..200_000], false).await;
@@ -213,14 +213,14 @@ async fn an_artifact_comes_in_pieces_over_a_restart() {
 
     // The next one finds it in the cache; one with another digest is refused.
     let order = server.order(&execution_id(), &entry(vec![fetch, bash("pre_exec", "true")]), 60_000);
-    peer.send(&ToAgent::Run { order }).await;
+    peer.send(&run(order)).await;
     let mut gathered = Gathered::default();
     assert!(gathered.gather(&mut peer, |_| false).await);
     assert_eq!(gathered.finished.unwrap().reason, None);
 
     let wrong = Step::Fetch { digest: Digest::of(b"other"), size_bytes: 3 };
     let order = server.order(&execution_id(), &entry(vec![wrong, bash("pre_exec", "true")]), 60_000);
-    peer.send(&ToAgent::Run { order }).await;
+    peer.send(&run(order)).await;
     let mut gathered = Gathered::default();
     let channel = fetch_request(&mut peer, &mut gathered, 0).await;
     peer.send_artifact(channel, 0, b"bad", true).await;
@@ -278,7 +278,7 @@ async fn it_cancels_what_runs_and_what_waits_for_its_artifact() {
 
     let id = execution_id();
     let order = server.order(&id, &entry(vec![bash("pre_exec", "echo up; sleep 100")]), 60_000);
-    peer.send(&ToAgent::Run { order }).await;
+    peer.send(&run(order)).await;
     let mut gathered = Gathered::default();
     assert!(gathered.gather(&mut peer, |so_far| so_far.text() == "up\n").await);
     peer.send(&cancel(&id)).await;
@@ -290,7 +290,7 @@ async fn it_cancels_what_runs_and_what_waits_for_its_artifact() {
     let id = execution_id();
     let fetch = Step::Fetch { digest: Digest::of(b"never"), size_bytes: 5 };
     let order = server.order(&id, &entry(vec![fetch.clone(), bash("pre_exec", "echo no")]), 60_000);
-    peer.send(&ToAgent::Run { order }).await;
+    peer.send(&run(order)).await;
     let mut gathered = Gathered::default();
     fetch_request(&mut peer, &mut gathered, 0).await;
     peer.send(&cancel(&id)).await;
@@ -301,7 +301,7 @@ async fn it_cancels_what_runs_and_what_waits_for_its_artifact() {
 
     // The time allowed counts while the artifact is under way, too.
     let order = server.order(&execution_id(), &entry(vec![fetch]), 300);
-    peer.send(&ToAgent::Run { order }).await;
+    peer.send(&run(order)).await;
     let mut gathered = Gathered::default();
     fetch_request(&mut peer, &mut gathered, 0).await;
     finish(&mut peer, &mut gathered).await;
@@ -317,7 +317,7 @@ async fn a_dead_supervisor_is_reported_and_an_unwanted_execution_ended() {
     let (lost, unwanted) = (execution_id(), execution_id());
     let pid_file = bench.path("pid");
     let order = server.order(&lost, &entry(vec![bash("pre_exec", "echo up; sleep 100")]), 60_000);
-    peer.send(&ToAgent::Run { order }).await;
+    peer.send(&run(order)).await;
     let mut gathered = Gathered::default();
     assert!(gathered.gather(&mut peer, |so_far| so_far.text() == "up\n").await);
     let folder = drover_agent::spool::Folder::at(&bench.data_dir().join("spool").join(format!("{lost}.1")));
@@ -331,7 +331,7 @@ async fn a_dead_supervisor_is_reported_and_an_unwanted_execution_ended() {
 
     let content = format!("echo $$ > {}.new; mv {0}.new {0}; sleep 100", pid_file.display());
     let order = server.order(&unwanted, &entry(vec![bash("pre_exec", &content)]), 60_000);
-    peer.send(&ToAgent::Run { order }).await;
+    peer.send(&run(order)).await;
     wait_until("the hook starts", || pid_file.exists());
     stop(running).await;
     drop(peer);

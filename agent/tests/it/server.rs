@@ -11,6 +11,7 @@ use drover_shared::Digest;
 use drover_shared::frame::{FLAG_END, FLAG_ZSTD, Header, Kind};
 use drover_shared::message::{Hello, HoldingAnswer, ToAgent, ToServer, hello_bytes};
 use drover_shared::order::{Entry, Order, canonical};
+use drover_shared::secret::Secrets;
 use drover_shared::token::JoinToken;
 use futures_util::{SinkExt as _, StreamExt as _};
 use ring::signature::{ED25519, Ed25519KeyPair, KeyPair as _, UnparsedPublicKey};
@@ -176,6 +177,11 @@ impl Peer {
             Got::Data(header, _) => panic!("unexpected data: {header:?}"),
         }
     }
+}
+
+/// An order that needs no secrets, as it is sent.
+pub(crate) fn run(order: Order) -> ToAgent {
+    ToAgent::Run { order, secrets: Secrets::default() }
 }
 
 /// Starts the agent; it is killed with the value, its supervisors are not.

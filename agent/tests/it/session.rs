@@ -15,6 +15,7 @@ use drover_shared::words::ExecutionState;
 use ring::signature::{Ed25519KeyPair, KeyPair as _};
 
 use crate::bench::{bash, entry, execution_id, statement};
+use crate::server::run;
 
 fn at(monotonic_ms: u64) -> Now {
     Now { monotonic_ms, wall_ms: 1_700_000_000_000 }
@@ -111,16 +112,16 @@ fn an_order_is_handed_out_once_and_answered_twice() {
     let mut session = session();
     open(&mut session, 1 << 20, Vec::new());
     let id = execution_id();
-    session.handle_message(ToAgent::Run { order: order(&id, "agent-1") }, at(1));
+    session.handle_message(run(order(&id, "agent-1")), at(1));
     let Some(Output::Run(new)) = session.next_output() else { panic!("no order") };
     session.accepted(&new.key);
     assert!(matches!(&sent(&mut session)[..], [ToServer::Accepted { channel: 1, .. }]));
-    session.handle_message(ToAgent::Run { order: order(&id, "agent-1") }, at(2));
+    session.handle_message(run(order(&id, "agent-1")), at(2));
     assert!(matches!(&sent(&mut session)[..], [ToServer::Accepted { channel: 1, .. }]));
 
     session.finished(&new.key, finished(&new.key, 0));
     assert!(matches!(&sent(&mut session)[..], [ToServer::Finished(_)]));
-    session.handle_message(ToAgent::Run { order: order(&id, "agent-1") }, at(3));
+    session.handle_message(run(order(&id, "agent-1")), at(3));
     assert!(matches!(&sent(&mut session)[..], [ToServer::Accepted { .. }, ToServer::Finished(_)]));
 }
 
@@ -140,7 +141,7 @@ fn an_order_that_does_not_agree_is_rejected() {
     let mut session = session();
     open(&mut session, 1 << 20, Vec::new());
     for (order, expected) in cases {
-        session.handle_message(ToAgent::Run { order }, at(1));
+        session.handle_message(run(order), at(1));
         let sent = sent(&mut session);
         assert!(matches!(&sent[..], [ToServer::Rejected { reason, .. }] if reason == expected), "{sent:?}");
     }

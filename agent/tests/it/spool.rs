@@ -2,12 +2,12 @@
 
 use std::process::Command;
 
-use drover_shared::message::{ToAgent, ToServer};
+use drover_shared::message::ToServer;
 use drover_shared::words::{ExecutionState, StepState};
 
 use crate::bench::{Bench, PROGRAM, bash, entry, execution_id, supervise};
 use crate::run::Gathered;
-use crate::server::{Server, agent_under};
+use crate::server::{Server, agent_under, run};
 
 /// Runs what follows with files of at most so many bytes.
 fn limited(bytes: u64) -> [String; 3] {
@@ -49,12 +49,12 @@ fn output_that_cannot_be_kept_ends_the_hook() {
 async fn an_order_that_cannot_be_kept_is_rejected_and_the_agent_goes_on() {
     let bench = Bench::new();
     let mut server = Server::start().await;
-    let limited_agent = agent_under(&limited(32 * 1024), &bench.data_dir(), Some(&server.token));
+    let mut limited_agent = agent_under(&limited(32 * 1024), &bench.data_dir(), Some(&server.token));
     let (mut peer, _) = server.open(|_| (true, 0)).await;
     for _ in 0..2 {
         let hook = bash("pre_exec", &format!("touch {}", bench.path("ran").display()));
         let order = server.order(&execution_id(), &entry(vec![hook]), 10_000);
-        peer.send(&ToAgent::Run { order }).await;
+        peer.send(&run(order)).await;
         let ToServer::Rejected { reason, .. } = peer.message().await else { panic!("not rejected") };
         assert_eq!(reason, "the order cannot be kept: the file would be larger than this system allows");
         assert!(std::fs::read_dir(bench.data_dir().join("spool")).unwrap().next().is_none());
@@ -62,11 +62,12 @@ async fn an_order_that_cannot_be_kept_is_rejected_and_the_agent_goes_on() {
     assert!(!bench.path("ran").exists());
 
     // Nothing of it stands in the way once there is room.
-    drop((limited_agent, peer));
+    limited_agent.kill().await.unwrap();
+    drop(peer);
     let _agent = crate::server::agent(&bench.data_dir(), None);
     let (mut peer, _) = server.open(|_| (true, 0)).await;
     let order = server.order(&execution_id(), &entry(vec![bash("pre_exec", "echo room")]), 10_000);
-    peer.send(&ToAgent::Run { order }).await;
+    peer.send(&run(order)).await;
     let mut gathered = Gathered::default();
     assert!(gathered.gather(&mut peer, |_| false).await);
     assert_eq!(gathered.text(), "room\n");

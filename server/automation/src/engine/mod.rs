@@ -17,6 +17,7 @@ use drover_kernel::{Audit, Error, Kernel, Result, Time, Tx};
 use drover_shared::Digest;
 use drover_shared::message::ToAgent;
 use drover_shared::order::{Order, Statement, canonical};
+use drover_shared::secret::Secrets;
 use drover_shared::words::ExecutionState as State;
 
 use crate::artifacts::ArtifactStore;
@@ -181,7 +182,9 @@ async fn send_again(kernel: &Kernel, now: Time) -> Result<()> {
     let unanswered = execution_store::unanswered(&mut kernel.work().read().await?, before).await?;
     for execution in unanswered {
         if let Some(session) = engine.hub.find(execution.host_id) {
-            session.send(ToAgent::Run { order: order(kernel, &session, &execution) }).await;
+            session
+                .send(ToAgent::Run { order: order(kernel, &session, &execution), secrets: Secrets::default() })
+                .await;
         }
     }
     Ok(())
@@ -349,7 +352,10 @@ pub(crate) async fn dispatch_host(kernel: &Kernel, session: &Arc<Session>) -> Re
         }
         for execution in waiting.iter().filter(|execution| sent.contains(&execution.id)) {
             // A session that ends here takes nothing along: the agent does not list it, and it is sent again.
-            if !session.send(ToAgent::Run { order: order(kernel, session, execution) }).await {
+            if !session
+                .send(ToAgent::Run { order: order(kernel, session, execution), secrets: Secrets::default() })
+                .await
+            {
                 return Ok(());
             }
         }

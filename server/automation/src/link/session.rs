@@ -16,6 +16,7 @@ use drover_shared::limits::{
     HEARTBEAT_DEADLINE_MS, HEARTBEAT_MS, HOLDINGS_MAX, OUTPUT_WINDOW_BYTES, PROTOCOL_VERSIONS,
 };
 use drover_shared::message::{Finished, Hello, HoldingAnswer, ToAgent, ToServer, hello_bytes};
+use drover_shared::secret::Secrets;
 use drover_shared::words::ExecutionState as State;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt as _, StreamExt as _};
@@ -311,12 +312,13 @@ impl Reader {
     async fn account_for_missing(&self, hello: &Hello) -> Result<(), Ended> {
         let out = execution_store::out_on_host(&mut self.kernel.work().read().await?, self.session.host_id).await?;
         for execution in out {
-            if hello.holdings.iter().any(|holding| holding.execution_id == execution.id) {
+            let holding = hello.holdings.iter().find(|holding| holding.execution_id == execution.id);
+            if holding.is_some_and(|holding| !holding.needs_order) {
                 continue;
             }
-            if execution.state == State::Dispatched {
+            if execution.state == State::Dispatched || holding.is_some() {
                 let order = engine::order(&self.kernel, &self.session, &execution);
-                self.session.send(ToAgent::Run { order }).await;
+                self.session.send(ToAgent::Run { order, secrets: Secrets::default() }).await;
             } else {
                 let reason = "the agent no longer knows of it: its data directory was emptied or replaced";
                 engine::lost(&self.kernel, &self.session, &execution.id, execution.attempt, reason).await?;
@@ -385,7 +387,8 @@ impl Reader {
             ToServer::FetchDone { channel } => drop(self.transfers.remove(&channel)),
             ToServer::Heartbeat { .. } => drop(self.session.send(ToAgent::HeartbeatAck {}).await),
             ToServer::Enrol { .. } | ToServer::Hello(_) => return Err(Ended("said hello twice".to_owned())),
-            ToServer::Unknown => {}
+            // Nothing asks yet.
+            ToServer::Inspected(_) | ToServer::Unknown => {}
         }
         Ok(())
     }

@@ -149,6 +149,8 @@ fn bare(input: &Input<'_>, target: &Target, deploy_path: Option<String>) -> Entr
         environment: BTreeMap::new(),
         output_bytes_max: OUTPUT_BYTES_MAX_DEFAULT,
         kill_grace_ms: KILL_GRACE_MS_DEFAULT,
+        secrets: Vec::new(),
+        shared_paths: Vec::new(),
     }
 }
 
