@@ -30,6 +30,9 @@ pub struct About {
     pub tree_digest: Digest,
     /// When it was unpacked, milliseconds since 1970 UTC.
     pub installed_ms: i64,
+    /// Paths that lead to `shared/`, as ordered.
+    #[serde(default)]
+    pub shared_paths: Vec<String>,
 }
 
 /// One member of a release.

@@ -17,6 +17,7 @@ mod archive;
 pub mod inspect;
 pub mod manifest;
 mod place;
+mod shared;
 mod site;
 pub mod unpack;
 pub mod verify;
@@ -158,19 +159,19 @@ impl Layout {
         Site::new(self, root, releases, notes).map(Some)
     }
 
-    /// Makes the folders that are missing, the owner's where they are new, and opens them.
+    /// Makes the folders that are missing, the owner's where they are new, and opens them; `shared/` comes second.
     ///
     /// # Errors
     /// A sentence for people.
-    pub(crate) fn prepare(&self, owner: &Account) -> Result<Site, String> {
+    pub(crate) fn prepare(&self, owner: &Account) -> Result<(Site, Place), String> {
         let made = |outcome: io::Result<Place>, path: &Path| {
             outcome.map_err(|error| format!("folder `{}` cannot be made: {}", path.display(), describe(&error)))
         };
         let root = made(Place::at_or_make(&self.root, owner), &self.root)?;
         let notes = made(root.folder_or_make(".drover", 0o755, None), &self.notes())?;
         let releases = made(root.folder_or_make("releases", 0o755, Some(owner)), &self.releases())?;
-        made(root.folder_or_make("shared", 0o755, Some(owner)), &self.shared())?;
-        Site::new(self, root, releases, notes)
+        let shared = made(root.folder_or_make("shared", 0o755, Some(owner)), &self.shared())?;
+        Ok((Site::new(self, root, releases, notes)?, shared))
     }
 
     /// Makes `current` point at a release, in one rename. Gives a line for people.

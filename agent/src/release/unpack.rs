@@ -21,6 +21,7 @@ use crate::accounts::Account;
 use crate::release::archive::{self, Contents, Kind};
 use crate::release::manifest::{self, About, Body};
 use crate::release::place::Place;
+use crate::release::shared::Shared;
 use crate::release::site::{Site, manifest_name};
 use crate::release::{Layout, check_name, verify};
 use crate::{clock, describe};
@@ -38,6 +39,8 @@ pub struct Order<'a> {
     pub version: &'a str,
     /// Names the temporary folder.
     pub execution_id: &'a str,
+    /// Paths that lead to `shared/`.
+    pub shared_paths: &'a [String],
     /// Whom the files belong to.
     pub owner: &'a Account,
 }
@@ -48,15 +51,18 @@ pub struct Order<'a> {
 /// A sentence for people; nothing is left behind then.
 pub fn unpack(layout: &Layout, order: &Order<'_>, stopped: &mut dyn FnMut() -> bool) -> Result<String, String> {
     check_name(order.release)?;
-    let contents = archive::check(order.archive, stopped)?;
-    let site = layout.prepare(order.owner)?;
+    let shared = Shared::parse(order.shared_paths)?;
+    let mut contents = archive::check(order.archive, stopped)?;
+    shared.carve(&mut contents)?;
+    let (site, shared_folder) = layout.prepare(order.owner)?;
+    shared.make(&shared_folder, order.owner)?;
     if is_whole(&site, order, stopped) {
         return Ok(format!("{} is here already, whole", order.release));
     }
     check_space(&site, &contents)?;
     let temporary = format!(".{}.tmp-{}", order.release, order.execution_id);
     let outcome = Workplace::make(&site, &temporary, stopped).and_then(|workplace| {
-        let members = workplace.fill(order, &contents, stopped)?;
+        let members = workplace.fill(order, &contents, &shared, stopped)?;
         workplace.hand_over(order.owner)?;
         publish(&site, order, &temporary, &members)?;
         Ok(format!("{}: {} members, {} bytes", order.release, members.len(), contents.bytes))
@@ -69,6 +75,7 @@ pub fn unpack(layout: &Layout, order: &Order<'_>, stopped: &mut dyn FnMut() -> b
 fn is_whole(site: &Site, order: &Order<'_>, stopped: &mut dyn FnMut() -> bool) -> bool {
     manifest::about(&site.notes, &manifest_name(order.release)).is_ok_and(|about| {
         about.artifact_digest == order.digest
+            && about.shared_paths == order.shared_paths
             && verify::verify_in(site, order.release, about.tree_digest, stopped).is_ok()
     })
 }
@@ -100,6 +107,7 @@ fn publish(site: &Site, order: &Order<'_>, temporary: &str, members: &BTreeMap<S
         artifact_digest: order.digest,
         tree_digest,
         installed_ms: clock::wall_ms(),
+        shared_paths: order.shared_paths.to_vec(),
     };
     let text = format!("{}\n{lines}", canonical(&about));
     let exists = site.releases.look(order.release).map_err(failed)?.is_some();
@@ -140,6 +148,7 @@ impl Workplace {
         &self,
         order: &Order<'_>,
         contents: &Contents,
+        shared: &Shared,
         stopped: &mut dyn FnMut() -> bool,
     ) -> Result<BTreeMap<String, Body>, String> {
         let mut members = self.folders(contents)?;
@@ -151,6 +160,9 @@ impl Workplace {
             }
             let mut entry = entry.map_err(archive::damaged)?;
             let Some((path, kind)) = archive::member(&entry)? else { continue };
+            if shared.covers(&path) {
+                continue;
+            }
             if contents.members.get(&path) != Some(&kind) {
                 return Err("the archive changed while it was read".to_owned());
             }

@@ -65,6 +65,7 @@ fn unpack_step(context: &mut Context, digest: &drover_shared::Digest, release: &
         release,
         version: &context.entry.version,
         execution_id: &context.statement.execution_id,
+        shared_paths: &context.entry.shared_paths,
         owner: &owner,
     };
     unpack::unpack(&layout, &order, &mut || watch.stop().is_some()).map(|line| vec![line])

@@ -6,6 +6,7 @@ mod bench;
 mod fetching;
 mod hooks;
 mod hostile;
+mod kept;
 mod kill;
 mod lost;
 mod releases;
