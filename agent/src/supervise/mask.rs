@@ -362,7 +362,7 @@ mod tests {
             let mut covers = vec![None; text.len()];
             let mut group = 0;
             let mut end = 0;
-            for at in 0..text.len() {
+            for (at, cover) in covers.iter_mut().enumerate() {
                 let (length, _) = patterns.at(&text.as_bytes()[at..]);
                 if length > 0 {
                     if at >= end {
@@ -370,7 +370,7 @@ mod tests {
                     }
                     end = end.max(at + length);
                 }
-                covers[at] = (at < end).then_some(group);
+                *cover = (at < end).then_some(group);
             }
             let mut expected = String::new();
             for (at, letter) in text.char_indices() {
