@@ -84,6 +84,10 @@ pub struct Accepted {
     pub monotonic_ms: u64,
     /// Boot in which it was accepted.
     pub boot_id: String,
+    /// Whether it was going to be started at once. Then nobody can say after a loss of power whether it was, and its
+    /// start need not be made durable by itself.
+    #[serde(default)]
+    pub at_once: bool,
 }
 
 impl Accepted {
@@ -299,14 +303,14 @@ impl Folder {
         Ok(Some(serde_json::from_slice(&text).unwrap_or(unknown)))
     }
 
-    /// Says, durably, that side effects may happen from now on.
+    /// Says that side effects may happen from now on: durably, unless the order says it already.
     ///
     /// # Errors
     /// Whatever the file system says.
-    pub fn write_started(&self, started: &Started) -> io::Result<()> {
+    pub fn write_started(&self, started: &Started, durably: bool) -> io::Result<()> {
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(self.path.join("started"))?;
         file.write_all(canonical(started).as_bytes())?;
-        file.sync_all()
+        if durably { file.sync_all() } else { Ok(()) }
     }
 
     /// Why the execution is to end, if it is.
@@ -335,11 +339,20 @@ impl Folder {
         self.read("status.json")
     }
 
-    /// Says, durably, how it ended: the text is durable before it gets its name, and its name need not be.
+    /// Says, durably, how it ended.
     ///
     /// # Errors
     /// Whatever the file system says, even after the reserve was freed.
     pub fn write_status(&self, finished: &Finished) -> io::Result<()> {
+        self.draft_status(finished)?;
+        self.name_status()
+    }
+
+    /// Makes the text of the outcome durable, which has no name yet.
+    ///
+    /// # Errors
+    /// As [`Folder::write_status`].
+    pub fn draft_status(&self, finished: &Finished) -> io::Result<()> {
         let text = canonical(finished);
         let new = self.path.join(STATUS_NEW);
         let write = || {
@@ -351,7 +364,15 @@ impl Folder {
             let _ = fs::remove_file(self.path.join("reserve"));
             write()?;
         }
-        fs::rename(&new, self.path.join("status.json"))
+        Ok(())
+    }
+
+    /// Gives the outcome its name. The text is durable, so the name need not be: see [`Folder::standing`].
+    ///
+    /// # Errors
+    /// Whatever the file system says.
+    pub fn name_status(&self) -> io::Result<()> {
+        fs::rename(self.path.join(STATUS_NEW), self.path.join("status.json"))
     }
 
     /// Takes the supervisor's lock; none when another supervisor holds it.
@@ -401,7 +422,14 @@ impl Folder {
             fs::rename(self.path.join(STATUS_NEW), self.path.join("status.json"))?;
             return Ok(Standing::Finished(Box::new(finished)));
         }
-        Ok(self.started()?.map_or(Standing::Waiting, Standing::Lost))
+        if let Some(started) = self.started()? {
+            return Ok(Standing::Lost(started));
+        }
+        let accepted = self.accepted()?;
+        if accepted.at_once && accepted.boot_id != boot_id() {
+            return Ok(Standing::Lost(Started { boot_id: accepted.boot_id, cgroup: None }));
+        }
+        Ok(Standing::Waiting)
     }
 
     /// Forgets the execution.

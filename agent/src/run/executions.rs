@@ -10,7 +10,7 @@ use std::process::Stdio;
 
 use drover_shared::Digest;
 use drover_shared::message::{Finished, Inspected};
-use drover_shared::order::Entry;
+use drover_shared::order::{Entry, Step};
 use drover_shared::secret::Secrets;
 use nix::sys::inotify::WatchDescriptor;
 use nix::sys::signal::{Signal, kill};
@@ -182,7 +182,9 @@ impl Executions {
         let now = clock::now();
         let NewOrder { key, order, statement, entry, secrets } = new;
         let boot_id = self.boot_id.clone();
-        let accepted = Accepted { order, wall_ms: now.wall_ms, monotonic_ms: now.monotonic_ms, boot_id };
+        let fetches = entry.steps.iter().any(|step| matches!(step, Step::Fetch { .. }));
+        let at_once = !fetches && self.queue.is_empty() && self.running < RUNNING_MAX;
+        let accepted = Accepted { order, wall_ms: now.wall_ms, monotonic_ms: now.monotonic_ms, boot_id, at_once };
         let folder = match self.spool.accept(&key, &accepted) {
             Ok(folder) => folder,
             Err(error) => return session.rejected(&key, format!("the order cannot be kept: {}", describe(&error))),

@@ -90,8 +90,28 @@ pub fn supervise(path: &Path) -> io::Result<bool> {
     }
     let mut context = prepare(folder)?;
     let finished = run(&mut context);
-    context.folder.write_status(&finished)?;
+    conclude(&context.folder, &mut context.log, finished)?;
     Ok(true)
+}
+
+/// Makes log and outcome durable, both at once; the outcome gets its name when both are.
+fn conclude(folder: &Folder, log: &mut LogWriter, mut finished: Finished) -> io::Result<()> {
+    let (kept, drafted) = std::thread::scope(|scope| {
+        let syncing = std::thread::Builder::new().stack_size(64 * 1024).spawn_scoped(scope, || log.sync());
+        let drafted = folder.draft_status(&finished);
+        let kept = syncing.map(|thread| thread.join().unwrap_or_else(|_| Err(io::Error::other("the sync failed"))));
+        (kept, drafted)
+    });
+    // Without a thread it goes one after the other.
+    let kept = kept.unwrap_or_else(|_| log.sync());
+    if let (Err(error), ExecutionState::Succeeded) = (&kept, finished.state) {
+        finished.state = ExecutionState::Failed;
+        finished.reason = Some(format!("the log cannot be kept: {}", crate::describe(error)));
+        folder.draft_status(&finished)?;
+    } else {
+        drafted?;
+    }
+    folder.name_status()
 }
 
 fn take_lock(folder: &Folder) -> io::Result<Option<nix::fcntl::Flock<std::fs::File>>> {
@@ -119,7 +139,7 @@ fn prepare(folder: Folder) -> io::Result<Context> {
         secrets.check(&entry.secrets).map_err(io::Error::other)?;
     }
     let patterns = Patterns::new(&secrets);
-    folder.write_started(&Started { boot_id, cgroup: tree.cgroup().map(Path::to_owned) })?;
+    folder.write_started(&Started { boot_id, cgroup: tree.cgroup().map(Path::to_owned) }, !accepted.at_once)?;
     let verdict = ProcessVerdict::default();
     Ok(Context { folder, statement, entry, log, watch, tree, verdict, secrets, patterns })
 }
@@ -171,7 +191,7 @@ fn finish(context: &mut Context, steps: Vec<StepOutcome>, failure: Option<String
         context.tree.close();
     }
     context.verdict.certain = context.tree.cgroup().is_some();
-    let log_kept = context.log.sync();
+    let log_kept = context.log.flush();
     let (state, reason) = match (&stop, failure) {
         (Some(Stop::Cancelled(reason)), _) => (ExecutionState::Cancelled, Some(reason.clone())),
         (Some(Stop::TimedOut(reason)), _) => (ExecutionState::TimedOut, Some(reason.clone())),
@@ -224,7 +244,7 @@ fn one_step(context: &mut Context, index: u16, step: &Step) -> (StepOutcome, Opt
         let _ = context.log.notice(index, &explain(step, error));
     }
     let _ = context.log.event(index, &event(state, exit_code, error.clone()));
-    let _ = context.log.sync();
+    let _ = context.log.flush();
     let outcome = StepOutcome {
         name: step.name().to_owned(),
         state,

@@ -2,6 +2,7 @@
 
 use std::process::Command;
 
+use drover_agent::spool::{Accepted, Key, Spool, Standing};
 use drover_shared::message::ToServer;
 use drover_shared::words::{ExecutionState, StepState};
 
@@ -43,6 +44,22 @@ fn output_that_cannot_be_kept_ends_the_hook() {
     assert!(reason.contains("its output cannot be kept: the file would be larger than this system allows"), "{reason}");
     assert!(finished.processes.ended >= 1);
     assert!(finished.processes.survivors.is_empty());
+}
+
+/// After a loss of power the mark of a start may be gone. An order that was going to start at once is called lost then,
+/// and one that waited for something is started.
+#[test]
+fn after_a_loss_of_power_nothing_starts_twice() {
+    let bench = Bench::new();
+    let accepted = bench.accept(&entry(vec![])).accepted().unwrap();
+    let spool = Spool::open(&bench.data_dir()).unwrap();
+    for (at_once, other_boot) in [(true, true), (true, false), (false, true), (false, false)] {
+        let boot_id = if other_boot { "another boot".to_owned() } else { accepted.boot_id.clone() };
+        let accepted = Accepted { at_once, boot_id, ..accepted.clone() };
+        let folder = spool.accept(&Key::new(&execution_id(), 1).unwrap(), &accepted).unwrap();
+        let lost = matches!(folder.standing().unwrap(), Standing::Lost(_));
+        assert_eq!(lost, at_once && other_boot, "{at_once} {other_boot}");
+    }
 }
 
 #[tokio::test]
