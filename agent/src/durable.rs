@@ -35,6 +35,32 @@ pub fn write_new(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     file.sync_all()
 }
 
+/// Stack of a thread that only waits for the disk, in bytes.
+const STACK_BYTES: usize = 64 * 1024;
+
+/// Makes a file and the names in some folders durable, all at the same time: a file system does that in one go.
+///
+/// # Errors
+/// Whatever the file system says.
+pub fn sync_together(file: &File, folders: [&Path; 2]) -> io::Result<()> {
+    std::thread::scope(|scope| {
+        let others = folders.map(|folder| {
+            let thread = std::thread::Builder::new().stack_size(STACK_BYTES);
+            (folder, thread.spawn_scoped(scope, move || sync_folder(folder)))
+        });
+        let mut outcome = file.sync_all();
+        for (folder, thread) in others {
+            let synced = match thread {
+                Ok(thread) => thread.join().unwrap_or_else(|_| Err(io::Error::other("the sync failed"))),
+                // Without a thread it goes one after the other.
+                Err(_) => sync_folder(folder),
+            };
+            outcome = outcome.and(synced);
+        }
+        outcome
+    })
+}
+
 /// Makes the names in a folder durable.
 ///
 /// # Errors

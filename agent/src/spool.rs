@@ -206,7 +206,8 @@ impl Spool {
     /// Whatever the file system says, a full disk above all; nothing is left behind then.
     pub fn accept(&self, key: &Key, accepted: &Accepted) -> io::Result<Folder> {
         let folder = self.folder(key);
-        let written = write_folder(&folder.path, accepted).and_then(|()| durable::sync_folder(&self.root));
+        let written = write_folder(&folder.path, accepted)
+            .and_then(|order| durable::sync_together(&order, [&folder.path, &self.root]));
         if let Err(error) = written {
             // A folder that was there already may be that of a running hook.
             if error.kind() != io::ErrorKind::AlreadyExists {
@@ -219,7 +220,7 @@ impl Spool {
 }
 
 /// Makes the folder with everything that is going to be written in it: later no name but one has to become durable.
-fn write_folder(folder: &Path, accepted: &Accepted) -> io::Result<()> {
+fn write_folder(folder: &Path, accepted: &Accepted) -> io::Result<File> {
     fs::DirBuilder::new().mode(0o700).create(folder)?;
     let create = |name: &str| OpenOptions::new().write(true).create_new(true).mode(0o600).open(folder.join(name));
     posix_fallocate(create("reserve")?, 0, RESERVE_BYTES)?;
@@ -229,8 +230,7 @@ fn write_folder(folder: &Path, accepted: &Accepted) -> io::Result<()> {
     let mut order = create("order.new")?;
     order.write_all(canonical(accepted).as_bytes())?;
     fs::rename(folder.join("order.new"), folder.join("order.json"))?;
-    order.sync_all()?;
-    durable::sync_folder(folder)
+    Ok(order)
 }
 
 impl Folder {
