@@ -13,7 +13,7 @@ mod waiting;
 pub use client::{Answer, Client, TestUser};
 pub use database::Engine;
 pub use server::{ADMIN_PASSWORD, TestServer, USER_PASSWORD, with_server};
-pub use waiting::wait_until;
+pub use waiting::{wait_until, wait_within};
 
 /// Makes a test of each function, once for each engine: `name::sqlite` and `name::postgres`.
 ///

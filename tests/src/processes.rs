@@ -17,7 +17,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use drover_kernel::Clock;
-use nix::sys::signal::{Signal, kill};
+pub use nix::sys::signal::Signal;
+use nix::sys::signal::kill;
 use nix::unistd::Pid;
 use sqlx::{Connection as _, PgConnection, SqliteConnection};
 use tempfile::TempDir;
@@ -28,7 +29,7 @@ pub use viewer::{Closing, Seen, Viewer};
 
 use crate::database::{Database, Engine};
 use crate::server::ADMIN_PASSWORD;
-use crate::waiting::wait_until;
+use crate::waiting::{wait_until, wait_within};
 
 /// Folder of the programs; `cargo xtask test` sets it.
 const BIN_DIR: &str = "DROVER_BIN_DIR";
@@ -36,8 +37,20 @@ const BIN_DIR: &str = "DROVER_BIN_DIR";
 /// Time in which a server that is told to stop has ended, as is promised.
 const STOP_MAX: Duration = Duration::from_secs(10);
 
+/// Longest wait for an agent to connect, or to be seen to have gone.
+const CONNECTION: Duration = Duration::from_secs(60);
+
 /// Bytes of a program's log that a failing test shows.
 const LOG_SHOWN_BYTES: usize = 8 * 1024;
+
+/// Memory of a process as the kernel tells it, in KiB.
+#[derive(Debug, Clone, Copy)]
+pub struct Memory {
+    /// Resident now.
+    pub resident_kib: u64,
+    /// The most that was resident at a time.
+    pub peak_kib: u64,
+}
 
 /// A server with its agents.
 pub struct Processes {
@@ -256,10 +269,39 @@ impl Processes {
         end(self.agents.remove(host).expect("the agent runs"), Signal::SIGKILL).await;
     }
 
+    /// Sends a signal to an agent, which goes on being one of this story's.
+    ///
+    /// # Panics
+    /// When it does not run.
+    pub fn signal_agent(&self, host: &str, signal: Signal) {
+        let child = self.agents.get(host).expect("the agent runs");
+        kill(Pid::from_raw(i32::try_from(child.id()).expect("a process id")), signal).expect("the agent is there");
+    }
+
+    /// Memory of the server.
+    ///
+    /// # Panics
+    /// When it does not run.
+    #[must_use]
+    pub fn server_memory(&self) -> Memory {
+        let id = self.server.as_ref().expect("the server runs").id();
+        let status = std::fs::read_to_string(format!("/proc/{id}/status")).expect("the server's state");
+        let kib = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("a line of the state");
+            line.trim_matches(|sign: char| !sign.is_ascii_digit()).parse().expect("a number")
+        };
+        Memory { resident_kib: kib("VmRSS:"), peak_kib: kib("VmHWM:") }
+    }
+
     /// Waits until the server says that a host's agent is connected, or is not, and gives the host's id.
     pub async fn wait_for_connection(&self, host: &str, connected: bool) -> i64 {
+        self.wait_for_connection_within(host, connected, CONNECTION).await
+    }
+
+    /// As [`wait_for_connection`](Self::wait_for_connection), for what takes its time.
+    pub async fn wait_for_connection_within(&self, host: &str, connected: bool, longest: Duration) -> i64 {
         let mut id = 0;
-        wait_until("an agent to connect or leave", async || {
+        wait_within(longest, "an agent to connect or leave", async || {
             let Some(hosts) = self.api().try_get("/hosts/?page_size=100").await else { return false };
             let hosts = hosts["results"].as_array().cloned().unwrap_or_default();
             let found = hosts.iter().find(|found| found["name"] == host);

@@ -12,8 +12,16 @@ const TICK: Duration = Duration::from_millis(10);
 ///
 /// # Panics
 /// When it does not hold within a minute; `what` says what was waited for.
-pub async fn wait_until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + DEADLINE;
+pub async fn wait_until(what: &str, condition: impl AsyncFnMut() -> bool) {
+    wait_within(DEADLINE, what, condition).await;
+}
+
+/// As [`wait_until`], for what takes its time.
+///
+/// # Panics
+/// When it does not hold within `longest`.
+pub async fn wait_within(longest: Duration, what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + longest;
     while !condition().await {
         assert!(Instant::now() < deadline, "waited in vain for {what}");
         tokio::time::sleep(TICK).await;

@@ -62,3 +62,52 @@ async fn a_server_with_another_fingerprint_is_refused() {
     processes.spawn_agent("web-1", &["--join", &right, "--name", "web-1"]);
     processes.wait_for_connection("web-1", true).await;
 }
+
+#[tokio::test]
+async fn a_host_that_is_enrolled_anew_has_one_agent_the_new_one() {
+    let mut shop = Shop::with_versions(&["web-1"]).await;
+    shop.deployed("v1").await;
+    let before = shop.processes.wait_for_connection("web-1", true).await;
+    let token = shop.processes.join_token("web-1");
+    shop.processes.spawn_agent("anew", &["--join", &token, "--name", "web-1"]);
+    // The old one is told that it is nobody any more, and ends.
+    let status = shop.processes.wait_for_agent_to_end("web-1").await;
+    assert_eq!(status.code(), Some(1), "{status}");
+    let log = shop.processes.agent_log("web-1");
+    assert!(log.contains("this agent is not enrolled here"), "{log}");
+    let after = shop.processes.wait_for_connection("web-1", true).await;
+    assert_eq!(before, after, "it is the same host");
+    shop.deployed("v2").await;
+    assert_eq!(shop.current("web-1", "index.html").as_deref(), Some("two\n"));
+
+    // It does not come back, and does not disturb the new one.
+    shop.processes.spawn_agent("web-1", &[]);
+    let status = shop.processes.wait_for_agent_to_end("web-1").await;
+    assert_eq!(status.code(), Some(1), "{status}");
+    shop.deployed("v1").await;
+    assert_eq!(shop.current("web-1", "index.html").as_deref(), Some("one\n"));
+    let enrolled = shop.processes.audit().await.into_iter().filter(|entry| entry.starts_with("enrol agent")).count();
+    assert_eq!(enrolled, 2, "both enrolments are in the audit");
+}
+
+#[tokio::test]
+async fn version_clock_and_last_sign_of_life_of_an_agent_are_shown() {
+    let mut processes = Processes::start(Engine::Sqlite).await;
+    let host = processes.add_agent("web-1").await;
+    let path = format!("/hosts/{host}/");
+    let agent = processes.api().get(&path).await.expect(200)["agent"].take();
+    let version = Command::new(processes.program("drover-agent").get_program()).arg("--version").output();
+    let version = String::from_utf8(version.expect("the agent says its version").stdout).expect("text");
+    assert_eq!(Some(version.trim()), agent["version"].as_str().map(|own| format!("drover-agent {own}")).as_deref());
+    assert_eq!(agent["connected"], true);
+    let skew = agent["clock_skew_ms"].as_i64().expect("a skew");
+    assert!(skew.abs() < 60_000, "both have one clock, yet {skew} ms");
+    let seen = text(&agent["last_seen_time"]);
+    assert!(seen.len() == "2018-04-18T15:38:40+00:00".len() && seen.contains('T'), "{seen}");
+
+    processes.stop_agent("web-1").await;
+    processes.wait_for_connection("web-1", false).await;
+    let agent = processes.api().get(&path).await.expect(200)["agent"].take();
+    assert!(text(&agent["last_seen_time"]) >= seen, "{agent}");
+    assert_eq!(agent["version"], version.trim().trim_start_matches("drover-agent "));
+}

@@ -3,9 +3,11 @@
 //! Each story has a server, agents, a repository and folders of its own, and waits for what it expects to happen.
 
 mod command_line;
+mod crowds;
 mod deploying;
 mod enrolment;
 mod failures;
+mod interruptions;
 mod output;
 mod restarts;
 mod reverting;

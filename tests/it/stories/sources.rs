@@ -84,3 +84,76 @@ fn digests(folder: &Path) -> BTreeMap<PathBuf, Digest> {
     }
     found
 }
+
+/// A web server of Python's, gone with this value.
+struct WebServer {
+    process: std::process::Child,
+    port: u16,
+}
+
+impl WebServer {
+    fn start(shop: &Shop, arguments: &[&str]) -> Self {
+        use std::io::BufRead as _;
+        let mut command = Command::new("python3");
+        command.args(["-u", "-m", "http.server", "0", "--bind", "127.0.0.1"]).args(arguments);
+        command.current_dir(shop.folder()).stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::null());
+        let mut process = command.spawn().expect("python3 starts");
+        let mut line = String::new();
+        let said = process.stdout.take().expect("its output");
+        std::io::BufReader::new(said).read_line(&mut line).expect("what it says");
+        let (_, rest) = line.split_once(" port ").expect("its port");
+        let port = rest.split_whitespace().next().expect("a word").parse().expect("a port");
+        Self { process, port }
+    }
+}
+
+impl Drop for WebServer {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[tokio::test]
+async fn a_repository_behind_a_plain_web_server() {
+    let shop = Shop::with_versions(&["web-1"]).await;
+    git(&shop.repository(), &["update-server-info"]);
+    let server = WebServer::start(&shop, &[]);
+    let url = format!("http://127.0.0.1:{}/repository/.git", server.port);
+    shop.set(json!({"repository": {"type": "GIT", "url": url, "branch": "main"}})).await;
+    for (version, page) in [("v1", "one\n"), ("v2", "two\n")] {
+        shop.deployed(version).await;
+        assert_eq!(shop.current("web-1", "index.html").as_deref(), Some(page));
+    }
+    // What comes later is found too.
+    shop.commit("v3", &[("index.html", "three\n")]);
+    git(&shop.repository(), &["update-server-info"]);
+    shop.deployed("v3").await;
+    assert_eq!(shop.current("web-1", "index.html").as_deref(), Some("three\n"));
+}
+
+#[tokio::test]
+async fn a_repository_behind_gits_own_program_for_web_servers() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let shop = Shop::with_versions(&["web-1"]).await;
+    let programs = shop.folder().join("cgi-bin");
+    fs::create_dir(&programs).expect("a folder");
+    let program = programs.join("git");
+    let script = format!(
+        "#!/bin/sh\nexport GIT_PROJECT_ROOT='{}' GIT_HTTP_EXPORT_ALL=1 GIT_CONFIG_COUNT=1\n\
+         export GIT_CONFIG_KEY_0=safe.directory GIT_CONFIG_VALUE_0='*'\nexec git http-backend\n",
+        shop.folder().display()
+    );
+    fs::write(&program, script).expect("a program");
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("its mode");
+    // Python runs such programs as nobody when it is root.
+    fs::set_permissions(shop.folder(), fs::Permissions::from_mode(0o755)).expect("its mode");
+    let server = WebServer::start(&shop, &["--cgi"]);
+    let url = format!("http://127.0.0.1:{}/cgi-bin/git/repository/.git", server.port);
+    shop.set(json!({"repository": {"type": "GIT", "url": url, "branch": "main"}})).await;
+    shop.deployed("v1").await;
+    assert_eq!(shop.current("web-1", "index.html").as_deref(), Some("one\n"));
+    let sub_task = shop.deployed("main").await;
+    assert_eq!(shop.end_of(&sub_task).await["commit"], json!(git(&shop.repository(), &["rev-parse", "HEAD"])));
+    assert_eq!(shop.current("web-1", "index.html").as_deref(), Some("two\n"));
+}
