@@ -34,6 +34,7 @@ async fn objects(server: &TestServer) -> Objects {
         ("host", host_id.to_string()),
         ("deploy_task", "77".to_owned()),
         ("channel", "channel-of-78".to_owned()),
+        ("task", "78".to_owned()),
     ];
     Objects { ids: ids.into(), application_id, host_id }
 }

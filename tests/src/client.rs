@@ -25,6 +25,8 @@ pub struct Answer {
     pub headers: HeaderMap,
     /// Body as JSON, as a JSON string when it is none, null when it is empty.
     pub body: Value,
+    /// Body as it came.
+    pub bytes: Vec<u8>,
     request: String,
 }
 
@@ -164,7 +166,7 @@ impl Client {
             serde_json::from_slice(&bytes)
                 .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&bytes).into_owned()))
         };
-        Answer { status: parts.status.as_u16(), headers: parts.headers, body, request: text }
+        Answer { status: parts.status.as_u16(), headers: parts.headers, body, bytes: bytes.into(), request: text }
     }
 }
 

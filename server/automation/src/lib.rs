@@ -11,6 +11,7 @@ pub mod engine;
 pub mod executions;
 pub mod link;
 pub mod logs;
+pub mod output;
 pub mod render;
 pub mod scripts;
 pub mod settings;
@@ -24,13 +25,14 @@ use drover_kernel::resources::Resources;
 /// Routes of this area.
 #[must_use]
 pub fn routes() -> Routes {
-    scripts::routes().merge(settings::routes()).merge(deploys::routes()).merge(tasks::routes()).merge(channel::routes())
+    let tasks = deploys::routes().merge(tasks::routes()).merge(output::routes()).merge(channel::routes());
+    scripts::routes().merge(settings::routes()).merge(tasks)
 }
 
 /// Kinds of objects of this area.
 #[must_use]
 pub fn resources() -> Resources {
-    deploys::resources().merge(tasks::resources())
+    deploys::resources().merge(tasks::resources()).merge(output::resources())
 }
 
 /// Background handlers of this area.

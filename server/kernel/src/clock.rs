@@ -53,6 +53,17 @@ impl Time {
         }
     }
 
+    /// As [`show`](Self::show), to the millisecond: `2018-04-18T15:38:40.123+08:00`.
+    #[must_use]
+    pub fn show_millis(self, zone: chrono_tz::Tz) -> String {
+        match Utc.timestamp_millis_opt(self.0) {
+            chrono::LocalResult::Single(time) => {
+                time.with_timezone(&zone).to_rfc3339_opts(SecondsFormat::Millis, false)
+            }
+            _ => String::new(),
+        }
+    }
+
     /// Reads ISO 8601 with any offset or `Z`, blanks around it or in place of the `+` of an offset, or a number of
     /// seconds since 1970. A time without offset is taken in the given zone.
     ///

@@ -168,6 +168,12 @@ impl Kernel {
         time.show(self.0.settings.zone)
     }
 
+    /// A moment as clients see it, to the millisecond.
+    #[must_use]
+    pub fn show_millis(&self, time: Time) -> String {
+        time.show_millis(self.0.settings.zone)
+    }
+
     /// Counters.
     #[must_use]
     pub fn metrics(&self) -> &Metrics {

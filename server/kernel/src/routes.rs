@@ -90,6 +90,11 @@ impl Argument for std::result::Result<WebSocketUpgrade, WebSocketUpgradeRejectio
     }
 }
 
+/// Headers that a handler reads by itself, such as a range.
+impl Argument for HeaderMap {
+    fn describe(_: &mut OperationDoc, _: &mut SchemaGenerator) {}
+}
+
 /// What a handler may answer: it describes itself.
 pub trait Answer {
     /// Adds the answer to the description.

@@ -4,6 +4,7 @@ mod creating;
 mod engine;
 mod following;
 mod large;
+mod output;
 mod reading;
 mod rendering;
 mod reverting;

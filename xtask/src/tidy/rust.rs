@@ -83,7 +83,7 @@ fn sleeps(file: &RustFile<'_>) -> Vec<Violation> {
     let from = if file.source.is_in("tests") { 0 } else { file.tests_from };
     words(&file.code, "sleep")
         .filter(|at| *at >= from && file.code[at + "sleep".len()..].trim_start().starts_with('('))
-        .filter(|at| enclosing_function(&file.code[..*at]) != Some("wait_until"))
+        .filter(|at| !matches!(enclosing_function(&file.code[..*at]), Some("wait_until" | "wait_within")))
         .map(|at| file.violation(at, "tests do not sleep: wait for the condition with `wait_until`"))
         .collect()
 }

@@ -16,6 +16,7 @@ use drover_kernel::{Error, Kernel, Path, Query, Result, Routes, permission};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Map, Value};
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use crate::engine::Engine;
@@ -25,13 +26,15 @@ use crate::tasks::store as task_store;
 /// Interval of pings to a viewer that sees nothing new: proxies close what is silent.
 const PING: Duration = Duration::from_secs(20);
 /// Interval at which a viewer's right to see the task is asked for again.
-const RECHECK: Duration = Duration::from_secs(30);
+pub(crate) const RECHECK: Duration = Duration::from_secs(30);
 /// Time for a viewer to take one frame. A slow one is waited for; one that takes nothing at all is gone.
-const TAKE: Duration = Duration::from_secs(300);
+pub(crate) const TAKE: Duration = Duration::from_secs(300);
 /// What a viewer may send: nothing but control frames.
 const INCOMING_BYTES_MAX: usize = 4096;
 /// Viewers of this server.
 const VIEWERS_MAX: i64 = 10_000;
+/// Searches of this server at a time: each keeps a core busy.
+const SEARCHES_MAX: usize = 2;
 
 permission!(pub Follow, "channel.follow", "Follow the output of a task",
     Resource { kind: "channel", right: "view_app" });
@@ -77,11 +80,11 @@ async fn follow(
         upgrade.map_err(|error| Error::invalid("Upgrade", format!("this address is a websocket: {error}")))?;
     let mut read = call.read().await?;
     let task = task_store::find_by_channel(&mut read, call.organisation_id(), &channel.0).await?;
-    let names = if json { names(&task_store::executions(&mut read, task.id).await?) } else { HashMap::new() };
+    let names = if json { names(&task_store::speakers(&mut read, task.id).await?) } else { HashMap::new() };
     drop(read);
     let (kernel, permit) = (call.kernel().clone(), call.permit());
     let viewers = kernel.part::<Viewers>();
-    let place = viewers.enter().ok_or_else(|| Error::Unavailable("too many viewers at a time".to_owned()))?;
+    let place = viewers.enter_or_refuse()?;
     if task.outcome.is_some() {
         // A crash between the end of a task and the end of its log is repaired here at the latest.
         crate::engine::advance(&kernel, task.id).await?;
@@ -100,15 +103,15 @@ async fn follow(
 }
 
 /// Execution and host of every source. The server's own lines have neither.
-fn names(executions: &[task_store::Execution]) -> HashMap<u32, Map<String, Value>> {
+pub(crate) fn names(speakers: &[task_store::Speaker]) -> HashMap<u32, Map<String, Value>> {
     let mut names =
         HashMap::from([(0, Map::from_iter([("execution".to_owned(), Value::Null), ("host".to_owned(), Value::Null)]))]);
-    for execution in executions {
-        let Ok(source) = u32::try_from(execution.ordinal) else { continue };
+    for speaker in speakers {
+        let Ok(source) = u32::try_from(speaker.ordinal) else { continue };
         let members = [
-            ("execution".to_owned(), Value::from(execution.id.as_str())),
-            ("host".to_owned(), Value::from(execution.host_name.as_str())),
-            ("instance_id".to_owned(), Value::from(execution.instance_id)),
+            ("execution".to_owned(), Value::from(speaker.id.as_str())),
+            ("host".to_owned(), Value::from(speaker.host_name.as_str())),
+            ("instance_id".to_owned(), Value::from(speaker.instance_id)),
         ];
         names.insert(source, Map::from_iter(members));
     }
@@ -166,20 +169,30 @@ async fn take(socket: &mut WebSocket, message: Message) -> bool {
     matches!(timeout(TAKE, socket.send(message)).await, Ok(Ok(())))
 }
 
-/// Counts viewers, so that there is a bound.
-#[derive(Default)]
-pub struct Viewers(Arc<std::sync::atomic::AtomicI64>);
+/// Counts viewers and downloads, and lets few search at a time, so that there are bounds.
+pub struct Viewers {
+    count: Arc<std::sync::atomic::AtomicI64>,
+    pub(crate) searches: Semaphore,
+}
 
-struct Place(Arc<std::sync::atomic::AtomicI64>);
+impl Default for Viewers {
+    fn default() -> Self {
+        Self { count: Arc::default(), searches: Semaphore::new(SEARCHES_MAX) }
+    }
+}
+
+/// One viewer among them, as long as this value lives.
+pub(crate) struct Place(Arc<std::sync::atomic::AtomicI64>);
 
 impl Viewers {
-    fn enter(&self) -> Option<Place> {
+    /// Counts one more, if there is room.
+    pub(crate) fn enter_or_refuse(&self) -> Result<Place> {
         use std::sync::atomic::Ordering::SeqCst;
-        if self.0.fetch_add(1, SeqCst) >= VIEWERS_MAX {
-            self.0.fetch_sub(1, SeqCst);
-            return None;
+        if self.count.fetch_add(1, SeqCst) >= VIEWERS_MAX {
+            self.count.fetch_sub(1, SeqCst);
+            return Err(Error::Unavailable("too many viewers at a time".to_owned()));
         }
-        Some(Place(self.0.clone()))
+        Ok(Place(self.count.clone()))
     }
 }
 

@@ -15,6 +15,7 @@ use tokio::sync::watch;
 
 use super::chunk::{self, FILE_HEAD_BYTES, HEADER_BYTES, Header};
 use super::error::{OpenError, ReadError};
+use super::scan::Sources;
 use super::writer::BATCH_BYTES_MAX;
 
 /// Only the last batch of writes can be torn, so only chunks this near to the end are verified when a log is opened.
@@ -196,8 +197,9 @@ impl LogFile {
         wanted.cloned().collect()
     }
 
-    /// Reads chunks from file offset `at` on: at least one, and more as far as one read of the file brings them.
-    pub(super) fn load(&self, at: u64, end: u64) -> Result<Vec<Loaded>, ReadError> {
+    /// Reads chunks from file offset `at` on: at least one, and more as far as one read of the file brings them. Those
+    /// of unwanted sources come without their bodies.
+    pub(super) fn load(&self, at: u64, end: u64, sources: &Sources) -> Result<Vec<Loaded>, ReadError> {
         let task_id = self.task_id.cast_signed();
         let damaged = |at, reason| ReadError::Damaged { task_id, at, reason };
         let storage = |error: io::Error| ReadError::Storage { task_id, reason: error.to_string() };
@@ -220,6 +222,11 @@ impl LogFile {
                 break;
             }
             let stored = rest.split_to(length);
+            if !header.is_end() && !sources.has(header.source) {
+                chunks.push(Loaded { at: position, header, raw: Bytes::new() });
+                position += header.chunk_length();
+                continue;
+            }
             if chunk::checksum(&stored, &stored[HEADER_BYTES..]) != sum {
                 return Err(damaged(position, "the checksum does not match"));
             }
@@ -228,6 +235,26 @@ impl LogFile {
             position += header.chunk_length();
         }
         Ok(chunks)
+    }
+}
+
+impl LogFile {
+    /// Looks at the header of every chunk before file offset `end`, as long as `visit` wants more.
+    pub(super) fn visit_headers(&self, end: u64, mut visit: impl FnMut(&Header) -> bool) -> Result<(), ReadError> {
+        let task_id = self.task_id.cast_signed();
+        let storage = |error: io::Error| ReadError::Storage { task_id, reason: error.to_string() };
+        let Some(file) = self.file.get() else { return Ok(()) };
+        let mut scanner = Scanner { file, window: Vec::new(), at: 0, length: end };
+        let mut at = FILE_HEAD_BYTES;
+        while let Some(head) = scanner.bytes(at, HEADER_BYTES as u64).map_err(storage)? {
+            let reason = "no chunk begins there";
+            let (header, _) = Header::decode(head).ok_or(ReadError::Damaged { task_id, at, reason })?;
+            if !visit(&header) {
+                break;
+            }
+            at += header.chunk_length();
+        }
+        Ok(())
     }
 }
 

@@ -8,7 +8,10 @@
 mod chunk;
 mod error;
 mod file;
+mod lines;
 mod reader;
+mod scan;
+mod search;
 mod text;
 mod writer;
 
@@ -27,7 +30,10 @@ use drover_shared::record::{Record, Stream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 pub use error::{AppendError, OpenError, ReadError};
+pub use lines::{Line, Lines};
 pub use reader::{Describe, Format, Frame, LogReader};
+pub use scan::{Entry, Scan, Sources};
+pub use search::{Bounds, Cursor, Hit, Pattern, Search, Shown};
 pub use writer::Appended;
 
 use file::{LogFile, lock};
@@ -344,6 +350,45 @@ impl TaskLog {
         LogReader::new(Arc::clone(&self.file), from, format)
     }
 
+    /// The records of some sources as they are now, from the text at `from` on.
+    #[must_use]
+    pub fn scan(&self, sources: Sources, from: u64) -> Scan {
+        Scan::new(Arc::clone(&self.file), sources, from)
+    }
+
+    /// How long the text of some sources is by itself, and where its byte `wanted` is in the text of the task.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub async fn measure(&self, sources: Sources, wanted: u64) -> Result<Measure, ReadError> {
+        let (end, length) = {
+            let state = self.file.state();
+            (state.published.length, state.published.text_length)
+        };
+        if sources.are_all() {
+            return Ok(Measure { length, text_offset: wanted, skip: 0 });
+        }
+        let file = Arc::clone(&self.file);
+        let task_id = file.task_id.cast_signed();
+        let measuring = tokio::task::spawn_blocking(move || {
+            let mut measure = Measure { length: 0, text_offset: length, skip: 0 };
+            file.visit_headers(end, |header| {
+                if !header.is_end() && sources.has(header.source) {
+                    let before = measure.length;
+                    measure.length += u64::from(header.text_length);
+                    if before <= wanted && wanted < measure.length {
+                        measure.text_offset = header.text_offset;
+                        measure.skip = wanted - before;
+                    }
+                }
+                true
+            })?;
+            Ok(measure)
+        });
+        let stopped = |error: tokio::task::JoinError| ReadError::Storage { task_id, reason: error.to_string() };
+        measuring.await.map_err(stopped)?
+    }
+
     /// The text as it is now, if need be without its middle: at most about `limit` bytes.
     ///
     /// # Errors
@@ -369,6 +414,17 @@ impl TaskLog {
         }
         Ok(text)
     }
+}
+
+/// Extent of the text of some sources.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Measure {
+    /// Bytes.
+    pub length: u64,
+    /// Where reading has to begin in the text of the task to find the wanted byte.
+    pub text_offset: u64,
+    /// Bytes of these sources between there and the wanted byte.
+    pub skip: u64,
 }
 
 /// The beginning and the end of a text.

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 
 use super::error::ReadError;
 use super::file::{Loaded, LogFile, Published};
+use super::scan::Sources;
 use super::text::{Decoders, Place};
 
 /// Text in one frame: a frame is closed at this length, and what decoding adds comes on top.
@@ -77,7 +78,7 @@ pub struct LogReader {
     format: Format,
     from: u64,
     to: u64,
-    source: Option<u32>,
+    sources: Sources,
     follow: bool,
     /// Where the next chunk is in the file.
     at: u64,
@@ -104,7 +105,7 @@ impl LogReader {
             format,
             from,
             to: u64::MAX,
-            source: None,
+            sources: Sources::all(),
             follow: true,
             at,
             chunks: VecDeque::new(),
@@ -138,10 +139,10 @@ impl LogReader {
         self
     }
 
-    /// Leaves out everything but this source. Offsets still count the text of the whole task.
+    /// Leaves out everything but these sources. Offsets still count the text of the whole task.
     #[must_use]
-    pub fn only(mut self, source: u32) -> Self {
-        self.source = Some(source);
+    pub fn only(mut self, sources: Sources) -> Self {
+        self.sources = sources;
         self
     }
 
@@ -180,12 +181,12 @@ impl LogReader {
             return Ok(recent);
         }
         if length - self.at <= NEAR_BYTES {
-            return self.log.load(self.at, length);
+            return self.log.load(self.at, length, &self.sources);
         }
-        let (log, at) = (Arc::clone(&self.log), self.at);
+        let (log, at, sources) = (Arc::clone(&self.log), self.at, self.sources.clone());
         let task_id = log.task_id.cast_signed();
         let stopped = |error: tokio::task::JoinError| ReadError::Storage { task_id, reason: error.to_string() };
-        tokio::task::spawn_blocking(move || log.load(at, length)).await.map_err(stopped)?
+        tokio::task::spawn_blocking(move || log.load(at, length, &sources)).await.map_err(stopped)?
     }
 
     /// Makes a frame of what is loaded; none when there is nothing to show in it.
@@ -229,7 +230,7 @@ impl LogReader {
 
     /// Whether the record that was just stepped to can be given as it is.
     fn is_whole_frame(&self) -> bool {
-        let wanted = |place: Place| place.stream.is_text() && self.source.is_none_or(|source| source == place.source);
+        let wanted = |place: Place| place.stream.is_text() && self.sources.has(place.source);
         let end = self.text_offset + self.payload.len() as u64;
         self.payload.len() >= SHARED_BYTES_MIN
             && self.text_offset >= self.from
@@ -287,7 +288,7 @@ impl LogReader {
     fn take(&mut self, out: &mut String, raw: &mut Vec<u8>) {
         let Some(place) = self.current else { return };
         let is_text = place.stream.is_text();
-        let wanted = self.source.is_none_or(|source| source == place.source);
+        let wanted = self.sources.has(place.source);
         let early = self.text_offset < self.from;
         if is_text && early {
             self.pass(place, wanted);

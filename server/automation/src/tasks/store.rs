@@ -66,6 +66,16 @@ row! {
 }
 
 row! {
+    /// An execution as its output names it.
+    pub struct Speaker {
+        pub id: String,
+        pub ordinal: i64,
+        pub instance_id: Option<i64>,
+        pub host_name: String,
+    }
+}
+
+row! {
     /// An execution as people see it.
     pub struct ExecutionView {
         pub id: String,
@@ -364,6 +374,12 @@ pub(crate) async fn of_deploy_task(read: &mut Read, deploy_task_id: i64) -> Resu
 
 pub(crate) async fn executions(read: &mut Read, task_id: i64) -> Result<Vec<Execution>> {
     Ok(read.all(sql!("SELECT * FROM executions WHERE task_id = $1 ORDER BY ordinal"), args![task_id]).await?)
+}
+
+/// Who speaks in the output of a task.
+pub(crate) async fn speakers(read: &mut Read, task_id: i64) -> Result<Vec<Speaker>> {
+    let sql = sql!("SELECT id, ordinal, instance_id, host_name FROM executions WHERE task_id = $1 ORDER BY ordinal");
+    Ok(read.all(sql, args![task_id]).await?)
 }
 
 pub(crate) async fn execution_views(read: &mut Read, task_ids: Vec<i64>) -> Result<Vec<ExecutionView>> {

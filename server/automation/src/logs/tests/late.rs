@@ -101,7 +101,8 @@ async fn marks_and_late_output_may_share_a_write() {
         let offset = log.durable(1);
         let (first, appended, second) =
             tokio::join!(log.finish("lost"), append(&log, 1, offset, &piece), log.finish("succeeded"));
-        (first.unwrap(), second.unwrap());
+        first.unwrap();
+        second.unwrap();
         assert_eq!(appended.unwrap(), (round + 1) * piece.len() as u64);
         assert_eq!(log.final_state().as_deref(), Some("succeeded"));
     }

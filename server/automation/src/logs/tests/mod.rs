@@ -2,6 +2,7 @@
 
 mod late;
 mod recovery;
+mod searching;
 mod viewers;
 
 use std::path::Path;

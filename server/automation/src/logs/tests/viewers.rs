@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value, json};
 
 use super::*;
+use crate::logs::Sources;
 
 /// Lines as programs print them: colours, characters of one to four bytes.
 fn line(number: usize) -> String {
@@ -199,8 +200,8 @@ async fn json_names_who_said_what() {
     ]);
     assert_eq!(Value::Array(records), expected);
     assert_eq!(text_now(&log).await, "fetching\noh \u{fffd}\nhalf \u{fffd}");
-    assert_eq!(drain(log.reader(0, Format::Raw).only(2)).await, b"oh \xff\nhalf \xf0\x9f");
-    assert_eq!(drain_text(log.reader(10, Format::Text).only(0)).await, "");
+    assert_eq!(drain(log.reader(0, Format::Raw).only(Sources::these([2]))).await, b"oh \xff\nhalf \xf0\x9f");
+    assert_eq!(drain_text(log.reader(10, Format::Text).only(Sources::these([0]))).await, "");
 }
 
 #[tokio::test]
