@@ -18,7 +18,7 @@ use crate::release::verify::differs;
 use crate::release::{Layout, check_path};
 
 /// Folders below each other that are looked into.
-const DEPTH_MAX: usize = 250;
+const DEPTH_MAX: usize = 200;
 /// Names of one folder that are looked at.
 const NAMES_MAX: usize = 1_000_000;
 /// Files with several names that are told apart.

@@ -109,6 +109,7 @@ impl Session {
         shipping.log_length = shipping.log_length.max(finished.log_length);
         shipping.starved = false;
         shipping.finished = Some(Box::new(finished));
+        shipping.needs_order = false;
         self.settle(key);
     }
 

@@ -129,9 +129,9 @@ pub(crate) fn text(folder: &Folder, of: Stream) -> String {
     String::from_utf8(stream(folder, of)).unwrap()
 }
 
-/// Waits for a condition, at most ten seconds.
+/// Waits for a condition, at most a minute: the machine may be busy.
 pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(60);
     while !condition() {
         assert!(Instant::now() < deadline, "{what}: did not happen in time");
         std::thread::sleep(Duration::from_millis(2));

@@ -105,14 +105,14 @@ async fn an_order_whose_secrets_do_not_agree_is_rejected() {
 
 /// An execution whose agent died while its artifact was under way: the server, the connection of the next agent, the
 /// order, and the channel of the artifact.
-async fn restarted(bench: &Bench, timeout_ms: u64) -> (Server, Peer, Order, Child) {
+async fn restarted(bench: &Bench) -> (Server, Peer, Order, Child) {
     let mut server = Server::start().await;
     let mut running = agent(&bench.data_dir(), Some(&server.token));
     let (mut peer, _) = server.open(|_| (true, 0)).await;
     let fetch = Step::Fetch { digest: Digest::of(b"artifact"), size_bytes: 8 };
     let content =
         format!("echo \"$DROVER_SECRET_TOKEN\" >> {}; echo \"$DROVER_SECRET_TOKEN\"", bench.path("out").display());
-    let order = server.order(&execution_id(), &with_secrets(vec![fetch, bash("pre_exec", &content)]), timeout_ms);
+    let order = server.order(&execution_id(), &with_secrets(vec![fetch, bash("pre_exec", &content)]), 60_000);
     peer.send(&ToAgent::Run { order: order.clone(), secrets: secrets() }).await;
     fetch_request(&mut peer, &mut Gathered::default(), 0).await;
     running.kill().await.unwrap();
@@ -128,7 +128,7 @@ async fn restarted(bench: &Bench, timeout_ms: u64) -> (Server, Peer, Order, Chil
 #[tokio::test]
 async fn after_a_restart_the_hook_waits_for_its_secrets() {
     let bench = Bench::new();
-    let (_server, mut peer, order, _agent) = restarted(&bench, 60_000).await;
+    let (_server, mut peer, order, _agent) = restarted(&bench).await;
     while !matches!(peer.next().await, Some(Got::Message(ToServer::FetchDone { .. }))) {}
     assert!(!bench.path("out").exists());
     // A value that is missing still is an error, and the right ones start the hook once.
@@ -143,18 +143,14 @@ async fn after_a_restart_the_hook_waits_for_its_secrets() {
 }
 
 #[tokio::test]
-async fn one_that_waits_for_its_secrets_can_be_cancelled_and_times_out() {
+async fn one_that_waits_for_its_secrets_can_be_cancelled() {
     let bench = Bench::new();
-    let (_server, mut peer, order, _agent) = restarted(&bench, 60_000).await;
+    let (_server, mut peer, order, _agent) = restarted(&bench).await;
     let statement: Statement = serde_json::from_str(&order.statement).unwrap();
     let (execution_id, reason) = (statement.execution_id, "cancelled by ada".to_owned());
     while !matches!(peer.next().await, Some(Got::Message(ToServer::FetchDone { .. }))) {}
     peer.send(&ToAgent::Cancel { execution_id, attempt: 1, reason, timed_out: false }).await;
     assert_eq!(outcome(&mut peer).await, ExecutionState::Cancelled);
-
-    let bench = Bench::new();
-    let (_server, mut peer, _, _agent) = restarted(&bench, 5_000).await;
-    assert_eq!(outcome(&mut peer).await, ExecutionState::TimedOut);
     assert!(!bench.path("out").exists());
 }
 
