@@ -12,14 +12,13 @@ use drover_shared::Digest;
 use drover_shared::message::{Finished, Inspected};
 use drover_shared::order::{Entry, Step};
 use drover_shared::secret::Secrets;
-use nix::sys::inotify::WatchDescriptor;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::cache::{Cache, Done};
 use super::fetching::artifacts;
 use super::lost;
-use super::watcher::Watcher;
+use super::watcher::{Watcher, Watches};
 use crate::clock;
 use crate::describe;
 use crate::session::{NewOrder, Session};
@@ -58,7 +57,7 @@ pub(super) struct Execution {
     /// What it needs of the cache.
     artifacts: BTreeSet<Digest>,
     log: Option<File>,
-    watch: Option<WatchDescriptor>,
+    watch: Option<Watches>,
     discard: bool,
 }
 
@@ -151,7 +150,7 @@ impl Executions {
             Standing::Running => {
                 tracing::info!(%key, "goes on under its supervisor");
                 session.hold(key.clone(), log_length, None);
-                execution.watch = self.watcher.add(key, execution.folder.path());
+                execution.watch = self.watcher.add(key, &execution.folder);
                 execution.stage = Stage::Running { own: false };
                 self.running += 1;
                 self.all.insert(key.clone(), execution);
@@ -226,7 +225,7 @@ impl Executions {
         let Some(execution) = self.all.get_mut(key) else { return };
         execution.entry = None;
         let secrets = execution.secrets.take().unwrap_or_default();
-        execution.watch = self.watcher.add(key, execution.folder.path());
+        execution.watch = self.watcher.add(key, &execution.folder);
         let spawned = supervise::hand_over(&secrets).and_then(|secrets| {
             tokio::process::Command::new("/proc/self/exe")
                 .arg("supervise")

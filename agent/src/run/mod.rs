@@ -12,7 +12,7 @@ mod link;
 mod lost;
 mod watcher;
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
@@ -37,6 +37,7 @@ use crate::supervise::processes::cgroups_usable;
 use crate::{accounts, clock, tls};
 use executions::{Executions, Report};
 use link::{Incoming, Link};
+use watcher::Change;
 
 /// Pause before dialling again: at first, and at most, in milliseconds.
 const BACK_OFF_MS: (u64, u64) = (200, 30_000);
@@ -89,7 +90,7 @@ enum Event {
     Dial,
     Dialed(anyhow::Result<Link>),
     Incoming(Incoming),
-    Changed(BTreeSet<Key>),
+    Changed(BTreeMap<Key, Change>),
     Report(Option<Report>),
     Nothing,
 }
@@ -180,7 +181,7 @@ impl Agent {
                 _ = terminate.recv() => Event::Quit,
                 _ = interrupt.recv() => Event::Quit,
                 event = self.connection.next() => event,
-                keys = self.executions.watcher().changed() => Event::Changed(keys),
+                changes = self.executions.watcher().changed() => Event::Changed(changes),
                 report = self.reports.recv() => Event::Report(report),
                 () = self.room.notified() => Event::Nothing,
                 () = sleep_until(wake_at_ms) => Event::Nothing,
@@ -209,9 +210,12 @@ impl Agent {
             Event::Incoming(Incoming::Message(message)) => self.session.handle_message(message, now),
             Event::Incoming(Incoming::Data(frame)) => self.session.handle_data(&frame, now),
             Event::Incoming(Incoming::Closed(reason)) => self.hang_up(&reason),
-            Event::Changed(keys) => {
-                for key in keys {
-                    self.executions.examine(&key, &mut self.session);
+            Event::Changed(changes) => {
+                for (key, change) in changes {
+                    match change {
+                        Change::Grew => self.executions.grew(&key, &mut self.session),
+                        Change::Named => self.executions.examine(&key, &mut self.session),
+                    }
                 }
             }
             Event::Report(Some(Report::Exited(key))) => self.executions.check(&key, &mut self.session),
