@@ -365,15 +365,16 @@ fn host_name() -> anyhow::Result<String> {
 }
 
 fn abilities() -> Abilities {
-    let account = accounts::own();
-    let (other_users, cgroups) = (account.uid.is_root(), cgroups_usable());
+    let (other_users, cgroups) = (nix::unistd::geteuid().is_root(), cgroups_usable());
+    // Looking root up would bring the system's name services into memory for as long as the agent lives.
+    let user = if other_users { "root".to_owned() } else { accounts::own().name };
     if !other_users {
-        tracing::warn!(user = account.name, "not root: scripts and files can only be of this user");
+        tracing::warn!(user, "not root: scripts and files can only be of this user");
     }
     if !cgroups {
         tracing::warn!("no writable cgroup v2: processes are ended by a walk through /proc, which may miss one");
     }
     let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
     let os = release.lines().find_map(|line| line.strip_prefix("PRETTY_NAME=")).unwrap_or("Linux");
-    Abilities { user: account.name, other_users, cgroups, os: os.trim_matches('"').to_owned() }
+    Abilities { user, other_users, cgroups, os: os.trim_matches('"').to_owned() }
 }
