@@ -4,9 +4,9 @@ use drover_inventory::instances::rules::InstanceStatus;
 use drover_inventory::instances::store::finish_change;
 use drover_kernel::{Audit, Kernel, Result, Tx};
 use drover_shared::message::Finished;
-use drover_shared::words::ExecutionState as State;
+use drover_shared::words::{ExecutionState as State, Word as _};
 
-use super::{TOPIC, wake};
+use super::{Engine, TOPIC, wake};
 use crate::executions::rules::{Event, reported};
 use crate::executions::store::{self as store, Known};
 use crate::link::hub::Session;
@@ -60,7 +60,8 @@ pub(super) async fn stop_instance(tx: &mut Tx, instance_id: Option<i64>) -> Resu
     }
 }
 
-/// How an execution ended; all of its output is durable. Heard twice it changes nothing.
+/// How an execution ended; all of its output is durable. Heard twice it changes nothing. Of an execution that was given
+/// up as lost it is the truth that was missing.
 pub(crate) async fn finished(kernel: &Kernel, session: &Session, news: &Finished) -> Result<()> {
     let Some(known) = find(kernel, session, &news.execution_id, i64::from(news.attempt)).await? else { return Ok(()) };
     let Some(event) = reported(news.state) else { return Ok(()) };
@@ -69,20 +70,42 @@ pub(crate) async fn finished(kernel: &Kernel, session: &Session, news: &Finished
         return Ok(());
     }
     store::set_details(&mut tx, news).await?;
+    let late = known.state == State::Lost;
     if let Some(instance_id) = known.instance_id {
-        let mut version = None;
-        if let Some(releases) = &news.releases {
-            store::set_releases(&mut tx, instance_id, releases).await?;
-            version = releases.iter().find(|release| release.current).map(|release| release.version.clone());
+        // Whoever changed the instance since then knows better.
+        if !(late && store::has_later_task(&mut tx, instance_id, known.task_id).await?) {
+            settle_instance(&mut tx, instance_id, &known, news).await?;
         }
-        let succeeded = news.state == State::Succeeded;
-        if succeeded && version.is_none() {
-            version = entry_version(&known.entry);
-        }
-        let status = if succeeded { InstanceStatus::Running } else { InstanceStatus::Stopped };
-        finish_change(&mut tx, instance_id, status, version.as_deref()).await?;
+    }
+    if late {
+        let text = format!("{}: came back after it was given up as lost: {}", known.host_name, news.state.as_str());
+        tx.after_commit(move |kernel| say_late(kernel, known.task_id, text));
     }
     ended(tx, &known).await
+}
+
+/// What an execution leaves behind on its instance.
+async fn settle_instance(tx: &mut Tx, instance_id: i64, known: &Known, news: &Finished) -> Result<()> {
+    let mut version = None;
+    if let Some(releases) = &news.releases {
+        store::set_releases(tx, instance_id, releases).await?;
+        version = releases.iter().find(|release| release.current).map(|release| release.version.clone());
+    }
+    let succeeded = news.state == State::Succeeded;
+    if succeeded && version.is_none() {
+        version = entry_version(&known.entry);
+    }
+    let status = if succeeded { InstanceStatus::Running } else { InstanceStatus::Stopped };
+    finish_change(tx, instance_id, status, version.as_deref()).await
+}
+
+/// Tells the viewers of a task what became of a lost execution.
+fn say_late(kernel: &Kernel, task_id: i64, text: String) {
+    let owner = kernel.clone();
+    kernel.spawn(async move {
+        let engine = owner.part::<Engine>();
+        engine.notice(task_id, owner.clock().now(), &text).await;
+    });
 }
 
 fn entry_version(entry: &str) -> Option<String> {

@@ -1,6 +1,7 @@
 //! How an execution moves: pure.
 //!
-//! `golden/transitions/execution.txt` shows every state with every event. Invariant: a state that is over never moves.
+//! `golden/transitions/execution.txt` shows every state with every event. Invariant: a state that is over never moves,
+//! but for `lost`, which says that nobody knows: the host's own word about how it ended takes its place, once.
 
 use drover_shared::words::ExecutionState as State;
 
@@ -60,7 +61,14 @@ pub fn step(state: State, event: Event) -> Result<State, Refused> {
         (State::Dispatched | State::Running, Event::Cancelled) => Ok(State::Cancelled),
         (State::Dispatched | State::Running, Event::Lost) => Ok(State::Lost),
         (State::Dispatched | State::Running, Event::Sent) => Err(Refused::AlreadySent),
-        (State::Succeeded | State::Failed | State::TimedOut | State::Cancelled | State::Lost, _) => Err(Refused::Over),
+        // The host is back. What it still does or has done is the truth; that it goes on changes nothing yet.
+        (State::Lost, Event::Accepted) => Ok(State::Lost),
+        (State::Lost, Event::Succeeded) => Ok(State::Succeeded),
+        (State::Lost, Event::Failed) => Ok(State::Failed),
+        (State::Lost, Event::TimedOut) => Ok(State::TimedOut),
+        (State::Lost, Event::Cancelled) => Ok(State::Cancelled),
+        (State::Lost, Event::Sent | Event::Rejected | Event::Lost)
+        | (State::Succeeded | State::Failed | State::TimedOut | State::Cancelled, _) => Err(Refused::Over),
     }
 }
 
@@ -102,11 +110,21 @@ mod tests {
 
     #[test]
     fn what_is_over_stays_over() {
-        for state in State::ALL.iter().filter(|state| state.is_over()) {
+        for state in State::ALL.iter().filter(|state| state.is_over() && **state != State::Lost) {
             for event in Event::ALL {
                 assert_eq!(step(*state, *event), Err(Refused::Over), "{state} {event}");
             }
         }
+    }
+
+    #[test]
+    fn only_the_host_says_how_a_lost_execution_ended() {
+        for state in State::ALL {
+            let Some(event) = reported(*state).filter(|event| *event != Event::Lost) else { continue };
+            assert_eq!(step(State::Lost, event), Ok(*state));
+        }
+        assert_eq!(step(State::Lost, Event::Accepted), Ok(State::Lost), "that it still runs is no end");
+        assert_eq!(step(State::Lost, Event::Sent), Err(Refused::Over), "it is not started again by itself");
     }
 
     #[test]

@@ -128,6 +128,12 @@ pub(crate) async fn advance(tx: &mut Tx, execution: &Known, event: Event, reason
     tx.run_one(sql, arguments).await.map(|()| true)
 }
 
+/// Whether an instance has been given to a later task than this one.
+pub(crate) async fn has_later_task(read: &mut Read, instance_id: i64, task_id: i64) -> Result<bool> {
+    let sql = sql!("SELECT COUNT(*) FROM executions WHERE instance_id = $1 AND task_id > $2");
+    Ok(read.value::<i64>(sql, args![instance_id, task_id]).await? > 0)
+}
+
 /// Stores the details of how an execution ended.
 pub(crate) async fn set_details(tx: &mut Tx, finished: &Finished) -> Result<()> {
     let steps = serde_json::to_value(&finished.steps).map_err(Error::internal)?;

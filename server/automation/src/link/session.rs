@@ -260,6 +260,11 @@ async fn take_outcome(
     Ok(())
 }
 
+/// Whether news of an execution still matter: those of a lost one are the truth that was missing.
+fn is_awaited(state: State) -> bool {
+    !state.is_over() || state == State::Lost
+}
+
 struct Reader {
     kernel: Kernel,
     session: Arc<Session>,
@@ -278,7 +283,7 @@ impl Reader {
         for holding in &hello.holdings {
             let known =
                 engine::accepted(&self.kernel, &self.session, &holding.execution_id, holding.attempt.into()).await?;
-            let wanted = known.filter(|known| !known.state.is_over());
+            let wanted = known.filter(|known| is_awaited(known.state));
             let mut offset = 0;
             if let Some(known) = &wanted {
                 let output = self.open_output(holding.channel, known.task_id, known.ordinal).await?;
@@ -398,7 +403,7 @@ impl Reader {
         let mut read = self.kernel.work().read().await?;
         let known = execution_store::find(&mut read, self.session.host_id, &news.execution_id).await?;
         drop(read);
-        let Some(known) = known.filter(|known| known.attempt == i64::from(news.attempt) && !known.state.is_over())
+        let Some(known) = known.filter(|known| known.attempt == i64::from(news.attempt) && is_awaited(known.state))
         else {
             return Ok(None);
         };

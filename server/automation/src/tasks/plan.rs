@@ -20,23 +20,23 @@ use crate::render;
 const ORDER_BYTES_MAX: usize = drover_shared::limits::CONTROL_BYTES_MAX - 64 * 1024;
 
 /// Everything that a plan is made from.
-pub(crate) struct Input<'a> {
+pub(crate) struct Input {
     pub action: Action,
-    pub version: &'a str,
+    pub version: String,
     /// Path inside the repository; empty for the whole tree.
-    pub source_path: &'a str,
-    pub creator: &'a str,
-    pub deploy_task: &'a DeployTask,
-    pub application: &'a Application,
-    pub settings: &'a Settings,
-    pub hooks: &'a [Hook],
-    pub targets: &'a [Target],
+    pub source_path: String,
+    pub creator: String,
+    pub deploy_task: DeployTask,
+    pub application: Application,
+    pub settings: Settings,
+    pub hooks: Vec<Hook>,
+    pub targets: Vec<Target>,
     /// The targets as scripts see them: [`everyone`] of them.
     pub everyone: render::Targets,
     /// Pairs of host and address.
-    pub addresses: &'a [(i64, String)],
+    pub addresses: Vec<(i64, String)>,
     /// For a revert: the release that each instance goes back to.
-    pub releases: &'a [KeptRelease],
+    pub releases: Vec<KeptRelease>,
 }
 
 /// A target's part before the artifact is known.
@@ -58,13 +58,13 @@ pub(crate) struct Artifact {
 }
 
 /// Renders everything. Global hooks run on the host of the first target.
-pub(crate) fn draft(input: &Input<'_>) -> Result<Vec<Draft>> {
+pub(crate) fn draft(input: &Input) -> Result<Vec<Draft>> {
     let first = input.targets.first().ok_or_else(|| Error::invalid("instances", "give at least one"))?;
     let mut drafts = Vec::with_capacity(input.targets.len() + 2);
     if let Some(hook) = find(input, "global_pre_exec") {
         drafts.push(global(input, Role::GlobalPre, hook, first)?);
     }
-    for target in input.targets {
+    for target in &input.targets {
         drafts.push(instance(input, target)?);
     }
     if let Some(hook) = find(input, "global_post_exec") {
@@ -90,11 +90,11 @@ fn check_size(entry: &Entry) -> Result<()> {
     Ok(())
 }
 
-fn find<'a>(input: &Input<'a>, name: &str) -> Option<&'a Hook> {
+fn find<'a>(input: &'a Input, name: &str) -> Option<&'a Hook> {
     input.hooks.iter().find(|hook| hook.hook == name)
 }
 
-fn global(input: &Input<'_>, role: Role, hook: &Hook, target: &Target) -> Result<Draft> {
+fn global(input: &Input, role: Role, hook: &Hook, target: &Target) -> Result<Draft> {
     let mut entry = bare(input, target, None);
     entry.steps.push(script(input, hook, target, None)?);
     Ok(Draft {
@@ -107,7 +107,7 @@ fn global(input: &Input<'_>, role: Role, hook: &Hook, target: &Target) -> Result
     })
 }
 
-fn instance(input: &Input<'_>, target: &Target) -> Result<Draft> {
+fn instance(input: &Input, target: &Target) -> Result<Draft> {
     let deploy_path = deploy_path(input, target)?;
     let mut entry = bare(input, target, deploy_path.clone());
     entry.instance_id = Some(target.instance_id);
@@ -135,14 +135,14 @@ fn instance(input: &Input<'_>, target: &Target) -> Result<Draft> {
     })
 }
 
-fn bare(input: &Input<'_>, target: &Target, deploy_path: Option<String>) -> Entry {
+fn bare(input: &Input, target: &Target, deploy_path: Option<String>) -> Entry {
     Entry {
         action: input.action,
         task_id: 0,
         host: target.host_name.clone(),
         application: input.application.full_name.clone(),
         instance_id: None,
-        version: input.version.to_owned(),
+        version: input.version.clone(),
         deploy_path,
         run_user: non_empty(&input.application.run_user).or_else(|| input.settings.running_user.clone()),
         steps: Vec::new(),
@@ -159,13 +159,13 @@ fn non_empty(text: &str) -> Option<String> {
 }
 
 /// The account of a hook: its own, else the set's, else the application's.
-fn account(input: &Input<'_>, hook: &Hook) -> Option<String> {
+fn account(input: &Input, hook: &Hook) -> Option<String> {
     let own = hook.running_user.clone().filter(|user| !user.is_empty());
     own.or_else(|| input.settings.running_user.clone().filter(|user| !user.is_empty()))
         .or_else(|| non_empty(&input.application.run_user))
 }
 
-fn script(input: &Input<'_>, hook: &Hook, target: &Target, deploy_path: Option<&str>) -> Result<Step> {
+fn script(input: &Input, hook: &Hook, target: &Target, deploy_path: Option<&str>) -> Result<Step> {
     let running_user = account(input, hook);
     let context = context(input, target, &hook.hook, deploy_path, running_user.as_deref());
     let content = render::render(&hook.script, &hook.content, &context, &render::Limits::default())
@@ -174,7 +174,7 @@ fn script(input: &Input<'_>, hook: &Hook, target: &Target, deploy_path: Option<&
 }
 
 /// The folder on this target: a template as scripts are, absolute, without steps upwards.
-fn deploy_path(input: &Input<'_>, target: &Target) -> Result<Option<String>> {
+fn deploy_path(input: &Input, target: &Target) -> Result<Option<String>> {
     let Some(text) = input.settings.deploy_path.clone().or_else(|| non_empty(&input.application.directory)) else {
         return Ok(None);
     };
@@ -192,16 +192,16 @@ fn deploy_path(input: &Input<'_>, target: &Target) -> Result<Option<String>> {
 }
 
 fn context(
-    input: &Input<'_>,
+    input: &Input,
     target: &Target,
     hook: &str,
     deploy_path: Option<&str>,
     running_user: Option<&str>,
 ) -> render::Context {
-    let application = input.application;
+    let application = &input.application;
     render::Context {
         action: input.action,
-        task: render::Task { creator: input.creator.to_owned() },
+        task: render::Task { creator: input.creator.clone() },
         deploy_task: render::DeployTask {
             id: input.deploy_task.id,
             version: input.deploy_task.version.clone(),
@@ -222,7 +222,7 @@ fn context(
             stderr_path: application.stderr_path.clone(),
             pid_path: application.pid_path.clone(),
         },
-        version: input.version.to_owned(),
+        version: input.version.clone(),
         previous_version: target.version.clone(),
         deploy_path: deploy_path.map(str::to_owned),
         release_path: release_path(input, target, deploy_path),
@@ -237,12 +237,12 @@ fn context(
             kind: input.settings.repository_type.clone().unwrap_or_default(),
             url: input.settings.repository_url.clone().unwrap_or_default(),
             branch: input.settings.repository_branch.clone().unwrap_or_default(),
-            path: input.source_path.to_owned(),
+            path: input.source_path.clone(),
         },
     }
 }
 
-fn host(input: &Input<'_>, target: &Target) -> render::Host {
+fn host(input: &Input, target: &Target) -> render::Host {
     let own = input.addresses.iter().filter(|(host_id, _)| *host_id == target.host_id);
     render::Host {
         id: target.host_id,
@@ -264,7 +264,7 @@ fn instance_of(target: &Target) -> render::Target {
 }
 
 /// Known before the artifact is only for a revert; hooks find it in their environment in any case.
-fn release_path(input: &Input<'_>, target: &Target, deploy_path: Option<&str>) -> Option<String> {
+fn release_path(input: &Input, target: &Target, deploy_path: Option<&str>) -> Option<String> {
     let release = input.releases.iter().find(|release| release.instance_id == target.instance_id)?;
     deploy_path.map(|path| format!("{path}/releases/{}", release.release_name))
 }

@@ -7,6 +7,9 @@ use drover_shared::words::{Action, ExecutionState, Language};
 
 use super::rules::{Outcome, Phase, Role};
 
+/// Executions in the detail of one deploy task; its newest sub-task is shown in any case.
+const EXECUTIONS_SHOWN_MAX: i64 = 10_000;
+
 row! {
     /// A task.
     pub struct Task {
@@ -365,11 +368,31 @@ pub(crate) async fn list(
     paging.read(read, count, rows, args![deploy_task_id, kind], conditions).await
 }
 
-/// Sub-tasks of a deploy task, oldest first; the newest thousand.
+/// Sub-tasks of a deploy task, oldest first: the newest hundred, and fewer when they have more executions together than
+/// an answer may have.
 pub(crate) async fn of_deploy_task(read: &mut Read, deploy_task_id: i64) -> Result<Vec<Task>> {
     let sql =
-        sql!("SELECT * FROM (SELECT * FROM tasks WHERE deploy_task_id = $1 ORDER BY id DESC LIMIT 1000) t ORDER BY id");
-    Ok(read.all(sql, args![deploy_task_id]).await?)
+        sql!("SELECT * FROM (SELECT * FROM tasks WHERE deploy_task_id = $1 ORDER BY id DESC LIMIT 100) t ORDER BY id");
+    let mut tasks: Vec<Task> = read.all(sql, args![deploy_task_id]).await?;
+    if tasks.is_empty() {
+        return Ok(tasks);
+    }
+    let sql = sql!("SELECT task_id, COUNT(*) AS executions FROM executions WHERE task_id IN ($1) GROUP BY task_id");
+    let ids: Vec<i64> = tasks.iter().map(|task| task.id).collect();
+    row! {
+        struct Count {
+            task_id: i64,
+            executions: i64,
+        }
+    }
+    let counts: Vec<Count> = read.all(sql, args![ids]).await?;
+    let mut left = EXECUTIONS_SHOWN_MAX;
+    let fits = |task: &Task| {
+        left -= counts.iter().find(|count| count.task_id == task.id).map_or(0, |count| count.executions);
+        left >= 0
+    };
+    let shown = tasks.iter().rev().map(fits).take_while(|fits| *fits).count().max(1);
+    Ok(tasks.split_off(tasks.len() - shown))
 }
 
 pub(crate) async fn executions(read: &mut Read, task_id: i64) -> Result<Vec<Execution>> {
@@ -386,6 +409,16 @@ pub(crate) async fn execution_views(read: &mut Read, task_ids: Vec<i64>) -> Resu
     let sql = sql!(
         "SELECT id, task_id, ordinal, role, instance_id, host_id, host_name, attempt, state, reason, steps, processes, \
          output_truncated, started_at, finished_at FROM executions WHERE task_id IN ($1) ORDER BY task_id, ordinal"
+    );
+    Ok(read.all(sql, args![task_ids]).await?)
+}
+
+/// The same without steps and processes, which are long: for lists of tasks.
+pub(crate) async fn execution_summaries(read: &mut Read, task_ids: Vec<i64>) -> Result<Vec<ExecutionView>> {
+    let sql = sql!(
+        "SELECT id, task_id, ordinal, role, instance_id, host_id, host_name, attempt, state, reason, NULL AS steps, \
+         NULL AS processes, output_truncated, started_at, finished_at FROM executions WHERE task_id IN ($1) \
+         ORDER BY task_id, ordinal"
     );
     Ok(read.all(sql, args![task_ids]).await?)
 }

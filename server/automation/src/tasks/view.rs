@@ -1,0 +1,183 @@
+//! Tasks as the API shows them.
+
+use std::collections::BTreeMap;
+
+use drover_kernel::db::Read;
+use drover_kernel::{Call, Result, api_words};
+use drover_shared::words::{Action, ExecutionState};
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde_json::Value;
+
+use super::rules::{Outcome, Phase, Role};
+use super::store::{self, ExecutionView, Task};
+use crate::channel;
+use crate::deploys;
+use crate::deploys::store::DeployTask;
+
+api_words! {
+    /// State of a sub-task.
+    pub enum Status {
+        /// At work.
+        Running = "running",
+        /// An instance or a hook failed, or the time ran out.
+        Failed = "failed",
+        /// All went well.
+        Finished = "finished",
+    }
+}
+
+/// What making a sub-task returns.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct SubTaskReceipt {
+    /// Id of the sub-task.
+    pub task_id: String,
+    /// Websocket address that streams the sub-task's output.
+    pub task_output: String,
+}
+
+/// One batch of updates or reverts.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "DeploySubTask")]
+pub struct SubTaskOut {
+    task_id: String,
+    /// `upgrade` or `revert`.
+    #[schemars(with = "String")]
+    kind: Action,
+    deploy_task_id: i64,
+    /// State for each instance.
+    instances: Vec<InstanceOut>,
+    /// State of the hooks that run once, if there are any.
+    global_hooks: Vec<InstanceOut>,
+    update_source: Option<String>,
+    version: String,
+    timeout: i64,
+    status: Status,
+    /// What the sub-task is at.
+    phase: Phase,
+    /// Why it failed, when that was before or beside the instances.
+    error: Option<String>,
+    creator: String,
+    created_time: String,
+    finished_time: Option<String>,
+    task_output: String,
+    /// Output so far, cut in the middle if it is long; in the detail only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    output: Option<String>,
+    /// Commit that the version was resolved to.
+    commit: Option<String>,
+    /// SHA-256 of the artifact.
+    artifact_digest: Option<String>,
+    /// Digest of the plan: what agents check.
+    plan_digest: Option<String>,
+}
+
+impl SubTaskOut {
+    pub(super) fn with_output(self, output: String) -> Self {
+        Self { output: Some(output), ..self }
+    }
+}
+
+/// One instance or hook within a sub-task.
+#[derive(Debug, Serialize, JsonSchema)]
+struct InstanceOut {
+    /// Instance; null for a hook that runs once.
+    id: Option<i64>,
+    hostname: String,
+    /// What it is for.
+    role: Role,
+    #[schemars(with = "String")]
+    status: ExecutionState,
+    error: Option<String>,
+    execution_id: String,
+    attempt: i64,
+    /// Every step with its state, once the execution is over; in the sub-task's own detail only.
+    steps: Option<Value>,
+    /// What became of the processes, once the execution is over; in the sub-task's own detail only.
+    processes: Option<Value>,
+    output_truncated: bool,
+    started_time: Option<String>,
+    finished_time: Option<String>,
+}
+
+fn status(task: &Task) -> Status {
+    match task.outcome {
+        None => Status::Running,
+        Some(Outcome::Finished) => Status::Finished,
+        Some(Outcome::Failed) => Status::Failed,
+    }
+}
+
+pub(super) fn shown<P: drover_kernel::call::Permission>(
+    call: &Call<P>,
+    task: Task,
+    executions: Vec<ExecutionView>,
+) -> SubTaskOut {
+    let kernel = call.kernel();
+    let out = |view: ExecutionView| InstanceOut {
+        id: view.instance_id,
+        hostname: view.host_name,
+        role: view.role,
+        status: view.state,
+        error: view.reason,
+        execution_id: view.id,
+        attempt: view.attempt,
+        steps: view.steps.map(|json| json.0),
+        processes: view.processes.map(|json| json.0),
+        output_truncated: view.output_truncated,
+        started_time: view.started_at.map(|time| kernel.show(time)),
+        finished_time: view.finished_at.map(|time| kernel.show(time)),
+    };
+    let (instances, global): (Vec<_>, Vec<_>) = executions.into_iter().partition(|view| view.role == Role::Instance);
+    SubTaskOut {
+        task_id: task.id.to_string(),
+        kind: task.kind,
+        deploy_task_id: task.deploy_task_id,
+        instances: instances.into_iter().map(out).collect(),
+        global_hooks: global.into_iter().map(out).collect(),
+        status: status(&task),
+        update_source: task.update_source,
+        version: task.version,
+        timeout: task.timeout_s,
+        phase: task.phase,
+        error: task.reason,
+        creator: task.creator,
+        created_time: kernel.show(task.created_at),
+        finished_time: task.finished_at.map(|time| kernel.show(time)),
+        task_output: channel::address(call, &task.channel),
+        output: None,
+        commit: task.resolved_commit,
+        artifact_digest: task.artifact_digest.map(|digest| digest.to_string()),
+        plan_digest: task.plan_digest.map(|digest| digest.to_string()),
+    }
+}
+
+/// Tasks with their executions, in two queries for any number of them.
+pub(super) async fn with_executions<P: drover_kernel::call::Permission>(
+    call: &Call<P>,
+    read: &mut Read,
+    tasks: Vec<Task>,
+) -> Result<Vec<SubTaskOut>> {
+    let ids = tasks.iter().map(|task| task.id).collect();
+    let mut by_task: BTreeMap<i64, Vec<ExecutionView>> = BTreeMap::new();
+    for view in store::execution_summaries(read, ids).await? {
+        by_task.entry(view.task_id).or_default().push(view);
+    }
+    Ok(tasks
+        .into_iter()
+        .map(|task| {
+            let executions = by_task.remove(&task.id).unwrap_or_default();
+            shown(call, task, executions)
+        })
+        .collect())
+}
+
+/// The sub-tasks of a deploy task, for its detail.
+pub(crate) async fn of_deploy_task(
+    call: &Call<deploys::Read>,
+    read: &mut Read,
+    task: &DeployTask,
+) -> Result<Vec<SubTaskOut>> {
+    let tasks = store::of_deploy_task(read, task.id).await?;
+    with_executions(call, read, tasks).await
+}
