@@ -131,6 +131,9 @@ executions.created_at bigint NOT NULL
 executions.dispatched_at bigint
 executions.started_at bigint
 executions.finished_at bigint
+executions.batch bigint NOT NULL
+executions.excluded boolean NOT NULL
+executions.revert_entry text
 hosts.id bigint NOT NULL IDENTITY
 hosts.organisation_id bigint NOT NULL
 hosts.name text NOT NULL
@@ -238,6 +241,15 @@ tasks.creator text NOT NULL
 tasks.created_at bigint NOT NULL
 tasks.deadline_at bigint NOT NULL
 tasks.finished_at bigint
+tasks.rollout jsonb
+tasks.batch_admitted bigint NOT NULL
+tasks.promoted boolean NOT NULL
+tasks.held_by text
+tasks.held_at bigint
+tasks.stop_reason text
+tasks.cancelled boolean NOT NULL
+tasks.origin text
+tasks.origin_task_id bigint
 users.id bigint NOT NULL IDENTITY
 users.organisation_id bigint NOT NULL
 users.username text NOT NULL
@@ -351,6 +363,7 @@ sessions UNIQUE (token_hash)
 sign_in_failures FOREIGN KEY (organisation_id) REFERENCES organisations(id)
 sign_in_failures PRIMARY KEY (organisation_id, subject)
 tasks CHECK ((kind = ANY (ARRAY['upgrade'::text, 'revert'::text])))
+tasks CHECK ((origin = ANY (ARRAY['retry'::text, 'auto_revert'::text])))
 tasks CHECK ((outcome = ANY (ARRAY['finished'::text, 'failed'::text])))
 tasks CHECK ((phase = ANY (ARRAY['preparing'::text, 'global_pre'::text, 'instances'::text, 'global_post'::text, 'over'::text])))
 tasks FOREIGN KEY (application_id) REFERENCES applications(id) ON DELETE CASCADE
@@ -370,6 +383,7 @@ CREATE INDEX auth_tokens_by_user ON public.auth_tokens USING btree (user_id)
 CREATE INDEX deploy_hooks_by_script ON public.deploy_hooks USING btree (script_id)
 CREATE INDEX deploy_tasks_by_application ON public.deploy_tasks USING btree (application_id, id)
 CREATE INDEX executions_at_work ON public.executions USING btree (host_id, state) WHERE (state = ANY (ARRAY['queued'::text, 'dispatched'::text, 'running'::text]))
+CREATE INDEX executions_by_instance ON public.executions USING btree (instance_id, id)
 CREATE INDEX idempotency_keys_by_age ON public.idempotency_keys USING btree (created_at)
 CREATE INDEX instances_by_host ON public.instances USING btree (host_id)
 CREATE INDEX ip_addresses_by_host ON public.ip_addresses USING btree (host_id)

@@ -188,12 +188,14 @@ CREATE TABLE executions (
     created_at BIGINT NOT NULL,
     dispatched_at BIGINT,
     started_at BIGINT,
-    finished_at BIGINT,
+    finished_at BIGINT, batch BIGINT NOT NULL DEFAULT 0, excluded BOOLEAN NOT NULL DEFAULT FALSE, revert_entry TEXT,
     UNIQUE (task_id, ordinal)
 );
 
 CREATE INDEX executions_at_work ON executions (host_id, state)
     WHERE state IN ('queued', 'dispatched', 'running');
+
+CREATE INDEX executions_by_instance ON executions (instance_id, id);
 
 CREATE TABLE hosts (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -366,7 +368,7 @@ CREATE TABLE tasks (
     created_at BIGINT NOT NULL,
     deadline_at BIGINT NOT NULL,
     finished_at BIGINT
-);
+, rollout TEXT, batch_admitted BIGINT NOT NULL DEFAULT 0, promoted BOOLEAN NOT NULL DEFAULT FALSE, held_by TEXT, held_at BIGINT, stop_reason TEXT, cancelled BOOLEAN NOT NULL DEFAULT FALSE, origin TEXT CHECK (origin IN ('retry', 'auto_revert')), origin_task_id BIGINT);
 
 CREATE INDEX tasks_at_work ON tasks (phase) WHERE phase <> 'over';
 

@@ -127,10 +127,46 @@ pub enum Step {
         /// Name of the folder.
         release: String,
     },
+    /// Asks until the host says that what was started works.
+    Health {
+        /// What is asked.
+        probe: Probe,
+        /// Milliseconds between two questions.
+        interval_ms: u64,
+        /// Milliseconds within which each is answered.
+        timeout_ms: u64,
+        /// Questions before it counts as unhealthy.
+        retries: u32,
+        /// Good answers in a row before it counts as healthy.
+        successes: u32,
+        /// Account for a command; the agent's own when none is named.
+        running_user: Option<String>,
+    },
     /// Removes old releases; never the current or the previous one.
     Prune {
         /// Releases kept besides the current one.
         keep: u32,
+    },
+}
+
+/// A question about what runs on a host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Probe {
+    /// A bash script that ends with exit code 0.
+    Command {
+        /// The rendered text.
+        content: String,
+    },
+    /// An address (http) that answers with a status of 200 to 299.
+    Http {
+        /// The address.
+        url: String,
+    },
+    /// A host and port that take a connection.
+    Tcp {
+        /// `host:port`.
+        address: String,
     },
 }
 
@@ -144,6 +180,7 @@ impl Step {
             Self::Unpack { .. } => "unpack",
             Self::Verify { .. } => "verify",
             Self::Switch { .. } => "switch",
+            Self::Health { .. } => "health",
             Self::Prune { .. } => "prune",
         }
     }

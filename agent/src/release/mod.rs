@@ -46,7 +46,7 @@ pub fn of_entry(entry: &Entry) -> Option<&str> {
         Step::Unpack { release, .. } | Step::Verify { release, .. } | Step::Switch { release } => {
             Some(release.as_str())
         }
-        Step::Script { .. } | Step::Fetch { .. } | Step::Prune { .. } => None,
+        Step::Script { .. } | Step::Fetch { .. } | Step::Health { .. } | Step::Prune { .. } => None,
     })
 }
 

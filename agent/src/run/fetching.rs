@@ -166,7 +166,9 @@ impl Executions {
 pub(super) fn artifacts(entry: &Entry) -> BTreeSet<Digest> {
     let digest = |step: &Step| match step {
         Step::Fetch { digest, .. } | Step::Unpack { digest, .. } => Some(*digest),
-        Step::Script { .. } | Step::Verify { .. } | Step::Switch { .. } | Step::Prune { .. } => None,
+        Step::Script { .. } | Step::Verify { .. } | Step::Switch { .. } | Step::Health { .. } | Step::Prune { .. } => {
+            None
+        }
     };
     entry.steps.iter().filter_map(digest).collect()
 }

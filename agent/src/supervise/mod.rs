@@ -4,6 +4,7 @@
 //! most one supervisor works on a folder, it starts the steps only if nobody has before, and it leaves a status
 //! unless it is killed.
 
+mod health;
 mod mask;
 pub mod processes;
 mod script;
@@ -263,7 +264,12 @@ fn one_step(context: &mut Context, index: u16, step: &Step) -> (StepOutcome, Opt
 pub(crate) fn explain(step: &Step, error: &str) -> String {
     match step {
         Step::Script { name, .. } => format!("{name} {error}"),
-        Step::Fetch { .. } | Step::Unpack { .. } | Step::Verify { .. } | Step::Switch { .. } | Step::Prune { .. } => {
+        Step::Fetch { .. }
+        | Step::Unpack { .. }
+        | Step::Verify { .. }
+        | Step::Switch { .. }
+        | Step::Health { .. }
+        | Step::Prune { .. } => {
             format!("{}: {error}", step.name())
         }
     }

@@ -4,6 +4,7 @@ use drover_shared::order::Step;
 
 use crate::accounts;
 use crate::release::{Layout, check_path, unpack, verify};
+use crate::supervise::health;
 use crate::supervise::script::{self, Script};
 use crate::supervise::{Context, StepEnd};
 
@@ -14,6 +15,7 @@ pub(crate) fn carry_out(context: &mut Context, index: u16, step: &Step) -> StepE
             let running_user = running_user.as_deref();
             return script::run(context, Script { index, name, language: *language, content, running_user });
         }
+        Step::Health { .. } => return health::check(context, index, step),
         Step::Fetch { digest, .. } => {
             let cached = context.folder.artifact(digest).is_file();
             if cached { Ok(Vec::new()) } else { Err("the artifact is not on this host".to_owned()) }

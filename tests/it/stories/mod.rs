@@ -11,6 +11,7 @@ mod interruptions;
 mod output;
 mod restarts;
 mod reverting;
+mod rollouts;
 mod sources;
 
 use std::fs;

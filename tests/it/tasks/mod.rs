@@ -8,6 +8,7 @@ mod output;
 mod reading;
 mod rendering;
 mod reverting;
+mod rollouts;
 
 use drover_kernel::{args, sql};
 use drover_tests::TestServer;

@@ -44,11 +44,21 @@ pub fn routes() -> Routes {
     Routes::tagged("channel").get("/channel/{channel}", "task-output-channel", "Stream a task's output.", follow)
 }
 
-/// The absolute address of a channel, on the host that the client used.
-pub(crate) fn address<P: Permission>(call: &Call<P>, channel: &str) -> String {
+/// Where the client finds channels: the host that it used.
+pub(crate) struct Addresses(String);
+
+impl Addresses {
+    /// The absolute address of a channel.
+    pub(crate) fn of(&self, channel: &str) -> String {
+        format!("{}/api/v1/channel/{channel}", self.0)
+    }
+}
+
+/// Where the client of a call finds channels.
+pub(crate) fn addresses<P: Permission>(call: &Call<P>) -> Addresses {
     let scheme = if call.kernel().settings().secure { "wss" } else { "ws" };
     let host = call.client().host.as_deref().unwrap_or("localhost");
-    format!("{scheme}://{host}/api/v1/channel/{channel}")
+    Addresses(format!("{scheme}://{host}"))
 }
 
 /// How the output is wanted.

@@ -4,8 +4,10 @@
 //! due: a wake-up that gets lost is repaired by the sweep. Invariants: every move is one transaction with everything
 //! that belongs to it; nothing waits for the network inside one; an execution is marked as sent before it is sent.
 
+mod expire;
 mod prepare;
 mod results;
+pub(crate) mod rollout;
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,7 +20,6 @@ use drover_shared::Digest;
 use drover_shared::message::ToAgent;
 use drover_shared::order::{Order, Statement, canonical};
 use drover_shared::secret::Secrets;
-use drover_shared::words::ExecutionState as State;
 
 use crate::artifacts::ArtifactStore;
 use crate::executions::rules::Event;
@@ -27,8 +28,8 @@ use crate::link::hub::{Hub, Session};
 use crate::link::keys::Keys;
 use crate::logs::LogStore;
 use crate::source::Sources;
-use crate::tasks::rules::{self, Facts, Next, Outcome, Phase, Role};
-use crate::tasks::store::{self as task_store, Task};
+use crate::tasks::rules::{self, Facts, Next, Outcome, Role};
+use crate::tasks::store::{self as task_store, Execution, Task};
 
 pub(crate) use results::{accepted, finished, lost, rejected};
 
@@ -41,14 +42,8 @@ const SEND_BATCH: i64 = 200;
 /// Interval of the sweep.
 const SWEEP: Duration = Duration::from_secs(1);
 
-/// How long after its deadline a task waits for an agent that is not connected.
-const ABSENT_GRACE: Duration = Duration::from_secs(60);
-
 /// Hosts without an agent that a task's output names at a time.
 const ABSENT_NAMED_MAX: usize = 100;
-
-/// How long after a task's deadline its last hook waits for an agent that is not connected.
-const LAST_HOOK_GRACE: Duration = Duration::from_secs(180);
 
 /// How long an order may stay without an answer before it is sent again.
 const UNANSWERED: Duration = Duration::from_secs(10);
@@ -72,6 +67,8 @@ pub struct Engine {
     preparing: Mutex<HashSet<i64>>,
     /// Tasks that ended and whose log has no end yet, because the disk was full for example.
     unclosed: Mutex<HashSet<(i64, Outcome)>>,
+    /// What the output of tasks was told about their batches, so that it is told once.
+    told: Mutex<HashSet<(i64, i64)>>,
 }
 
 impl Engine {
@@ -86,6 +83,7 @@ impl Engine {
             keys,
             preparing: Mutex::default(),
             unclosed: Mutex::default(),
+            told: Mutex::default(),
         }
     }
 
@@ -115,6 +113,15 @@ pub fn jobs() -> Jobs {
 pub(crate) fn wake(kernel: &Kernel, task_id: i64) {
     let owner = kernel.clone();
     kernel.spawn(async move {
+        report(task_id, advance(&owner, task_id).await);
+    });
+}
+
+/// Adds a line to a task's output and looks after the task.
+pub(crate) fn say_and_wake(kernel: &Kernel, task_id: i64, text: String) {
+    let owner = kernel.clone();
+    kernel.spawn(async move {
+        owner.part::<Engine>().notice(task_id, owner.clock().now(), &text).await;
         report(task_id, advance(&owner, task_id).await);
     });
 }
@@ -156,7 +163,7 @@ pub async fn sweep_once(kernel: &Kernel, full: bool) -> Result<()> {
         let Some(last) = overdue.last() else { break };
         beyond = *last;
         for task_id in overdue {
-            report(task_id, expire(kernel, task_id).await);
+            report(task_id, expire::expire(kernel, task_id).await);
         }
     }
     if full {
@@ -210,8 +217,8 @@ fn report(task_id: i64, outcome: Result<()>) {
 pub(crate) async fn advance(kernel: &Kernel, task_id: i64) -> Result<()> {
     let engine = kernel.part::<Engine>();
     let work = kernel.work();
-    // Phases are few; the bound is for a rule that would not end.
-    for _ in 0..8 {
+    // Phases are few, and a batch that is admitted has something to do; the bound is for a rule that would not end.
+    for _ in 0..16 {
         let mut read = work.read().await?;
         let Some(task) = task_store::find(&mut read, task_id).await? else { return Ok(()) };
         if let Some(outcome) = task.outcome {
@@ -222,27 +229,32 @@ pub(crate) async fn advance(kernel: &Kernel, task_id: i64) -> Result<()> {
             prepare::start(kernel, task);
             return Ok(());
         }
-        let facts = facts(&mut read, &task).await?;
+        let executions = task_store::executions(&mut read, task.id).await?;
         drop(read);
-        if rules::next(&facts) == Next::Stay {
+        if task.cancelled {
+            rollout::pass_on_cancel(&engine, &task, &executions).await;
+        }
+        if rules::next(&facts(&task, &executions)) != Next::Stay {
+            move_on(kernel, &work, &task).await?;
+        } else if !rollout::turn(kernel, &work, &task, &executions).await? {
             return dispatch(kernel, &task).await;
         }
-        move_on(kernel, &work, &task).await?;
     }
     Err(Error::internal(format!("task {task_id} does not come to rest")))
 }
 
-async fn facts(read: &mut drover_kernel::db::Read, task: &Task) -> Result<Facts> {
-    let executions = task_store::executions(read, task.id).await?;
-    Ok(Facts { phase: task.phase, executions: executions.iter().map(|one| (one.role, one.state)).collect() })
+fn facts(task: &Task, executions: &[Execution]) -> Facts {
+    // What a person took out before its turn is neither well done nor failed.
+    let counts = executions.iter().filter(|one| !one.excluded);
+    Facts { phase: task.phase, executions: counts.map(|one| (one.role, one.state)).collect() }
 }
 
 /// Moves the task one phase on, decided anew under the lock.
 async fn move_on(kernel: &Kernel, work: &Work, task: &Task) -> Result<()> {
     let mut tx = work.begin(task.organisation_id).await?;
     let Some(task) = task_store::lock(&mut tx, task.id).await? else { return Ok(()) };
-    let facts = facts(&mut tx, &task).await?;
-    match rules::next(&facts) {
+    let executions = task_store::executions(&mut tx, task.id).await?;
+    match rules::next(&facts(&task, &executions)) {
         Next::Stay => Ok(()),
         Next::Enter(phase) => {
             task_store::enter(&mut tx, &task, phase).await?;
@@ -250,8 +262,13 @@ async fn move_on(kernel: &Kernel, work: &Work, task: &Task) -> Result<()> {
         }
         Next::End(outcome) => {
             end(&mut tx, &task, outcome, None).await?;
+            let said = rollout::take_back(&mut tx, &task, outcome, &executions).await?;
             tx.finish(Audit::none("a task ends by itself")).await?;
-            close_log(&kernel.part::<Engine>(), task.id, outcome).await
+            let engine = kernel.part::<Engine>();
+            if let Some(said) = said {
+                engine.notice(task.id, kernel.clock().now(), &said).await;
+            }
+            close_log(&engine, task.id, outcome).await
         }
     }
 }
@@ -262,23 +279,29 @@ async fn end(tx: &mut Tx, task: &Task, outcome: Outcome, reason: Option<&str>) -
         if execution.state.is_over() {
             continue;
         }
-        let known = Known {
-            id: execution.id,
-            organisation_id: task.organisation_id,
-            task_id: task.id,
-            ordinal: execution.ordinal,
-            instance_id: execution.instance_id,
-            host_id: execution.host_id,
-            host_name: execution.host_name,
-            attempt: execution.attempt,
-            state: execution.state,
-            entry: String::new(),
-        };
         let why = "the task ended before this was started";
-        execution_store::advance(tx, &known, Event::Cancelled, Some(why)).await?;
-        restore_instance(tx, known.instance_id, execution.previous_status.as_deref()).await?;
+        execution_store::advance(tx, &known(task, &execution), Event::Cancelled, Some(why)).await?;
+        restore_instance(tx, execution.instance_id, execution.previous_status.as_deref()).await?;
     }
+    let reason = reason.or(task.stop_reason.as_deref()).filter(|_| outcome == Outcome::Failed);
     task_store::end(tx, task, outcome, reason).await
+}
+
+/// An execution as news of it are taken in.
+fn known(task: &Task, execution: &Execution) -> Known {
+    Known {
+        id: execution.id.clone(),
+        organisation_id: task.organisation_id,
+        task_id: task.id,
+        ordinal: execution.ordinal,
+        instance_id: execution.instance_id,
+        host_id: execution.host_id,
+        host_name: execution.host_name.clone(),
+        attempt: execution.attempt,
+        state: execution.state,
+        entry: String::new(),
+        by_rule: task.rollout.is_some(),
+    }
 }
 
 /// Gives an instance that was not touched the status that it had.
@@ -376,74 +399,6 @@ pub(crate) fn order(kernel: &Kernel, session: &Session, execution: &Sendable) ->
         timeout_ms: u64::try_from(left.max(least)).unwrap_or(1),
     };
     Order::seal(&statement, execution.entry.clone(), |bytes| engine.keys.sign(bytes))
-}
-
-/// Ends what a task whose time has run out still does.
-async fn expire(kernel: &Kernel, task_id: i64) -> Result<()> {
-    let engine = kernel.part::<Engine>();
-    let work = kernel.work();
-    let mut read = work.read().await?;
-    let Some(task) = task_store::find(&mut read, task_id).await? else { return Ok(()) };
-    if task.plan_digest.is_none() {
-        drop(read);
-        let reason = format!("the time of {} s ran out while the source was being fetched", task.timeout_s);
-        return prepare::fail(kernel, &task, &reason).await;
-    }
-    let executions = task_store::executions(&mut read, task_id).await?;
-    drop(read);
-    let now = kernel.clock().now();
-    let late = now >= task.deadline_at.after(ABSENT_GRACE);
-    // The last hook has a time of its own, counted by its agent; here only an agent that never comes is given up.
-    let last = task.phase == Phase::GlobalPost && now >= task.deadline_at.after(LAST_HOOK_GRACE);
-    let due = |role: Role| if role == Role::GlobalPost { last } else { true };
-    // A connected agent that does not end what it was told to end is given up as well, at long last.
-    let hopeless = |role: Role| {
-        let grace = if role == Role::GlobalPost { LAST_HOOK_GRACE * 3 } else { LAST_HOOK_GRACE };
-        now >= task.deadline_at.after(grace)
-    };
-    let mut moved = false;
-    for execution in executions.into_iter().filter(|one| !one.state.is_over() && due(one.role)) {
-        let session = engine.hub.find(execution.host_id);
-        let known = Known {
-            id: execution.id,
-            organisation_id: task.organisation_id,
-            task_id,
-            ordinal: execution.ordinal,
-            instance_id: execution.instance_id,
-            host_id: execution.host_id,
-            host_name: execution.host_name,
-            attempt: execution.attempt,
-            state: execution.state,
-            entry: String::new(),
-        };
-        let (event, reason) = match (execution.state, session) {
-            (State::Queued, session) if session.is_none() || execution.role != Role::GlobalPost => {
-                (Event::TimedOut, "the time ran out before this was started")
-            }
-            (_, Some(session)) if !hopeless(execution.role) => {
-                if execution.role != Role::GlobalPost {
-                    session.cancel_late(&known, late).await;
-                }
-                continue;
-            }
-            (_, None) if late => {
-                (Event::Lost, "the time ran out and the host's agent is not connected to say how it ended")
-            }
-            (_, Some(_)) => (Event::Lost, "the time ran out and the host's agent does not say how it ended"),
-            (_, None) => continue,
-        };
-        let mut tx = work.begin(task.organisation_id).await?;
-        if execution_store::advance(&mut tx, &known, event, Some(reason)).await? {
-            if event == Event::TimedOut {
-                restore_instance(&mut tx, known.instance_id, execution.previous_status.as_deref()).await?;
-            } else {
-                results::stop_instance(&mut tx, known.instance_id).await?;
-            }
-            tx.finish(Audit::none("the time ran out")).await?;
-            moved = true;
-        }
-    }
-    if moved || task.phase == Phase::GlobalPost { advance(kernel, task_id).await } else { Ok(()) }
 }
 
 /// Plan digest and entries in the form that is stored.

@@ -1,12 +1,12 @@
 //! Taking in what agents say of executions.
 
 use drover_inventory::instances::rules::InstanceStatus;
-use drover_inventory::instances::store::finish_change;
+use drover_inventory::instances::store::{begin_change, finish_change};
 use drover_kernel::{Audit, Kernel, Result, Tx};
 use drover_shared::message::Finished;
 use drover_shared::words::{ExecutionState as State, Word as _};
 
-use super::{Engine, TOPIC, wake};
+use super::{TOPIC, rollout, say_and_wake, wake};
 use crate::executions::rules::{Event, reported};
 use crate::executions::store::{self as store, Known};
 use crate::link::hub::Session;
@@ -33,6 +33,7 @@ async fn find(kernel: &Kernel, session: &Session, id: &str, attempt: i64) -> Res
 pub(crate) async fn rejected(kernel: &Kernel, session: &Session, id: &str, attempt: i64, reason: &str) -> Result<()> {
     let Some(known) = find(kernel, session, id, attempt).await? else { return Ok(()) };
     let mut tx = kernel.work().begin(known.organisation_id).await?;
+    rollout::lock(&mut tx, &known).await?;
     let reason = format!("the agent refused: {reason}");
     if !store::advance(&mut tx, &known, Event::Rejected, Some(&reason)).await? {
         return Ok(());
@@ -45,6 +46,7 @@ pub(crate) async fn rejected(kernel: &Kernel, session: &Session, id: &str, attem
 pub(crate) async fn lost(kernel: &Kernel, session: &Session, id: &str, attempt: i64, reason: &str) -> Result<()> {
     let Some(known) = find(kernel, session, id, attempt).await? else { return Ok(()) };
     let mut tx = kernel.work().begin(known.organisation_id).await?;
+    rollout::lock(&mut tx, &known).await?;
     if !store::advance(&mut tx, &known, Event::Lost, Some(reason)).await? {
         return Ok(());
     }
@@ -66,6 +68,7 @@ pub(crate) async fn finished(kernel: &Kernel, session: &Session, news: &Finished
     let Some(known) = find(kernel, session, &news.execution_id, i64::from(news.attempt)).await? else { return Ok(()) };
     let Some(event) = reported(news.state) else { return Ok(()) };
     let mut tx = kernel.work().begin(known.organisation_id).await?;
+    rollout::lock(&mut tx, &known).await?;
     if !store::advance(&mut tx, &known, event, news.reason.as_deref()).await? {
         return Ok(());
     }
@@ -73,13 +76,18 @@ pub(crate) async fn finished(kernel: &Kernel, session: &Session, news: &Finished
     let late = known.state == State::Lost;
     if let Some(instance_id) = known.instance_id {
         // Whoever changed the instance since then knows better.
-        if !(late && store::has_later_task(&mut tx, instance_id, known.task_id).await?) {
+        let outdated = late && store::has_later_task(&mut tx, instance_id, known.task_id).await?;
+        if late && !outdated {
+            begin_change(&mut tx, &[instance_id], InstanceStatus::Updating).await?;
+        }
+        if !outdated {
             settle_instance(&mut tx, instance_id, &known, news).await?;
         }
     }
     if late {
         let text = format!("{}: came back after it was given up as lost: {}", known.host_name, news.state.as_str());
-        tx.after_commit(move |kernel| say_late(kernel, known.task_id, text));
+        let task_id = known.task_id;
+        tx.after_commit(move |kernel| say_and_wake(kernel, task_id, text));
     }
     ended(tx, &known).await
 }
@@ -99,15 +107,6 @@ async fn settle_instance(tx: &mut Tx, instance_id: i64, known: &Known, news: &Fi
     finish_change(tx, instance_id, status, version.as_deref()).await
 }
 
-/// Tells the viewers of a task what became of a lost execution.
-fn say_late(kernel: &Kernel, task_id: i64, text: String) {
-    let owner = kernel.clone();
-    kernel.spawn(async move {
-        let engine = owner.part::<Engine>();
-        engine.notice(task_id, owner.clock().now(), &text).await;
-    });
-}
-
 fn entry_version(entry: &str) -> Option<String> {
     serde_json::from_str::<drover_shared::order::Entry>(entry).ok().map(|entry| entry.version)
 }
@@ -115,6 +114,7 @@ fn entry_version(entry: &str) -> Option<String> {
 /// Commits the end of an execution and has its task looked after.
 async fn ended(mut tx: Tx, known: &Known) -> Result<()> {
     let task_id = known.task_id;
+    rollout::settle(&mut tx, known).await?;
     tx.enqueue(TOPIC, &task_id.to_string()).await?;
     tx.after_commit(move |kernel| wake(kernel, task_id));
     tx.finish(Audit::none("an execution ended")).await

@@ -41,6 +41,8 @@ row! {
         pub attempt: i64,
         pub state: State,
         pub entry: String,
+        /// Whether its task goes by a rollout rule, which has to hear of it.
+        pub by_rule: bool,
     }
 }
 
@@ -50,7 +52,7 @@ pub(crate) async fn queued_for_host(read: &mut Read, host_id: i64, limit: i64) -
         "SELECT e.id, e.organisation_id, e.task_id, e.ordinal, e.attempt, e.state, e.host_id, e.host_name, e.role, \
          e.entry, e.entry_digest, t.plan_digest, t.deadline_at, t.created_at FROM executions e \
          JOIN tasks t ON t.id = e.task_id WHERE e.host_id = $1 AND e.state = 'queued' AND t.plan_digest IS NOT NULL \
-         AND t.phase = CASE e.role WHEN 'instance' THEN 'instances' ELSE e.role END ORDER BY e.id LIMIT $2"
+         AND e.batch <= t.batch_admitted AND t.held_by IS NULL AND t.phase = CASE e.role WHEN 'instance' THEN 'instances' ELSE e.role END ORDER BY e.id LIMIT $2"
     );
     Ok(read.all(sql, args![host_id, limit]).await?)
 }
@@ -68,7 +70,7 @@ pub(crate) async fn hosts_waiting(read: &mut Read, task_id: i64) -> Result<Vec<W
     let sql = sql!(
         "SELECT DISTINCT e.host_id, e.host_name FROM executions e JOIN tasks t ON t.id = e.task_id WHERE e.task_id = $1 \
          AND e.state = 'queued' AND t.plan_digest IS NOT NULL \
-         AND t.phase = CASE e.role WHEN 'instance' THEN 'instances' ELSE e.role END"
+         AND e.batch <= t.batch_admitted AND t.held_by IS NULL AND t.phase = CASE e.role WHEN 'instance' THEN 'instances' ELSE e.role END"
     );
     Ok(read.all(sql, args![task_id]).await?)
 }
@@ -96,8 +98,9 @@ pub(crate) async fn unanswered(read: &mut Read, before: Time) -> Result<Vec<Send
 /// An execution of a host.
 pub(crate) async fn find(read: &mut Read, host_id: i64, id: &str) -> Result<Option<Known>> {
     let sql = sql!(
-        "SELECT id, organisation_id, task_id, ordinal, instance_id, host_id, host_name, attempt, state, entry \
-         FROM executions WHERE host_id = $1 AND id = $2"
+        "SELECT e.id, e.organisation_id, e.task_id, e.ordinal, e.instance_id, e.host_id, e.host_name, e.attempt, e.state, \
+         e.entry, t.rollout IS NOT NULL AS by_rule FROM executions e JOIN tasks t ON t.id = e.task_id \
+         WHERE e.host_id = $1 AND e.id = $2"
     );
     Ok(read.opt(sql, args![host_id, id]).await?)
 }

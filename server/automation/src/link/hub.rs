@@ -60,16 +60,16 @@ impl Session {
         }
     }
 
-    /// Reminds the agent of an execution whose time ran out long ago; its supervisor counts the time by itself.
-    pub(crate) async fn cancel_late(&self, execution: &Known, late: bool) {
-        if !late || !lock(&self.cancelled).insert(execution.id.clone()) {
+    /// Tells the agent to end an execution, once in a session: what it was told it does.
+    pub(crate) async fn cancel(&self, execution: &Known, reason: &str, timed_out: bool) {
+        if !lock(&self.cancelled).insert(execution.id.clone()) {
             return;
         }
         let message = ToAgent::Cancel {
             execution_id: execution.id.clone(),
             attempt: u32::try_from(execution.attempt).unwrap_or(u32::MAX),
-            reason: "the time ran out".to_owned(),
-            timed_out: true,
+            reason: reason.to_owned(),
+            timed_out,
         };
         self.send(message).await;
     }

@@ -214,6 +214,9 @@ pub enum SourceError {
 /// Told what is being done, in lines for people. Must not block.
 pub type Progress<'a> = &'a (dyn Fn(String) + Send + Sync);
 
+/// Time for finding a commit while somebody waits for the answer.
+const RESOLVE_TIME_MAX: Duration = Duration::from_secs(60);
+
 /// All sources of this server.
 #[derive(Debug, Clone)]
 pub struct Sources {
@@ -287,6 +290,25 @@ impl Sources {
             files: packed.files,
             notices: packed.notices,
         })
+    }
+
+    /// Finds the commit that a source is at now, without packing anything.
+    ///
+    /// # Errors
+    /// See [`SourceError`].
+    pub async fn resolve(&self, source: &GitSource, credential: Option<&Credential>) -> Result<String, SourceError> {
+        check::check(source)?;
+        check::path(source.path.as_deref())?;
+        self.check_place(source)?;
+        let key = Digest::of(source.url.as_bytes());
+        let turn = self.turn(key);
+        let busy = |_| SourceError::Busy { url: source.url.clone() };
+        let _turn = timeout(self.limits.wait_max.min(RESOLVE_TIME_MAX), turn.lock()).await.map_err(busy)?;
+        let until = Instant::now() + self.limits.time_max.min(RESOLVE_TIME_MAX);
+        let git = Git::new(&self.folder, &source.url, credential, until);
+        let mirror = Mirror { git: &git, folder: self.folder.join(format!("{key}.git")) };
+        mirror.update(source).await?;
+        Ok(mirror.resolve(source).await?.commit)
     }
 
     /// Refuses repositories among the server's own files: they belong to other applications.

@@ -1,13 +1,20 @@
 //! Making a task: everything is read, checked and rendered first, then stored in one transaction.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use drover_inventory::instances;
+use drover_kernel::db::Read;
 use drover_kernel::fields::{Many, Number, Reference};
-use drover_kernel::{Audit, AuditEntry, AuditList, Call, Error, Reply, Result};
+use drover_kernel::{Audit, AuditEntry, AuditList, Call, Error, Reply, Result, Tx};
 use drover_shared::order::{Entry, canonical};
 use drover_shared::words::{Action, Word as _};
+use schemars::JsonSchema;
+use serde::Serialize;
 
+use super::follow_up::Made;
+use super::preview::{self, Preview};
+use super::rollout::Rollout;
 use super::store::{self, NewExecution, NewTask, Source};
 use super::view::SubTaskReceipt;
 use super::{Run, plan};
@@ -24,6 +31,7 @@ pub(super) struct Wanted {
     pub version: Option<String>,
     pub source: Option<String>,
     pub timeout_s: Option<i64>,
+    pub rollout: Option<Rollout>,
 }
 
 pub(super) fn wanted_instances(references: &Many<Reference>) -> Result<Vec<i64>> {
@@ -45,41 +53,53 @@ pub(super) fn wanted_timeout(timeout: Option<Number>) -> Result<Option<i64>> {
     }
 }
 
-/// What a plan was made from, and the plan.
-struct Planned {
-    deploy_task: DeployTask,
-    drafts: Vec<plan::Draft>,
-    version: String,
-    source: Option<Source>,
+/// What a plan is made from.
+pub(super) struct Gathered {
+    pub input: plan::Input,
+    /// Releases that instances have now, if the rollout is to take back what it changes.
+    kept: Vec<store::KeptRelease>,
+    pub source: Option<Source>,
     timeout_s: i64,
-    keep_backups: i64,
 }
 
-/// Reads everything that the plan needs, checks it and renders. Nothing is written.
-async fn prepare(call: &Call<Run>, deploy_task_id: i64, wanted: &Wanted) -> Result<Planned> {
-    let mut read = call.read().await?;
-    let deploy_task = deploy_store::load(&mut read, call.organisation_id(), deploy_task_id).await?;
-    deploy_rules::step(deploy_task.status, deploy_rules::Event::MakeSubTask, deploy_rules::Facts::default())?;
+/// A plan, and what it was made from.
+pub(super) struct Planned {
+    pub input: plan::Input,
+    pub drafts: Vec<plan::Draft>,
+    /// What takes an instance back, if the rollout is to do so.
+    pub reverts: BTreeMap<i64, Entry>,
+    pub source: Option<Source>,
+    pub timeout_s: i64,
+}
+
+/// Reads everything that the plan needs, and checks it. Nothing is written.
+pub(super) async fn gather(
+    read: &mut Read,
+    deploy_task: DeployTask,
+    creator: &str,
+    wanted: &Wanted,
+) -> Result<Gathered> {
     let application_id = deploy_task.application_id;
-    let settings = store::settings(&mut read, application_id).await?.filter(|settings| settings.enabled);
+    let settings = store::settings(read, application_id).await?.filter(|settings| settings.enabled);
     let settings =
         settings.ok_or_else(|| Error::conflict("the deploy settings of this application are not enabled"))?;
-    let targets = store::targets(&mut read, application_id, &wanted.instances).await?;
+    let targets = store::targets(read, application_id, &wanted.instances).await?;
     if let Some(missing) = wanted.instances.iter().find(|id| !targets.iter().any(|target| target.instance_id == **id)) {
         return Err(Error::invalid("instances", format!("{missing} is no instance of this application")));
     }
-    let application = store::application(&mut read, application_id).await?;
-    let hooks = store::hooks(&mut read, application_id).await?;
-    let addresses = store::addresses(&mut read, targets.iter().map(|target| target.host_id).collect()).await?;
+    let application = store::application(read, application_id).await?;
+    let hooks = store::hooks(read, application_id).await?;
+    let addresses = store::addresses(read, targets.iter().map(|target| target.host_id).collect()).await?;
     let version = wanted.version.clone().unwrap_or_else(|| deploy_task.version.clone());
+    let takes_back = wanted.rollout.as_ref().is_some_and(|rollout| rollout.auto_revert);
+    let mut kept = Vec::new();
+    if wanted.action == Action::Revert || takes_back {
+        kept = store::kept_releases(read, &wanted.instances).await?;
+    }
     let releases = match wanted.action {
         Action::Upgrade => vec![],
-        Action::Revert => {
-            let kept = store::kept_releases(&mut read, &wanted.instances).await?;
-            releases_to_return_to(kept, &targets, &version)?
-        }
+        Action::Revert => releases_to_return_to(&kept, &targets, &version)?,
     };
-    drop(read);
     let source_path = wanted.source.clone().unwrap_or_else(|| deploy_task.package_source.clone());
     let source = match (&settings.repository_url, wanted.action) {
         (Some(url), Action::Upgrade) => Some(Source {
@@ -94,7 +114,12 @@ async fn prepare(call: &Call<Run>, deploy_task_id: i64, wanted: &Wanted) -> Resu
     if moves_files && settings.deploy_path.is_none() && application.directory.is_empty() {
         return Err(Error::conflict("the deploy settings have no deploy_path: there is no place for the files"));
     }
-    let creator = call.caller()?.username.clone();
+    if takes_back && source.is_none() {
+        return Err(Error::invalid(
+            "rollout.auto_revert",
+            "this sub-task installs no release that could be taken back",
+        ));
+    }
     let timeout_s =
         wanted.timeout_s.unwrap_or(if settings.timeout_s > 0 { settings.timeout_s } else { TIMEOUT_S_DEFAULT });
     let everyone = plan::everyone(&targets);
@@ -102,7 +127,7 @@ async fn prepare(call: &Call<Run>, deploy_task_id: i64, wanted: &Wanted) -> Resu
         action: wanted.action,
         version,
         source_path,
-        creator,
+        creator: creator.to_owned(),
         deploy_task,
         application,
         settings,
@@ -111,17 +136,27 @@ async fn prepare(call: &Call<Run>, deploy_task_id: i64, wanted: &Wanted) -> Resu
         everyone,
         addresses,
         releases,
+        rollout: wanted.rollout.clone(),
     };
-    // Rendering for many targets takes a processor for a while: requests beside it do not wait.
-    let rendering = tokio::task::spawn_blocking(move || plan::draft(&input).map(|drafts| (input, drafts)));
-    let (input, drafts) = rendering.await.map_err(Error::internal)??;
-    let plan::Input { deploy_task, version, settings, .. } = input;
-    Ok(Planned { deploy_task, drafts, version, source, timeout_s, keep_backups: settings.keep_backups })
+    Ok(Gathered { input, kept, source, timeout_s })
+}
+
+/// Renders the plan, on a thread of its own: for many targets it takes a processor for a while, and requests beside it
+/// do not wait.
+pub(super) async fn render(gathered: Gathered) -> Result<Planned> {
+    let Gathered { input, kept, source, timeout_s } = gathered;
+    let rendering = tokio::task::spawn_blocking(move || {
+        let drafts = plan::draft(&input)?;
+        let takes_back = input.rollout.as_ref().is_some_and(|rollout| rollout.auto_revert);
+        let reverts = if takes_back { plan::draft_reverts(&input, kept)? } else { BTreeMap::new() };
+        Ok::<_, Error>(Planned { input, drafts, reverts, source, timeout_s })
+    });
+    rendering.await.map_err(Error::internal)?
 }
 
 /// The kept release of every target that has this version, the newest if there are several.
 fn releases_to_return_to(
-    kept: Vec<store::KeptRelease>,
+    kept: &[store::KeptRelease],
     targets: &[store::Target],
     version: &str,
 ) -> Result<Vec<store::KeptRelease>> {
@@ -146,69 +181,101 @@ fn releases_to_return_to(
     Ok(chosen)
 }
 
-pub(super) async fn create(call: Call<Run>, deploy_task_id: i64, wanted: Wanted) -> Result<Reply<SubTaskReceipt>> {
-    let planned = prepare(&call, deploy_task_id, &wanted).await?;
-    let caller = call.caller()?;
-    let creator = caller.username.clone();
-    let channel = random_secret().map_err(Error::internal)?;
-    let address = channel::address(&call, &channel);
+/// What asking for a sub-task gives.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(untagged)]
+pub(super) enum Asked {
+    /// It was made.
+    Made(SubTaskReceipt),
+    /// Its plan, when only that was asked for.
+    Planned(Box<Preview>),
+}
+
+/// Shows what a sub-task would do.
+pub(super) async fn look(call: Call<Run>, deploy_task_id: i64, wanted: Wanted) -> Result<Reply<Asked>> {
+    let creator = call.caller()?.username.clone();
+    let mut read = call.read().await?;
+    let deploy_task = deploy_store::load(&mut read, call.organisation_id(), deploy_task_id).await?;
+    let gathered = gather(&mut read, deploy_task, &creator, &wanted).await?;
+    drop(read);
+    let planned = render(gathered).await?;
+    let commit = preview::commit(call.kernel(), planned.source.as_ref()).await?;
+    let preview = preview::preview(&mut call.read().await?, planned, commit).await?;
+    Ok(Reply::new(Asked::Planned(Box::new(preview))))
+}
+
+pub(super) async fn create(call: Call<Run>, deploy_task_id: i64, wanted: Wanted) -> Result<Reply<Asked>> {
+    let creator = call.caller()?.username.clone();
+    let mut read = call.read().await?;
+    let deploy_task = deploy_store::load(&mut read, call.organisation_id(), deploy_task_id).await?;
+    deploy_rules::step(deploy_task.status, deploy_rules::Event::MakeSubTask, deploy_rules::Facts::default())?;
+    let gathered = gather(&mut read, deploy_task, &creator, &wanted).await?;
+    drop(read);
+    let planned = render(gathered).await?;
+    let addresses = channel::addresses(&call);
+    let (action, instances) = (wanted.action, wanted.instances.len());
+    let version = planned.input.version.clone();
     let mut tx = call.begin().await?;
-    deploy_store::lock(&mut tx, &planned.deploy_task).await?;
-    let busy = match wanted.action {
+    deploy_store::lock(&mut tx, &planned.input.deploy_task).await?;
+    let made = store_planned(&mut tx, planned).await?;
+    let entry = AuditEntry::new(AuditList::General, action.as_str(), "task", made.task_id, version)
+        .detail(format!("deploy task {deploy_task_id}, {instances} instances"));
+    let receipt = SubTaskReceipt { task_id: made.task_id.to_string(), task_output: addresses.of(&made.channel) };
+    tx.commit(Audit::of(entry), Asked::Made(receipt)).await
+}
+
+/// Stores a plan as a task, marks its instances as busy and wakes the engine.
+pub(super) async fn store_planned(tx: &mut Tx, planned: Planned) -> Result<Made> {
+    let Planned { input, drafts, reverts, source, timeout_s } = planned;
+    let channel = random_secret().map_err(Error::internal)?;
+    let instances: Vec<i64> = input.targets.iter().map(|target| target.instance_id).collect();
+    let busy = match input.action {
         Action::Upgrade => instances::rules::InstanceStatus::Updating,
         Action::Revert => instances::rules::InstanceStatus::Reverting,
     };
     // Read under the change's own lock: this is what they go back to if nothing happens to them.
-    let before = store::instance_statuses(&mut tx, &wanted.instances).await?;
-    instances::store::begin_change(&mut tx, &wanted.instances, busy).await?;
-    let allowed = Duration::from_secs(u64::try_from(planned.timeout_s).unwrap_or(1));
+    let before = store::instance_statuses(tx, &instances).await?;
+    instances::store::begin_change(tx, &instances, busy).await?;
+    let allowed = Duration::from_secs(u64::try_from(timeout_s).unwrap_or(1));
     let new = NewTask {
-        deploy_task_id,
-        application_id: planned.deploy_task.application_id,
-        kind: wanted.action,
+        deploy_task_id: input.deploy_task.id,
+        application_id: input.deploy_task.application_id,
+        kind: input.action,
         channel: &channel,
-        version: &planned.version,
-        update_source: planned.source.as_ref().map(|source| source.path.as_str()),
-        timeout_s: planned.timeout_s,
-        keep_backups: planned.keep_backups,
-        source: planned.source.as_ref(),
-        creator: &creator,
+        version: &input.version,
+        update_source: source.as_ref().map(|source| source.path.as_str()),
+        timeout_s,
+        keep_backups: input.settings.keep_backups,
+        source: source.as_ref(),
+        creator: &input.creator,
         deadline_at: tx.now().after(allowed),
+        rollout: input.rollout.as_ref(),
+        origin: None,
     };
-    let task_id = store::insert_task(&mut tx, &new).await?;
-    let entries: Vec<Entry> = planned
-        .drafts
-        .iter()
-        .map(|draft| plan::complete(draft.entry.clone(), task_id, None, planned.keep_backups))
-        .collect();
-    let executions: Vec<NewExecution> = planned
-        .drafts
-        .into_iter()
-        .zip(&entries)
-        .map(|(draft, entry)| NewExecution {
-            id: uuid::Uuid::now_v7().to_string(),
-            ordinal: draft.ordinal,
-            role: draft.role,
-            instance_id: draft.instance_id,
-            host_id: draft.host_id,
-            host_name: draft.host_name,
-            previous_status: draft
-                .instance_id
-                .and_then(|id| before.iter().find(|(instance, _)| *instance == id))
-                .map(|(_, status)| status.clone()),
-            entry: canonical(entry),
-        })
-        .collect();
-    store::insert_executions(&mut tx, task_id, &executions).await?;
-    if planned.source.is_none() {
+    let task_id = store::insert_task(tx, &new).await?;
+    let previous =
+        |id: Option<i64>| before.iter().find(|(instance, _)| Some(*instance) == id).map(|(_, status)| status.clone());
+    let execution = |draft: plan::Draft| NewExecution {
+        id: uuid::Uuid::now_v7().to_string(),
+        ordinal: draft.ordinal,
+        role: draft.role,
+        instance_id: draft.instance_id,
+        host_id: draft.host_id,
+        host_name: draft.host_name,
+        previous_status: previous(draft.instance_id),
+        entry: canonical(&plan::complete(draft.entry, task_id, None, input.settings.keep_backups)),
+        batch: draft.batch,
+        revert_entry: draft.instance_id.and_then(|id| reverts.get(&id)).map(canonical),
+    };
+    let executions: Vec<NewExecution> = drafts.into_iter().map(execution).collect();
+    store::insert_executions(tx, task_id, &executions).await?;
+    if source.is_none() {
         // Nothing is to be fetched: the plan is complete as it is.
         let entries: Vec<String> = executions.iter().map(|execution| execution.entry.clone()).collect();
-        let digest = plan::digest(task_id, wanted.action, &planned.version, None, &entries);
-        store::complete_plan(&mut tx, task_id, digest, None, None).await?;
+        let digest = plan::digest(task_id, input.action, &input.version, None, &entries);
+        store::complete_plan(tx, task_id, digest, None, None).await?;
     }
     tx.enqueue(crate::engine::TOPIC, &task_id.to_string()).await?;
     tx.after_commit(move |kernel| crate::engine::wake(kernel, task_id));
-    let entry = AuditEntry::new(AuditList::General, wanted.action.as_str(), "task", task_id, planned.version)
-        .detail(format!("deploy task {deploy_task_id}, {} instances", wanted.instances.len()));
-    tx.commit(Audit::of(entry), SubTaskReceipt { task_id: task_id.to_string(), task_output: address }).await
+    Ok(Made { task_id, channel })
 }

@@ -3,22 +3,28 @@
 //! Making one renders the whole plan, marks its instances as busy and wakes the engine, in one transaction. Invariants:
 //! an instance is in one running task at a time; what runs is what was rendered when the task was made.
 
+mod control;
 mod create;
+pub(crate) mod follow_up;
+pub mod health;
 pub(crate) mod plan;
+pub(crate) mod preview;
+pub mod rollout;
 pub mod rules;
 pub(crate) mod store;
 mod view;
 
 use drover_kernel::db::Condition;
-use drover_kernel::fields::{Line, Many, Name, Number, Reference};
+use drover_kernel::fields::{Flag, Line, Many, Name, Number, Reference};
 use drover_kernel::resources::{ResourceKind, Resources};
 use drover_kernel::{Body, Call, Error, Page, Paging, Path, Query, Reply, Result, Routes, permission, sql, when};
 use drover_shared::words::Action;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use self::create::{Wanted, create, wanted_instances, wanted_timeout};
-use self::view::{Status, SubTaskReceipt, shown, with_executions};
+use self::create::{Asked, Wanted, create, look, wanted_instances, wanted_timeout};
+use self::rollout::Rollout;
+use self::view::{Status, shown, with_executions};
 use crate::engine::Engine;
 
 pub use self::view::SubTaskOut;
@@ -37,7 +43,7 @@ pub fn routes() -> Routes {
     let upgrades = "/applications/deploy-tasks/{id}/sub-upgrade-tasks/";
     let reverts = "/applications/deploy-tasks/{id}/sub-revert-tasks/";
     let one = |base: &str| format!("{base}{{task_id}}/");
-    Routes::tagged("deploy-tasks")
+    let routes = Routes::tagged("deploy-tasks")
         .get(upgrades, "deploy-task-sub-upgrade-list", "List the batch updates of a deploy task.", list_upgrades)
         .post(
             upgrades,
@@ -48,7 +54,8 @@ pub fn routes() -> Routes {
         .get(&one(upgrades), "deploy-task-sub-upgrade-detail", "Read one of the batch updates.", read_upgrade)
         .get(reverts, "deploy-task-sub-revert-list", "List the batch reverts of a deploy task.", list_reverts)
         .post(reverts, "deploy-task-sub-revert-create", "Take a batch of instances back to an earlier version.", revert)
-        .get(&one(reverts), "deploy-task-sub-revert-detail", "Read one of the batch reverts.", read_revert)
+        .get(&one(reverts), "deploy-task-sub-revert-detail", "Read one of the batch reverts.", read_revert);
+    control::with_actions(routes, upgrades, reverts)
 }
 
 /// A channel stands for the application of its task.
@@ -128,6 +135,14 @@ async fn detail(call: Call<ReadSubTask>, (deploy_task_id, id): (i64, i64), kind:
     Ok(Reply::new(shown(&call, task, executions).with_output(output)))
 }
 
+/// How a sub-task is asked for.
+#[derive(Deserialize, JsonSchema)]
+struct Manner {
+    /// Whether to show the plan in place of carrying it out; nothing is stored then.
+    #[serde(default)]
+    dry_run: Option<Flag>,
+}
+
 /// A batch of updates.
 #[derive(Deserialize, JsonSchema)]
 struct UpgradeNew {
@@ -142,6 +157,9 @@ struct UpgradeNew {
     /// Seconds this sub-task may take; the settings' when left out.
     #[serde(default)]
     timeout: Option<Number>,
+    /// How to go from instance to instance; all at once when left out. The time allowed then counts for each batch.
+    #[serde(default)]
+    rollout: Option<Rollout>,
 }
 
 /// A batch of reverts.
@@ -154,9 +172,21 @@ struct RevertNew {
     /// Seconds this sub-task may take; the settings' when left out.
     #[serde(default)]
     timeout: Option<Number>,
+    /// How to go from instance to instance; all at once when left out. The time allowed then counts for each batch.
+    #[serde(default)]
+    rollout: Option<Rollout>,
 }
 
-async fn upgrade(call: Call<Run>, id: Path<i64>, body: Body<UpgradeNew>) -> Result<Reply<SubTaskReceipt>> {
+fn checked(rollout: Option<Rollout>) -> Result<Option<Rollout>> {
+    rollout.map(|rollout| rollout.check().map(|()| rollout)).transpose()
+}
+
+async fn upgrade(
+    call: Call<Run>,
+    id: Path<i64>,
+    manner: Query<Manner>,
+    body: Body<UpgradeNew>,
+) -> Result<Reply<Asked>> {
     let new = body.0;
     let wanted = Wanted {
         action: Action::Upgrade,
@@ -164,11 +194,13 @@ async fn upgrade(call: Call<Run>, id: Path<i64>, body: Body<UpgradeNew>) -> Resu
         version: new.version.map(|version| version.required("version")).transpose()?,
         source: new.update_source.map(|path| path.0),
         timeout_s: wanted_timeout(new.timeout)?,
+        rollout: checked(new.rollout)?,
     };
-    create(call, id.0, wanted).await
+    let dry_run = manner.0.dry_run.is_some_and(|flag| flag.0);
+    if dry_run { look(call, id.0, wanted).await } else { create(call, id.0, wanted).await }
 }
 
-async fn revert(call: Call<Run>, id: Path<i64>, body: Body<RevertNew>) -> Result<Reply<SubTaskReceipt>> {
+async fn revert(call: Call<Run>, id: Path<i64>, manner: Query<Manner>, body: Body<RevertNew>) -> Result<Reply<Asked>> {
     let new = body.0;
     let wanted = Wanted {
         action: Action::Revert,
@@ -176,6 +208,8 @@ async fn revert(call: Call<Run>, id: Path<i64>, body: Body<RevertNew>) -> Result
         version: Some(new.version.required("version")?),
         source: None,
         timeout_s: wanted_timeout(new.timeout)?,
+        rollout: checked(new.rollout)?,
     };
-    create(call, id.0, wanted).await
+    let dry_run = manner.0.dry_run.is_some_and(|flag| flag.0);
+    if dry_run { look(call, id.0, wanted).await } else { create(call, id.0, wanted).await }
 }

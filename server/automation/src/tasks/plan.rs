@@ -11,6 +11,8 @@ use drover_shared::limits::{KILL_GRACE_MS_DEFAULT, OUTPUT_BYTES_MAX_DEFAULT};
 use drover_shared::order::{Entry, Step, canonical};
 use drover_shared::words::Action;
 
+use super::health::Health;
+use super::rollout::Rollout;
 use super::rules::Role;
 use super::store::{Application, Hook, KeptRelease, Settings, Target};
 use crate::deploys::store::DeployTask;
@@ -20,6 +22,7 @@ use crate::render;
 const ORDER_BYTES_MAX: usize = drover_shared::limits::CONTROL_BYTES_MAX - 64 * 1024;
 
 /// Everything that a plan is made from.
+#[derive(Clone)]
 pub(crate) struct Input {
     pub action: Action,
     pub version: String,
@@ -37,6 +40,8 @@ pub(crate) struct Input {
     pub addresses: Vec<(i64, String)>,
     /// For a revert: the release that each instance goes back to.
     pub releases: Vec<KeptRelease>,
+    /// How the task goes from instance to instance.
+    pub rollout: Option<Rollout>,
 }
 
 /// A target's part before the artifact is known.
@@ -47,6 +52,8 @@ pub(crate) struct Draft {
     pub instance_id: Option<i64>,
     pub host_id: i64,
     pub host_name: String,
+    /// When its turn comes.
+    pub batch: i64,
     pub entry: Entry,
 }
 
@@ -64,8 +71,10 @@ pub(crate) fn draft(input: &Input) -> Result<Vec<Draft>> {
     if let Some(hook) = find(input, "global_pre_exec") {
         drafts.push(global(input, Role::GlobalPre, hook, first)?);
     }
-    for target in &input.targets {
-        drafts.push(instance(input, target)?);
+    let batches = input.rollout.as_ref().map(|rollout| rollout.batches(input.targets.len())).unwrap_or_default();
+    for (index, target) in input.targets.iter().enumerate() {
+        let batch = batches.get(index).copied().unwrap_or(0);
+        drafts.push(Draft { batch, ..instance(input, target)? });
     }
     if let Some(hook) = find(input, "global_post_exec") {
         drafts.push(global(input, Role::GlobalPost, hook, first)?);
@@ -75,6 +84,28 @@ pub(crate) fn draft(input: &Input) -> Result<Vec<Draft>> {
         draft.ordinal = ordinal;
     }
     Ok(drafts)
+}
+
+/// What takes each instance back to the release that it has now. Rendered with the update, so that what runs in an
+/// emergency was seen before.
+pub(crate) fn draft_reverts(input: &Input, kept: Vec<KeptRelease>) -> Result<BTreeMap<i64, Entry>> {
+    let mut reverts = BTreeMap::new();
+    for release in kept.into_iter().filter(|release| release.is_current) {
+        let Some(target) = input.targets.iter().find(|target| target.instance_id == release.instance_id) else {
+            continue;
+        };
+        let back = Input {
+            action: Action::Revert,
+            version: release.version.clone(),
+            releases: vec![release],
+            rollout: input.rollout.clone(),
+            ..input.clone()
+        };
+        let entry = instance(&back, target)?.entry;
+        check_size(&entry)?;
+        reverts.insert(target.instance_id, entry);
+    }
+    Ok(reverts)
 }
 
 /// An order travels as text within text; one that is too long for the link would never arrive.
@@ -103,6 +134,7 @@ fn global(input: &Input, role: Role, hook: &Hook, target: &Target) -> Result<Dra
         instance_id: None,
         host_id: target.host_id,
         host_name: target.host_name.clone(),
+        batch: 0,
         entry,
     })
 }
@@ -125,12 +157,16 @@ fn instance(input: &Input, target: &Target) -> Result<Draft> {
             entry.steps.push(Step::Switch { release: release.release_name.clone() });
         }
     }
+    if let Some(health) = input.rollout.as_ref().and_then(|rollout| rollout.health.as_ref()) {
+        entry.steps.push(health_step(input, target, health, path)?);
+    }
     Ok(Draft {
         role: Role::Instance,
         ordinal: 0,
         instance_id: Some(target.instance_id),
         host_id: target.host_id,
         host_name: target.host_name.clone(),
+        batch: 0,
         entry,
     })
 }
@@ -171,6 +207,25 @@ fn script(input: &Input, hook: &Hook, target: &Target, deploy_path: Option<&str>
     let content = render::render(&hook.script, &hook.content, &context, &render::Limits::default())
         .map_err(|error| Error::invalid(format!("lifecycle_hooks.{}.script", hook.hook), error.to_string()))?;
     Ok(Step::Script { name: hook.hook.clone(), language: hook.language, content, running_user })
+}
+
+/// The question that proves an update: a template as scripts are.
+fn health_step(input: &Input, target: &Target, health: &Health, deploy_path: Option<&str>) -> Result<Step> {
+    let running_user = non_empty(input.settings.running_user.as_deref().unwrap_or(""))
+        .or_else(|| non_empty(&input.application.run_user));
+    let context = context(input, target, "health", deploy_path, running_user.as_deref());
+    let (member, template) = health.template();
+    let rendered = render::render("health", template, &context, &render::Limits::default())
+        .map_err(|error| Error::invalid(format!("rollout.health.{member}"), error.to_string()))?;
+    let milliseconds = |seconds: u32| u64::from(seconds) * 1_000;
+    Ok(Step::Health {
+        probe: health.probe(rendered, &target.host_name)?,
+        interval_ms: milliseconds(health.interval),
+        timeout_ms: milliseconds(health.timeout),
+        retries: health.retries,
+        successes: health.successes,
+        running_user,
+    })
 }
 
 /// The folder on this target: a template as scripts are, absolute, without steps upwards.
@@ -295,6 +350,13 @@ pub(crate) fn complete(mut entry: Entry, task_id: i64, artifact: Option<Artifact
     steps.push(Step::Prune { keep: u32::try_from(keep_backups).unwrap_or(u32::MAX) });
     entry.steps = steps;
     entry
+}
+
+/// The entry as it will look once the artifact is known: for looking at it before.
+#[must_use]
+pub(crate) fn with_placeholders(entry: Entry, has_artifact: bool, keep_backups: i64) -> Entry {
+    let artifact = has_artifact.then(|| Artifact { digest: Digest::of(b""), size_bytes: 0 });
+    complete(entry, 0, artifact, keep_backups)
 }
 
 /// The digest that approval and agents check: what the task is, and every entry in order.

@@ -1,10 +1,11 @@
 //! Tasks and their executions in the database, and what planning reads.
 
 use drover_kernel::db::{Condition, Json, Read};
-use drover_kernel::{Error, Paging, Result, Time, Tx, args, row, sql};
+use drover_kernel::{Error, Paging, Result, Time, Tx, api_words, args, row, sql};
 use drover_shared::Digest;
 use drover_shared::words::{Action, ExecutionState, Language};
 
+use super::rollout::Rollout;
 use super::rules::{Outcome, Phase, Role};
 
 /// Executions in the detail of one deploy task; its newest sub-task is shown in any case.
@@ -34,6 +35,25 @@ row! {
         pub created_at: Time,
         pub deadline_at: Time,
         pub finished_at: Option<Time>,
+        pub rollout: Option<Json<Rollout>>,
+        pub batch_admitted: i64,
+        pub promoted: bool,
+        pub held_by: Option<String>,
+        pub held_at: Option<Time>,
+        pub stop_reason: Option<String>,
+        pub cancelled: bool,
+        pub origin: Option<Origin>,
+        pub origin_task_id: Option<i64>,
+    }
+}
+
+api_words! {
+    /// Why a task was made from another one.
+    pub enum Origin {
+        /// A person wanted what failed to be tried again.
+        Retry = "retry",
+        /// The rollout was stopped and takes back what it changed.
+        AutoRevert = "auto_revert",
     }
 }
 
@@ -65,6 +85,12 @@ row! {
         pub state: ExecutionState,
         pub entry: String,
         pub reason: Option<String>,
+        pub batch: i64,
+        pub excluded: bool,
+        pub dispatched_at: Option<Time>,
+        pub finished_at: Option<Time>,
+        pub steps: Option<Json<serde_json::Value>>,
+        pub revert_entry: Option<String>,
     }
 }
 
@@ -96,6 +122,8 @@ row! {
         pub output_truncated: bool,
         pub started_at: Option<Time>,
         pub finished_at: Option<Time>,
+        pub batch: i64,
+        pub excluded: bool,
     }
 }
 
@@ -228,6 +256,24 @@ pub(crate) async fn instance_statuses(read: &mut Read, ids: &[i64]) -> Result<Ve
     Ok(rows.into_iter().map(|row| (row.id, row.status)).collect())
 }
 
+row! {
+    /// What was last sent to an instance.
+    pub struct LastEntry {
+        pub instance_id: i64,
+        pub entry: String,
+    }
+}
+
+/// What each of these instances was last sent by a task of this kind.
+pub(crate) async fn last_entries(read: &mut Read, kind: Action, instance_ids: Vec<i64>) -> Result<Vec<LastEntry>> {
+    let sql = sql!(
+        "SELECT e.instance_id, e.entry FROM executions e WHERE e.id IN (SELECT MAX(x.id) FROM executions x \
+         JOIN tasks t ON t.id = x.task_id WHERE x.instance_id IN ($2) AND x.dispatched_at IS NOT NULL AND t.kind = $1 \
+         GROUP BY x.instance_id)"
+    );
+    Ok(read.all(sql, args![kind, instance_ids]).await?)
+}
+
 /// What is known of a new task before its row exists.
 pub(crate) struct NewTask<'a> {
     pub deploy_task_id: i64,
@@ -241,10 +287,13 @@ pub(crate) struct NewTask<'a> {
     pub source: Option<&'a Source>,
     pub creator: &'a str,
     pub deadline_at: Time,
+    pub rollout: Option<&'a Rollout>,
+    pub origin: Option<(Origin, i64)>,
 }
 
 pub(crate) async fn insert_task(tx: &mut Tx, new: &NewTask<'_>) -> Result<i64> {
     let source = new.source.map(serde_json::to_value).transpose().map_err(Error::internal)?;
+    let rollout = new.rollout.map(serde_json::to_value).transpose().map_err(Error::internal)?;
     let arguments = args![
         tx.organisation_id(),
         new.deploy_task_id,
@@ -259,12 +308,15 @@ pub(crate) async fn insert_task(tx: &mut Tx, new: &NewTask<'_>) -> Result<i64> {
         source,
         new.creator,
         tx.now(),
-        new.deadline_at
+        new.deadline_at,
+        rollout,
+        new.origin.map(|(origin, _)| origin),
+        new.origin.map(|(_, task_id)| task_id)
     ];
     let sql = sql!(
         "INSERT INTO tasks (organisation_id, deploy_task_id, application_id, kind, channel, version, update_source, \
-         timeout_s, keep_backups, phase, source, creator, created_at, deadline_at) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) RETURNING id"
+         timeout_s, keep_backups, phase, source, creator, created_at, deadline_at, rollout, origin, origin_task_id) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17) RETURNING id"
     );
     Ok(tx.value(sql, arguments).await?)
 }
@@ -279,6 +331,8 @@ pub(crate) struct NewExecution {
     pub host_name: String,
     pub previous_status: Option<String>,
     pub entry: String,
+    pub batch: i64,
+    pub revert_entry: Option<String>,
 }
 
 pub(crate) async fn insert_executions(tx: &mut Tx, task_id: i64, executions: &[NewExecution]) -> Result<()> {
@@ -301,14 +355,16 @@ pub(crate) async fn insert_executions(tx: &mut Tx, task_id: i64, executions: &[N
                 new.entry.as_str(),
                 Digest::of(new.entry.as_bytes()),
                 false,
-                now
+                now,
+                new.batch,
+                new.revert_entry.clone()
             ]
         })
         .collect();
     let sql = sql!(
         "INSERT INTO executions (id, organisation_id, task_id, ordinal, role, instance_id, host_id, host_name, \
-         previous_status, attempt, state, entry, entry_digest, output_truncated, created_at) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)"
+         previous_status, attempt, state, entry, entry_digest, output_truncated, created_at, batch, revert_entry) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)"
     );
     Ok(tx.insert_many(sql, rows).await?)
 }
@@ -408,7 +464,7 @@ pub(crate) async fn speakers(read: &mut Read, task_id: i64) -> Result<Vec<Speake
 pub(crate) async fn execution_views(read: &mut Read, task_ids: Vec<i64>) -> Result<Vec<ExecutionView>> {
     let sql = sql!(
         "SELECT id, task_id, ordinal, role, instance_id, host_id, host_name, attempt, state, reason, steps, processes, \
-         output_truncated, started_at, finished_at FROM executions WHERE task_id IN ($1) ORDER BY task_id, ordinal"
+         output_truncated, started_at, finished_at, batch, excluded FROM executions WHERE task_id IN ($1) ORDER BY task_id, ordinal"
     );
     Ok(read.all(sql, args![task_ids]).await?)
 }
@@ -417,7 +473,7 @@ pub(crate) async fn execution_views(read: &mut Read, task_ids: Vec<i64>) -> Resu
 pub(crate) async fn execution_summaries(read: &mut Read, task_ids: Vec<i64>) -> Result<Vec<ExecutionView>> {
     let sql = sql!(
         "SELECT id, task_id, ordinal, role, instance_id, host_id, host_name, attempt, state, reason, NULL AS steps, \
-         NULL AS processes, output_truncated, started_at, finished_at FROM executions WHERE task_id IN ($1) \
+         NULL AS processes, output_truncated, started_at, finished_at, batch, excluded FROM executions WHERE task_id IN ($1) \
          ORDER BY task_id, ordinal"
     );
     Ok(read.all(sql, args![task_ids]).await?)
@@ -426,6 +482,42 @@ pub(crate) async fn execution_summaries(read: &mut Read, task_ids: Vec<i64>) -> 
 pub(crate) async fn enter(tx: &mut Tx, task: &Task, phase: Phase) -> Result<()> {
     let sql = sql!("UPDATE tasks SET phase = $3 WHERE id = $1 AND phase = $2");
     tx.run_one(sql, args![task.id, task.phase, phase]).await
+}
+
+/// Gives the next batch its turn, with the whole time allowed.
+pub(crate) async fn admit(tx: &mut Tx, task: &Task, batch: i64) -> Result<()> {
+    let deadline = tx.now().after(std::time::Duration::from_secs(u64::try_from(task.timeout_s).unwrap_or(1)));
+    let sql = sql!("UPDATE tasks SET batch_admitted = $3, deadline_at = $4 WHERE id = $1 AND batch_admitted = $2");
+    tx.run_one(sql, args![task.id, task.batch_admitted, batch, deadline]).await
+}
+
+/// Who holds a task, and since when; letting go gives what is waiting the whole time allowed.
+pub(crate) async fn hold(tx: &mut Tx, task: &Task, held_by: Option<&str>) -> Result<()> {
+    let now = tx.now();
+    let held_at = held_by.map(|_| now);
+    let allowed = std::time::Duration::from_secs(u64::try_from(task.timeout_s).unwrap_or(1));
+    let deadline = if held_by.is_some() { task.deadline_at } else { task.deadline_at.max(now.after(allowed)) };
+    let sql = sql!("UPDATE tasks SET held_by = $2, held_at = $3, deadline_at = $4 WHERE id = $1");
+    tx.run_one(sql, args![task.id, held_by, held_at, deadline]).await
+}
+
+/// Notes that a person wants the rollout to go beyond its canary.
+pub(crate) async fn promote(tx: &mut Tx, task_id: i64) -> Result<()> {
+    tx.run_one(sql!("UPDATE tasks SET promoted = TRUE WHERE id = $1"), args![task_id]).await
+}
+
+/// Notes why nothing more starts. The first reason stays.
+pub(crate) async fn stop(tx: &mut Tx, task_id: i64, reason: &str, cancelled: bool) -> Result<()> {
+    let sql = sql!(
+        "UPDATE tasks SET stop_reason = COALESCE(stop_reason, $2), cancelled = (cancelled OR $3), held_by = NULL, \
+         held_at = NULL WHERE id = $1"
+    );
+    tx.run_one(sql, args![task_id, reason, cancelled]).await
+}
+
+/// Marks executions as taken out by a person.
+pub(crate) async fn exclude(tx: &mut Tx, execution_ids: Vec<String>) -> Result<()> {
+    Ok(tx.run(sql!("UPDATE executions SET excluded = TRUE WHERE id IN ($1)"), args![execution_ids]).await.map(drop)?)
 }
 
 pub(crate) async fn end(tx: &mut Tx, task: &Task, outcome: Outcome, reason: Option<&str>) -> Result<()> {

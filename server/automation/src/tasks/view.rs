@@ -9,8 +9,9 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::Value;
 
+use super::rollout::Rollout;
 use super::rules::{Outcome, Phase, Role};
-use super::store::{self, ExecutionView, Task};
+use super::store::{self, ExecutionView, Origin, Task};
 use crate::channel;
 use crate::deploys;
 use crate::deploys::store::DeployTask;
@@ -55,6 +56,20 @@ pub struct SubTaskOut {
     status: Status,
     /// What the sub-task is at.
     phase: Phase,
+    /// How it goes from instance to instance; null when all at once.
+    rollout: Option<Rollout>,
+    /// The batch that has its turn, from 1 on.
+    batch: i64,
+    /// Who holds it.
+    held_by: Option<String>,
+    /// Whether a person promoted the canary.
+    promoted: bool,
+    /// Why nothing more of it starts.
+    stop_reason: Option<String>,
+    /// Why it was made from another sub-task.
+    origin: Option<Origin>,
+    /// The sub-task that it was made from.
+    origin_task_id: Option<i64>,
     /// Why it failed, when that was before or beside the instances.
     error: Option<String>,
     creator: String,
@@ -89,6 +104,10 @@ struct InstanceOut {
     #[schemars(with = "String")]
     status: ExecutionState,
     error: Option<String>,
+    /// The batch in which its turn comes, from 1 on.
+    batch: i64,
+    /// Whether a person took it out before its turn.
+    excluded: bool,
     execution_id: String,
     attempt: i64,
     /// Every step with its state, once the execution is over; in the sub-task's own detail only.
@@ -120,6 +139,8 @@ pub(super) fn shown<P: drover_kernel::call::Permission>(
         role: view.role,
         status: view.state,
         error: view.reason,
+        batch: view.batch + 1,
+        excluded: view.excluded,
         execution_id: view.id,
         attempt: view.attempt,
         steps: view.steps.map(|json| json.0),
@@ -140,11 +161,18 @@ pub(super) fn shown<P: drover_kernel::call::Permission>(
         version: task.version,
         timeout: task.timeout_s,
         phase: task.phase,
+        rollout: task.rollout.map(|rollout| rollout.0),
+        batch: task.batch_admitted + 1,
+        held_by: task.held_by,
+        promoted: task.promoted,
+        stop_reason: task.stop_reason,
+        origin: task.origin,
+        origin_task_id: task.origin_task_id,
         error: task.reason,
         creator: task.creator,
         created_time: kernel.show(task.created_at),
         finished_time: task.finished_at.map(|time| kernel.show(time)),
-        task_output: channel::address(call, &task.channel),
+        task_output: channel::addresses(call).of(&task.channel),
         output: None,
         commit: task.resolved_commit,
         artifact_digest: task.artifact_digest.map(|digest| digest.to_string()),

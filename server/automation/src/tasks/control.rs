@@ -1,0 +1,261 @@
+//! What a person does to a running rollout: hold it, let it go on, promote its canary, take instances out, end it, and
+//! try again what failed. Each is audited with its reason.
+
+use drover_kernel::fields::{Flag, Many, Prose, Reference};
+use drover_kernel::{Audit, AuditEntry, AuditList, Body, Call, Error, Message, Path, Reply, Result, Routes, Tx};
+use drover_shared::words::{Action, ExecutionState as State};
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use super::Run;
+use super::create::wanted_instances;
+use super::follow_up::{self, Retry};
+use super::rollout::Rollout;
+use super::rules::{Phase, Role};
+use super::store::{self, Execution, Task};
+use super::view::SubTaskReceipt;
+use crate::channel;
+use crate::deploys::rules as deploy_rules;
+use crate::deploys::store as deploy_store;
+use crate::engine::{self, rollout};
+
+/// Adds the actions of one kind of sub-task.
+macro_rules! actions {
+    ($routes:expr, $base:expr, $name:literal, $kind:expr) => {{
+        let at = |action: &str| format!("{}{{task_id}}/actions/{action}/", $base);
+        $routes
+            .post(
+                &at("pause"),
+                concat!($name, "-pause"),
+                "Hold a running sub-task: nothing more of it starts until it is resumed.",
+                |call: Call<Run>, ids: Path<(i64, i64)>, body: Body<Reason>| {
+                    act(call, ids.0, $kind, Act::Pause, body.0)
+                },
+            )
+            .post(
+                &at("resume"),
+                concat!($name, "-resume"),
+                "Let a held sub-task go on.",
+                |call: Call<Run>, ids: Path<(i64, i64)>, body: Body<Reason>| {
+                    act(call, ids.0, $kind, Act::Resume, body.0)
+                },
+            )
+            .post(
+                &at("promote"),
+                concat!($name, "-promote"),
+                "Let the other instances follow a canary that went well.",
+                |call: Call<Run>, ids: Path<(i64, i64)>, body: Body<Reason>| {
+                    act(call, ids.0, $kind, Act::Promote, body.0)
+                },
+            )
+            .post(
+                &at("refuse"),
+                concat!($name, "-refuse"),
+                "Stop a rollout: what was not started never is; with auto_revert what was changed goes back.",
+                |call: Call<Run>, ids: Path<(i64, i64)>, body: Body<Reason>| {
+                    act(call, ids.0, $kind, Act::Refuse, body.0)
+                },
+            )
+            .post(
+                &at("cancel"),
+                concat!($name, "-cancel"),
+                "End a sub-task: what was not started never is, what runs is ended with all its processes.",
+                |call: Call<Run>, ids: Path<(i64, i64)>, body: Body<Reason>| {
+                    act(call, ids.0, $kind, Act::Cancel, body.0)
+                },
+            )
+            .post(
+                &at("skip"),
+                concat!($name, "-skip"),
+                "Take instances out of a sub-task before their turn.",
+                |call: Call<Run>, ids: Path<(i64, i64)>, body: Body<Skip>| skip(call, ids.0, $kind, body.0),
+            )
+            .post(
+                &at("retry"),
+                concat!($name, "-retry"),
+                "Make a sub-task that tries again what failed in this one, from the failed step on.",
+                |call: Call<Run>, ids: Path<(i64, i64)>, body: Body<RetryNew>| retry(call, ids.0, $kind, body.0),
+            )
+    }};
+}
+
+/// Adds the actions on sub-tasks to their routes.
+pub(super) fn with_actions(routes: Routes, upgrades: &str, reverts: &str) -> Routes {
+    let routes = actions!(routes, upgrades, "deploy-task-sub-upgrade", Action::Upgrade);
+    actions!(routes, reverts, "deploy-task-sub-revert", Action::Revert)
+}
+
+/// Why something is done.
+#[derive(Deserialize, JsonSchema)]
+struct Reason {
+    /// Why; shown in the output and the audit.
+    #[serde(default)]
+    reason: Prose,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Act {
+    Pause,
+    Resume,
+    Promote,
+    Refuse,
+    Cancel,
+}
+
+impl Act {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Pause => "pause",
+            Self::Resume => "resume",
+            Self::Promote => "promote",
+            Self::Refuse => "refuse",
+            Self::Cancel => "cancel",
+        }
+    }
+}
+
+/// The sub-task under its lock, while it runs.
+async fn running(tx: &mut Tx, (deploy_task_id, id): (i64, i64), kind: Action) -> Result<Task> {
+    store::load(tx, deploy_task_id, kind, id).await?;
+    let task = store::lock(tx, id).await?.ok_or_else(|| Error::not_found("sub-task"))?;
+    if task.outcome.is_some() {
+        return Err(Error::conflict("this sub-task is over"));
+    }
+    Ok(task)
+}
+
+async fn act(call: Call<Run>, ids: (i64, i64), kind: Action, act: Act, body: Reason) -> Result<Reply<Message>> {
+    let username = call.caller()?.username.clone();
+    let mut tx = call.begin().await?;
+    let task = running(&mut tx, ids, kind).await?;
+    let executions = store::executions(&mut tx, task.id).await?;
+    let why = if body.reason.0.is_empty() { String::new() } else { format!(": {}", body.reason.0) };
+    match act {
+        Act::Pause if task.held_by.is_some() => return Err(Error::conflict("this sub-task is held already")),
+        Act::Pause => store::hold(&mut tx, &task, Some(&username)).await?,
+        Act::Resume if task.held_by.is_none() => return Err(Error::conflict("nobody holds this sub-task")),
+        Act::Resume => store::hold(&mut tx, &task, None).await?,
+        Act::Promote => {
+            may_promote(&task, &executions)?;
+            store::promote(&mut tx, task.id).await?;
+        }
+        Act::Refuse if task.rollout.is_none() => {
+            return Err(Error::conflict("this sub-task has no rollout rule: cancel it"));
+        }
+        Act::Refuse => {
+            rollout::stop(&mut tx, &task, &executions, &format!("refused by {username}{why}"), false).await?;
+        }
+        Act::Cancel => {
+            rollout::stop(&mut tx, &task, &executions, &format!("cancelled by {username}{why}"), true).await?;
+        }
+    }
+    finish(tx, &task, act.name(), format!("{username} says {}{why}", act.name())).await
+}
+
+/// Commits an action with its audit entry and its line in the output, and has the engine look at the task.
+async fn finish(mut tx: Tx, task: &Task, action: &'static str, said: String) -> Result<Reply<Message>> {
+    let task_id = task.id;
+    tx.enqueue(engine::TOPIC, &task_id.to_string()).await?;
+    let entry = AuditEntry::new(AuditList::General, action, "task", task_id, task.version.clone()).detail(said.clone());
+    tx.after_commit(move |kernel| engine::say_and_wake(kernel, task_id, said));
+    tx.commit(Audit::of(entry), Message::success()).await
+}
+
+fn may_promote(task: &Task, executions: &[Execution]) -> Result<()> {
+    let has_canary = task.rollout.as_ref().is_some_and(|rollout| rollout.0.canary.is_some());
+    if !has_canary {
+        return Err(Error::conflict("this sub-task has no canary"));
+    }
+    if task.promoted || task.batch_admitted > 0 || task.stop_reason.is_some() {
+        return Err(Error::conflict("the canary of this sub-task does not wait for anybody"));
+    }
+    let canary = |one: &&Execution| one.role == Role::Instance && one.batch == 0;
+    let at_work = executions.iter().filter(canary).any(|one| !one.state.is_over());
+    if at_work || task.phase != Phase::Instances {
+        return Err(Error::conflict("the canary of this sub-task has not ended yet"));
+    }
+    Ok(())
+}
+
+/// Instances to take out.
+#[derive(Deserialize, JsonSchema)]
+struct Skip {
+    /// Instances whose turn has not come.
+    instances: Many<Reference>,
+    /// Why; shown in the output and the audit.
+    #[serde(default)]
+    reason: Prose,
+}
+
+async fn skip(call: Call<Run>, ids: (i64, i64), kind: Action, body: Skip) -> Result<Reply<Message>> {
+    let wanted = wanted_instances(&body.instances)?;
+    let username = call.caller()?.username.clone();
+    let mut tx = call.begin().await?;
+    let task = running(&mut tx, ids, kind).await?;
+    let executions = store::executions(&mut tx, task.id).await?;
+    let why = if body.reason.0.is_empty() { String::new() } else { format!(": {}", body.reason.0) };
+    let mut hosts = Vec::with_capacity(wanted.len());
+    for id in wanted {
+        let Some(execution) = executions.iter().find(|one| one.instance_id == Some(id)) else {
+            return Err(Error::invalid("instances", format!("{id} is no instance of this sub-task")));
+        };
+        if execution.state != State::Queued {
+            return Err(Error::conflict(format!(
+                "{} has had its turn: it is {}",
+                execution.host_name, execution.state
+            )));
+        }
+        rollout::exclude(&mut tx, &task, execution, &format!("taken out by {username}{why}")).await?;
+        hosts.push(execution.host_name.clone());
+    }
+    finish(tx, &task, "skip", format!("{username} takes out {}{why}", hosts.join(", "))).await
+}
+
+/// What to try again.
+#[derive(Deserialize, JsonSchema)]
+struct RetryNew {
+    /// Instances; all that failed when left out, but for lost ones, which have to be named.
+    #[serde(default)]
+    instances: Option<Many<Reference>>,
+    /// Whether steps that succeeded are left out; true when left out.
+    #[serde(default)]
+    from_failed_step: Option<Flag>,
+    /// How to go from instance to instance; as before when left out.
+    #[serde(default)]
+    rollout: Option<Rollout>,
+    /// Why; shown in the audit.
+    #[serde(default)]
+    reason: Prose,
+}
+
+async fn retry(call: Call<Run>, ids: (i64, i64), kind: Action, body: RetryNew) -> Result<Reply<SubTaskReceipt>> {
+    let wanted = body.instances.as_ref().map(wanted_instances).transpose()?;
+    if let Some(rollout) = &body.rollout {
+        rollout.check()?;
+    }
+    let creator = call.caller()?.username.clone();
+    let mut read = call.read().await?;
+    let deploy_task = deploy_store::load(&mut read, call.organisation_id(), ids.0).await?;
+    drop(read);
+    deploy_rules::step(deploy_task.status, deploy_rules::Event::MakeSubTask, deploy_rules::Facts::default())?;
+    let addresses = channel::addresses(&call);
+    let mut tx = call.begin().await?;
+    deploy_store::lock(&mut tx, &deploy_task).await?;
+    let task = store::load(&mut tx, ids.0, kind, ids.1).await?;
+    if task.outcome.is_none() {
+        return Err(Error::conflict("this sub-task is not over"));
+    }
+    let executions = store::executions(&mut tx, task.id).await?;
+    let retry = Retry {
+        instances: wanted.as_deref(),
+        from_failed_step: body.from_failed_step.is_none_or(|flag| flag.0),
+        creator: &creator,
+        rollout: body.rollout.as_ref(),
+    };
+    let made = follow_up::retry(&mut tx, &task, &executions, &retry).await?;
+    let why = if body.reason.0.is_empty() { String::new() } else { format!(": {}", body.reason.0) };
+    let entry = AuditEntry::new(AuditList::General, "retry", "task", made.task_id, task.version.clone())
+        .detail(format!("tries again what failed in sub-task {}{why}", task.id));
+    let receipt = SubTaskReceipt { task_id: made.task_id.to_string(), task_output: addresses.of(&made.channel) };
+    tx.commit(Audit::of(entry), receipt).await
+}

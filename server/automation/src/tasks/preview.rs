@@ -1,0 +1,272 @@
+//! What a sub-task would do: every rendered script, and how it differs from what last ran. Nothing is stored.
+//!
+//! Invariant: equal texts are shown once, and all of them together are bounded; the digest covers what is left out too.
+
+use std::collections::{BTreeMap, HashMap};
+
+use drover_kernel::db::Read;
+use drover_kernel::{Error, Kernel, Result};
+use drover_shared::Digest;
+use drover_shared::order::{Entry, Probe, Step, canonical};
+use drover_shared::words::Action;
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use super::create::Planned;
+use super::plan;
+use super::rollout::Rollout;
+use super::rules::Role;
+use super::store::{self, Source};
+use crate::engine::Engine;
+use crate::source::GitSource;
+
+/// Bytes of scripts and differences in one answer.
+const SHOWN_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Instances whose last run is read at a time.
+const COMPARED_AT_ONCE: usize = 200;
+/// Lines around a difference.
+const CONTEXT_LINES: usize = 3;
+
+/// A plan that was not stored.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "SubTaskPlan")]
+pub(super) struct Preview {
+    /// SHA-256 of everything that would run, and where.
+    digest: String,
+    #[schemars(with = "String")]
+    kind: Action,
+    version: String,
+    /// Commit that the version is at now.
+    commit: Option<String>,
+    timeout: i64,
+    rollout: Option<Rollout>,
+    /// Hosts in the order of their turns.
+    batches: Vec<Vec<String>>,
+    /// What happens on each host.
+    targets: Vec<TargetOut>,
+    /// Every script once, by its SHA-256.
+    scripts: BTreeMap<String, ScriptText>,
+    /// How scripts differ from those of the last sub-task of the same kind.
+    changes: Vec<Change>,
+    /// Whether scripts or differences were left out because there are too many.
+    truncated: bool,
+}
+
+/// What happens on one host.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "SubTaskPlanTarget")]
+struct TargetOut {
+    /// Instance; null for a hook that runs once.
+    id: Option<i64>,
+    hostname: String,
+    role: Role,
+    /// The batch in which its turn comes, from 1 on.
+    batch: i64,
+    deploy_path: Option<String>,
+    /// The steps in order.
+    steps: Vec<StepOut>,
+}
+
+/// One step.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "SubTaskPlanStep")]
+struct StepOut {
+    name: String,
+    /// SHA-256 of its script.
+    script: Option<String>,
+    /// Account that runs it.
+    running_user: Option<String>,
+}
+
+/// A rendered script.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "SubTaskPlanScript")]
+struct ScriptText {
+    language: String,
+    content: String,
+}
+
+/// A difference, and the hosts that have it.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "SubTaskPlanChange")]
+struct Change {
+    step: String,
+    hostnames: Vec<String>,
+    /// `added`, `removed` or `changed`.
+    kind: &'static str,
+    /// Unified difference.
+    diff: String,
+}
+
+/// Digest of a plan that has no number yet: what is approved, and what is compared before it runs.
+pub(super) fn digest(planned: &Planned, commit: Option<&str>) -> Digest {
+    let input = &planned.input;
+    let header = serde_json::json!({
+        "action": input.action, "version": input.version, "commit": commit, "source": planned.source,
+        "timeout_s": planned.timeout_s, "keep_backups": input.settings.keep_backups, "rollout": input.rollout,
+    });
+    let mut text = canonical(&header);
+    for entry in planned.drafts.iter().map(|draft| &draft.entry).chain(planned.reverts.values()) {
+        text.push('\n');
+        text.push_str(&Digest::of(canonical(entry).as_bytes()).to_string());
+    }
+    Digest::of(text.as_bytes())
+}
+
+/// The commit that a source is at now. Asks the repository.
+///
+/// # Errors
+/// A conflict with the repository's reason.
+pub(super) async fn commit(kernel: &Kernel, source: Option<&Source>) -> Result<Option<String>> {
+    let Some(source) = source else { return Ok(None) };
+    let wanted = GitSource {
+        url: source.url.clone(),
+        branch: source.branch.clone(),
+        version: source.version.clone(),
+        path: (!source.path.is_empty()).then(|| source.path.clone()),
+    };
+    let found = kernel.part::<Engine>().sources.resolve(&wanted, None).await;
+    found.map(Some).map_err(|error| Error::conflict(format!("the source cannot be had: {error}")))
+}
+
+/// Puts the answer together.
+///
+/// # Errors
+/// When the database is not available.
+pub(super) async fn preview(read: &mut Read, planned: Planned, commit: Option<String>) -> Result<Preview> {
+    let digest = digest(&planned, commit.as_deref()).to_string();
+    let Planned { input, drafts, source, timeout_s, .. } = planned;
+    let has_artifact = source.is_some();
+    let mut shown = Shown::default();
+    let mut batches: BTreeMap<i64, Vec<String>> = BTreeMap::new();
+    let mut targets = Vec::with_capacity(drafts.len());
+    for draft in &drafts {
+        if draft.role == Role::Instance {
+            batches.entry(draft.batch).or_default().push(draft.host_name.clone());
+        }
+        let entry = plan::with_placeholders(draft.entry.clone(), has_artifact, input.settings.keep_backups);
+        targets.push(TargetOut {
+            id: draft.instance_id,
+            hostname: draft.host_name.clone(),
+            role: draft.role,
+            batch: draft.batch + 1,
+            deploy_path: draft.entry.deploy_path.clone(),
+            steps: entry.steps.iter().map(|step| shown.step(step)).collect(),
+        });
+    }
+    for some in drafts.chunks(COMPARED_AT_ONCE) {
+        let ids = some.iter().filter_map(|draft| draft.instance_id).collect();
+        let last = store::last_entries(read, input.action, ids).await?;
+        for draft in some.iter().filter(|draft| draft.role == Role::Instance) {
+            let before = last.iter().find(|last| Some(last.instance_id) == draft.instance_id);
+            let before = before.map(|last| serde_json::from_str::<Entry>(&last.entry)).transpose();
+            shown.compare(before.map_err(Error::internal)?.as_ref(), draft);
+        }
+    }
+    Ok(Preview {
+        digest,
+        kind: input.action,
+        version: input.version,
+        commit,
+        timeout: timeout_s,
+        rollout: input.rollout,
+        batches: batches.into_values().collect(),
+        targets,
+        scripts: shown.scripts,
+        changes: shown.changes,
+        truncated: shown.truncated,
+    })
+}
+
+/// Language, text and account of what a step runs.
+fn script(step: &Step) -> Option<(String, &str, Option<&str>)> {
+    match step {
+        Step::Script { language, content, running_user, .. } => {
+            Some((language.to_string(), content, running_user.as_deref()))
+        }
+        Step::Health { probe: Probe::Command { content }, running_user, .. } => {
+            Some(("bash".to_owned(), content, running_user.as_deref()))
+        }
+        Step::Health { probe: Probe::Http { url: text } | Probe::Tcp { address: text }, .. } => {
+            Some(("address".to_owned(), text, None))
+        }
+        _ => None,
+    }
+}
+
+#[derive(Default)]
+struct Shown {
+    scripts: BTreeMap<String, ScriptText>,
+    changes: Vec<Change>,
+    /// Where a difference between two texts stands among the changes.
+    known: HashMap<(String, Digest, Digest), usize>,
+    bytes: usize,
+    truncated: bool,
+}
+
+impl Shown {
+    fn fits(&mut self, bytes: usize) -> bool {
+        let fits = self.bytes + bytes <= SHOWN_BYTES_MAX;
+        if fits {
+            self.bytes += bytes;
+        } else {
+            self.truncated = true;
+        }
+        fits
+    }
+
+    fn step(&mut self, step: &Step) -> StepOut {
+        let found = script(step);
+        let digest = found.as_ref().map(|(_, content, _)| Digest::of(content.as_bytes()).to_string());
+        if let (Some((language, content, _)), Some(digest)) = (&found, &digest)
+            && !self.scripts.contains_key(digest)
+            && self.fits(content.len())
+        {
+            let text = ScriptText { language: language.clone(), content: (*content).to_owned() };
+            self.scripts.insert(digest.clone(), text);
+        }
+        let running_user = found.and_then(|(_, _, user)| user.map(str::to_owned));
+        StepOut { name: step.name().to_owned(), script: digest, running_user }
+    }
+
+    fn compare(&mut self, before: Option<&Entry>, draft: &plan::Draft) {
+        let texts = |entry: &Entry| {
+            let text = |step: &Step| script(step).map(|(_, text, _)| (step.name().to_owned(), text.to_owned()));
+            entry.steps.iter().filter_map(text).collect::<BTreeMap<String, String>>()
+        };
+        let (before, after) = (before.map(texts).unwrap_or_default(), texts(&draft.entry));
+        let mut names: Vec<&String> = before.keys().chain(after.keys()).collect();
+        names.sort();
+        names.dedup();
+        for name in names {
+            let (old, new) = (before.get(name), after.get(name));
+            if old != new {
+                self.change(name, old.map_or("", String::as_str), new.map_or("", String::as_str), &draft.host_name);
+            }
+        }
+    }
+
+    fn change(&mut self, step: &str, old: &str, new: &str, host: &str) {
+        let key = (step.to_owned(), Digest::of(old.as_bytes()), Digest::of(new.as_bytes()));
+        if let Some(change) = self.known.get(&key).and_then(|at| self.changes.get_mut(*at)) {
+            change.hostnames.push(host.to_owned());
+            return;
+        }
+        let difference = similar::TextDiff::from_lines(old, new);
+        let diff = difference
+            .unified_diff()
+            .context_radius(CONTEXT_LINES)
+            .header(&format!("{step} as it last ran"), &format!("{step} as planned"))
+            .to_string();
+        if !self.fits(diff.len()) {
+            return;
+        }
+        let kind = match (old.is_empty(), new.is_empty()) {
+            (true, _) => "added",
+            (_, true) => "removed",
+            _ => "changed",
+        };
+        self.known.insert(key, self.changes.len());
+        self.changes.push(Change { step: step.to_owned(), hostnames: vec![host.to_owned()], kind, diff });
+    }
+}

@@ -1,0 +1,277 @@
+//! Rollout rules: in which batches the instances of a task get their turn, and when no further one does. Pure.
+//!
+//! Invariants: a batch is admitted only when everything admitted before is over; once more targets failed than allowed,
+//! or a canary failed, nothing more is admitted, ever.
+
+use std::time::Duration;
+
+use drover_kernel::{Error, Result, Time};
+use drover_shared::words::ExecutionState as State;
+use schemars::JsonSchema;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use super::health::Health;
+
+/// Longest pause between batches, and longest time after which a canary is promoted by itself, in seconds.
+const PAUSE_S_MAX: u32 = 86_400;
+/// Growth from batch to batch, in percent.
+const GROWTH_PERCENT_MAX: u32 = 1_000;
+/// How long a task waits for a person before it is stopped.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(7 * 86_400);
+
+/// A part of the instances: a number, or a percentage of all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Share {
+    /// So many.
+    Count(u32),
+    /// So many of a hundred.
+    Percent(u32),
+}
+
+impl Share {
+    fn rounded_up(self, of: usize) -> usize {
+        match self {
+            Self::Count(count) => count as usize,
+            Self::Percent(percent) => (of * percent as usize).div_ceil(100),
+        }
+    }
+
+    fn rounded_down(self, of: usize) -> usize {
+        match self {
+            Self::Count(count) => count as usize,
+            Self::Percent(percent) => of * percent as usize / 100,
+        }
+    }
+
+    fn check(self, field: &str, least: u32) -> Result<()> {
+        match self {
+            Self::Count(count) if count < least => Err(Error::invalid(field, format!("must be at least {least}"))),
+            Self::Percent(percent) if !(least..=100).contains(&percent) => {
+                Err(Error::invalid(field, format!("must be {least}% to 100%")))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Serialize for Share {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        match self {
+            Self::Count(count) => serializer.serialize_u32(*count),
+            Self::Percent(percent) => serializer.collect_str(&format_args!("{percent}%")),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Share {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        let wrong = || de::Error::custom("must be a number such as 5, or a percentage such as \"25%\"");
+        let text = match serde_json::Value::deserialize(deserializer)? {
+            serde_json::Value::Number(number) => number.to_string(),
+            serde_json::Value::String(text) => text,
+            _ => return Err(wrong()),
+        };
+        match text.trim().strip_suffix('%') {
+            Some(percent) => percent.trim().parse().map(Self::Percent).map_err(|_| wrong()),
+            None => text.trim().parse().map(Self::Count).map_err(|_| wrong()),
+        }
+    }
+}
+
+impl JsonSchema for Share {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Share".into()
+    }
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({
+            "oneOf": [{"type": "integer", "minimum": 0}, {"type": "string", "pattern": "^[0-9]{1,3}%$"}]
+        })
+    }
+}
+
+/// How a task goes from instance to instance. A task without one updates all at once and stops at nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Rollout {
+    /// Instances that go first, alone; the others follow when these are promoted. A failed one stops the rollout.
+    pub canary: Option<Share>,
+    /// Seconds after which a canary that went well is promoted by itself; a person promotes it when left out.
+    pub promote_after: Option<u32>,
+    /// Instances at a time; all when left out.
+    pub batch: Share,
+    /// Size of a batch in percent of the one before: 200 doubles it.
+    pub growth: u32,
+    /// Seconds between batches.
+    pub pause: u32,
+    /// Failures after which nothing more starts: more than these. None when left out, any number when null.
+    pub max_failures: Option<Share>,
+    /// Whether instances that were changed go back to their former release when the rollout is stopped.
+    pub auto_revert: bool,
+    /// What has to be true on each host after its update.
+    pub health: Option<Health>,
+}
+
+impl Default for Rollout {
+    fn default() -> Self {
+        Self {
+            canary: None,
+            promote_after: None,
+            batch: Share::Percent(100),
+            growth: 100,
+            pause: 0,
+            max_failures: Some(Share::Count(0)),
+            auto_revert: false,
+            health: None,
+        }
+    }
+}
+
+impl Rollout {
+    /// Checks every member.
+    ///
+    /// # Errors
+    /// Names the member and the reason.
+    pub fn check(&self) -> Result<()> {
+        let long = |field: &str| Error::invalid(field, format!("must be at most {PAUSE_S_MAX} seconds"));
+        if let Some(canary) = self.canary {
+            canary.check("rollout.canary", 1)?;
+        }
+        if self.promote_after.is_some() && self.canary.is_none() {
+            return Err(Error::invalid("rollout.promote_after", "there is no canary to promote"));
+        }
+        if self.promote_after.is_some_and(|seconds| seconds > PAUSE_S_MAX) {
+            return Err(long("rollout.promote_after"));
+        }
+        self.batch.check("rollout.batch", 1)?;
+        if !(100..=GROWTH_PERCENT_MAX).contains(&self.growth) {
+            return Err(Error::invalid("rollout.growth", format!("must be 100 to {GROWTH_PERCENT_MAX} percent")));
+        }
+        if self.pause > PAUSE_S_MAX {
+            return Err(long("rollout.pause"));
+        }
+        if let Some(most) = self.max_failures {
+            most.check("rollout.max_failures", 0)?;
+        }
+        self.health.as_ref().map_or(Ok(()), Health::check)
+    }
+
+    /// The batch of each of so many instances, in order. The canary, if there is one, is batch 0.
+    #[must_use]
+    pub fn batches(&self, instances: usize) -> Vec<i64> {
+        let mut batches = Vec::with_capacity(instances);
+        let mut batch = 0;
+        let canary = self.canary.map_or(0, |canary| canary.rounded_up(instances).min(instances));
+        if canary > 0 {
+            batches.resize(canary, batch);
+            batch += 1;
+        }
+        let mut size = self.batch.rounded_up(instances).max(1);
+        while batches.len() < instances {
+            batches.resize((batches.len() + size).min(instances), batch);
+            batch += 1;
+            size = (size * self.growth as usize).div_ceil(100).min(instances);
+        }
+        batches
+    }
+
+    /// Failures after which nothing more starts are more than these.
+    fn allowed(&self, instances: usize) -> usize {
+        self.max_failures.map_or(usize::MAX, |most| most.rounded_down(instances))
+    }
+}
+
+/// One instance of a task.
+#[derive(Debug, Clone, Copy)]
+pub struct Target {
+    /// Its batch.
+    pub batch: i64,
+    /// State of its execution.
+    pub state: State,
+    /// Whether a person took it out before its turn.
+    pub excluded: bool,
+    /// When it ended.
+    pub finished_at: Option<Time>,
+}
+
+impl Target {
+    fn failed(&self) -> bool {
+        !self.excluded && self.state.is_over() && self.state != State::Succeeded
+    }
+}
+
+/// What decides.
+#[derive(Debug, Clone)]
+pub struct Facts<'a> {
+    /// The rule.
+    pub rollout: &'a Rollout,
+    /// The last batch that was admitted.
+    pub admitted: i64,
+    /// Whether a person promoted the canary.
+    pub promoted: bool,
+    /// Since when a person holds it.
+    pub held_at: Option<Time>,
+    /// Every instance.
+    pub targets: Vec<Target>,
+    /// The present time.
+    pub now: Time,
+}
+
+/// What follows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Move {
+    /// What was admitted is at work, or there is nothing left.
+    Stay,
+    /// A person holds it.
+    Held,
+    /// A person has to promote the canary.
+    AwaitPromotion,
+    /// The next batch gets its turn at this time.
+    Until(Time),
+    /// The next batch gets its turn.
+    Admit(i64),
+    /// Nothing more starts; why.
+    Stop(String),
+}
+
+/// What follows from the facts.
+#[must_use]
+pub fn next(facts: &Facts<'_>) -> Move {
+    let Facts { rollout, admitted, now, .. } = *facts;
+    let failed = facts.targets.iter().filter(|target| target.failed()).count();
+    let has_canary = rollout.canary.is_some();
+    if has_canary && facts.targets.iter().any(|target| target.batch == 0 && target.failed()) {
+        return Move::Stop("a canary failed".to_owned());
+    }
+    let allowed = rollout.allowed(facts.targets.len());
+    if failed > allowed {
+        return Move::Stop(format!("{failed} of {} instances failed, {allowed} may", facts.targets.len()));
+    }
+    let Some(following) = facts.targets.iter().map(|target| target.batch).filter(|batch| *batch > admitted).min()
+    else {
+        return Move::Stay;
+    };
+    if let Some(held_at) = facts.held_at {
+        let tired = now >= held_at.after(PATIENCE);
+        return if tired { Move::Stop("nobody let it go on for a week".to_owned()) } else { Move::Held };
+    }
+    let before = facts.targets.iter().filter(|target| target.batch <= admitted);
+    if before.clone().any(|target| !target.state.is_over()) {
+        return Move::Stay;
+    }
+    let ended = before.filter_map(|target| target.finished_at).max().unwrap_or(now);
+    let seconds = |seconds: u32| ended.after(Duration::from_secs(seconds.into()));
+    let due = match (has_canary && admitted == 0 && !facts.promoted, rollout.promote_after) {
+        (true, None) if now >= ended.after(PATIENCE) => {
+            return Move::Stop("nobody promoted the canary for a week".to_owned());
+        }
+        (true, None) => return Move::AwaitPromotion,
+        (true, Some(after)) => seconds(after),
+        (false, _) if has_canary && admitted == 0 => ended,
+        (false, _) => seconds(rollout.pause),
+    };
+    if now < due { Move::Until(due) } else { Move::Admit(following) }
+}
+
+#[cfg(test)]
+#[path = "rollout_tests.rs"]
+mod tests;
