@@ -3,6 +3,7 @@
 //! Invariant: every call has a deadline, the answer's size has a bound, and the token leaves in no address and no
 //! message.
 
+use std::io::{self, Read as _};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use rustls::ClientConfig;
 use serde_json::Value;
 use ureq::http::{Method, Request, Response, StatusCode};
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
-use ureq::{Agent, Body};
+use ureq::{Agent, Body, BodyReader};
 use url::Url;
 
 use crate::failure::{Answer, Failure, Result};
@@ -19,9 +20,22 @@ use crate::trust;
 
 const CONNECT: Duration = Duration::from_secs(10);
 const CALL: Duration = Duration::from_secs(60);
+/// Longest part of a download; a longer one goes on with the next part.
+const DOWNLOAD: Duration = Duration::from_secs(3600);
 const ANSWER_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// The largest page that the server gives.
 const PAGE: usize = 100;
+
+/// What was opened.
+pub(crate) enum Opened {
+    /// The bytes from the wanted place on.
+    Part(BodyReader<'static>),
+    /// There is nothing at the wanted place; this is how much there is.
+    Nothing {
+        /// Length in bytes, when the server says it.
+        length: Option<u64>,
+    },
+}
 
 /// A server, with the token to call it by.
 pub(crate) struct Server {
@@ -88,6 +102,46 @@ impl Server {
         self.call(Method::GET, path, &[], None)
     }
 
+    /// What is found with these parameters.
+    pub(crate) fn find(&self, path: &str, query: &[(&str, &str)]) -> Result<Value> {
+        self.call(Method::GET, path, query, None)
+    }
+
+    /// Opens what may be long, from a byte on.
+    pub(crate) fn open(&self, path: &str, query: &[(&str, &str)], from: u64) -> Result<Opened> {
+        let address = self.address(path, query);
+        let mut request = Request::builder().method(Method::GET).uri(&address);
+        if let Some(authorization) = self.authorization() {
+            request = request.header("authorization", authorization);
+        }
+        if from > 0 {
+            request = request.header("range", format!("bytes={from}-"));
+        }
+        let request = request.body(()).map_err(|error| Failure::usage(format!("cannot call {address}: {error}")))?;
+        let request = self.agent.configure_request(request).timeout_global(Some(DOWNLOAD));
+        let answer = self.agent.run(request.timeout_recv_response(Some(CALL)).build());
+        let answer = answer.map_err(|error| self.not_reached(&error))?;
+        match answer.status() {
+            StatusCode::PARTIAL_CONTENT => Ok(Opened::Part(answer.into_body().into_reader())),
+            StatusCode::OK => {
+                let mut body = answer.into_body().into_reader();
+                // It has no ranges: what is there already is passed over.
+                io::copy(&mut (&mut body).take(from), &mut io::sink())
+                    .map_err(|error| Failure::unreachable(format!("the answer of {address} broke off: {error}")))?;
+                Ok(Opened::Part(body))
+            }
+            StatusCode::RANGE_NOT_SATISFIABLE => {
+                let range = answer.headers().get("content-range").and_then(|value| value.to_str().ok());
+                let length = range.and_then(|range| range.strip_prefix("bytes */")?.parse().ok());
+                Ok(Opened::Nothing { length })
+            }
+            _ => {
+                let wrong = Failure::failed(format!("{address} answered {} in place of a file", answer.status()));
+                Err(read(&address, answer).err().unwrap_or(wrong))
+            }
+        }
+    }
+
     pub(crate) fn post(&self, path: &str, body: &Value) -> Result<Value> {
         self.call(Method::POST, path, &[], Some(body))
     }
@@ -123,13 +177,18 @@ impl Server {
         Ok(found)
     }
 
-    fn call(&self, method: Method, path: &str, query: &[(&str, &str)], body: Option<&Value>) -> Result<Value> {
+    fn address(&self, path: &str, query: &[(&str, &str)]) -> String {
         let mut address = format!("{}/api/v1{path}", self.url.as_str().trim_end_matches('/'));
         if !query.is_empty() {
             let mut pairs = url::form_urlencoded::Serializer::new(String::new());
             address.push('?');
             address.push_str(&pairs.extend_pairs(query).finish());
         }
+        address
+    }
+
+    fn call(&self, method: Method, path: &str, query: &[(&str, &str)], body: Option<&Value>) -> Result<Value> {
+        let address = self.address(path, query);
         let mut request = Request::builder().method(method).uri(&address).header("accept", "application/json");
         if let Some(authorization) = self.authorization() {
             request = request.header("authorization", authorization);

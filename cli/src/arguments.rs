@@ -225,6 +225,27 @@ pub(crate) struct Logs {
     /// Begin at this offset in bytes
     #[arg(long, value_name = "OFFSET", default_value_t = 0)]
     pub(crate) from: u64,
+    /// Only what this host said
+    #[arg(long, value_name = "NAME", conflicts_with = "follow")]
+    pub(crate) host: Option<String>,
+    /// Time and host before each line, and lines for steps
+    #[arg(long, short, conflicts_with = "follow")]
+    pub(crate) timestamps: bool,
+    /// Only the lines that have this text; fails when there is none
+    #[arg(long, short, value_name = "TEXT", conflicts_with_all = ["follow", "download"])]
+    pub(crate) grep: Option<String>,
+    /// With --grep: TEXT is a regular expression
+    #[arg(long, short = 'E', requires = "grep")]
+    pub(crate) regex: bool,
+    /// With --grep: letters match whatever their case is
+    #[arg(long, short, requires = "grep")]
+    pub(crate) ignore_case: bool,
+    /// With --grep: so many lines before and after each, at most 20
+    #[arg(long, short = 'C', value_name = "LINES", requires = "grep", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=20))]
+    pub(crate) context: u8,
+    /// Write it to this file; one that has the beginning gets the rest
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["follow", "from"])]
+    pub(crate) download: Option<std::path::PathBuf>,
     /// With --follow: wait at most so many seconds, then exit with 124
     #[arg(long, value_name = "SECONDS", requires = "follow", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) wait: Option<u32>,
@@ -306,6 +327,8 @@ mod tests {
             "drover task show 3",
             "drover task list --app shop --status running --limit 5",
             "drover logs -f 12/34 --from 9",
+            "drover logs 12 --grep x -E -i -C 2 --host a --timestamps",
+            "drover logs 12 --download file --host a",
             "drover --json app list --name x",
         ] {
             parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));
@@ -327,6 +350,10 @@ mod tests {
             "drover logs 1/",
             "drover logs 1/x",
             "drover logs 1 --wait 5",
+            "drover logs 1 -E",
+            "drover logs 1 -f --grep x",
+            "drover logs 1 --grep x -C 21",
+            "drover logs 1 --download x --from 3",
             "drover host list --limit 0",
         ] {
             let error = parse(line).expect_err(line);

@@ -73,6 +73,11 @@ impl Failure {
         Self::new(UNREACHABLE, message)
     }
 
+    /// Whether trying again may help.
+    pub(crate) fn is_unreachable(&self) -> bool {
+        self.code == UNREACHABLE
+    }
+
     /// The caller does not want to wait any longer.
     pub(crate) fn timed_out(message: impl Into<String>) -> Self {
         Self::new(TIMED_OUT, message)

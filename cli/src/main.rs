@@ -10,6 +10,7 @@ mod arguments;
 mod channel;
 mod clock;
 mod commands;
+mod download;
 mod failure;
 mod follow;
 mod interrupt;

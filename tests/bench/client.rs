@@ -5,6 +5,7 @@ use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufStream};
 use tokio::net::TcpStream;
+use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 
@@ -73,13 +74,44 @@ impl Client {
         Ok(receipt["task_output"].as_str().context("task_output")?.to_owned())
     }
 
-    /// Follows a task to its end; gives the final state.
-    pub(crate) async fn follow(&self, address: &str) -> Result<String> {
+    /// Fetches what an address gives, on a connection of its own; gives its length in bytes.
+    pub(crate) async fn fetch(&self, path: &str) -> Result<usize> {
+        let stream = TcpStream::connect(&self.address).await?;
+        let request = format!(
+            "GET /api/v1{path} HTTP/1.1\r\nhost: {}\r\nauthorization: Token {}\r\nconnection: close\r\n\r\n",
+            self.address, self.token
+        );
+        let mut connection = BufStream::with_capacity(256 * 1024, 1024, stream);
+        connection.write_all(request.as_bytes()).await?;
+        connection.flush().await?;
+        let mut line = String::new();
+        connection.read_line(&mut line).await?;
+        ensure!(line.contains(" 200 "), "{path}: {line}");
+        while line.trim_end() != "" {
+            line.clear();
+            connection.read_line(&mut line).await?;
+        }
+        let (mut length, mut piece) = (0, vec![0; 256 * 1024]);
+        loop {
+            match connection.read(&mut piece).await? {
+                0 => return Ok(length),
+                count => length += count,
+            }
+        }
+    }
+
+    /// Follows a task.
+    pub(crate) async fn open(&self, address: &str) -> Result<WebSocketStream<TcpStream>> {
         let mut request = address.into_client_request()?;
         request.headers_mut().insert("authorization", format!("Token {}", self.token).parse()?);
         let stream = TcpStream::connect(&self.address).await?;
         stream.set_nodelay(true)?;
-        let (mut socket, _) = tokio_tungstenite::client_async(request, stream).await?;
+        Ok(tokio_tungstenite::client_async(request, stream).await?.0)
+    }
+
+    /// Follows a task to its end; gives the final state.
+    pub(crate) async fn follow(&self, address: &str) -> Result<String> {
+        let mut socket = self.open(address).await?;
         while let Some(message) = socket.next().await {
             if let Message::Close(Some(frame)) = message? {
                 ensure!(u16::from(frame.code) == 1000, "closed with {}", frame.code);

@@ -8,6 +8,7 @@
 mod client;
 mod limits;
 mod machines;
+mod output;
 
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,8 @@ use machines::Machines;
 const LATENCY_ROUNDS: usize = 200;
 /// Agents, and rounds of one command for each application on each of them, in the row for throughput.
 const AGENTS: usize = 10;
+/// Agents in the row for memory at rest.
+const MANY_AGENTS: usize = 50;
 const THROUGHPUT_ROUNDS: usize = 6;
 /// Time for the processes to come to rest before their memory is read.
 const REST: Duration = Duration::from_secs(3);
@@ -46,12 +49,25 @@ async fn main() -> Result<()> {
     throughput(&mut client, &applications, &mut rows).await?;
     let memory = mib(machines.server_memory_kib()?);
     rows.push(Row { what: "server after the load, RSS", value: memory, target: "" });
+    drop((client, machines));
+    output::rows(&mut rows).await?;
+    at_rest(&mut rows).await?;
     print(&rows);
     if let Some(file) = file {
         let rows: Vec<Value> =
             rows.iter().map(|row| json!({"what": row.what, "value": row.value, "target": row.target})).collect();
         std::fs::write(&file, serde_json::to_string_pretty(&rows)? + "\n").with_context(|| format!("write {file}"))?;
     }
+    Ok(())
+}
+
+/// The server with many agents that have nothing to do.
+async fn at_rest(rows: &mut Vec<Row>) -> Result<()> {
+    let machines = Machines::start(MANY_AGENTS).await?;
+    let _ = tokio::time::timeout(REST, std::future::pending::<()>()).await;
+    let (server, agent) = (machines.server_memory_kib()?, machines.agent_memory_kib()?);
+    rows.push(Row { what: "server with 50 agents, at rest, RSS", value: mib(server), target: "<= 48 MiB" });
+    rows.push(Row { what: "idle agent among 50, RSS", value: mib(agent), target: "<= 5 MiB" });
     Ok(())
 }
 

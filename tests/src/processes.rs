@@ -23,7 +23,7 @@ use nix::unistd::Pid;
 use sqlx::{Connection as _, PgConnection, SqliteConnection};
 use tempfile::TempDir;
 
-pub use api::{Api, ApiAnswer};
+pub use api::{Api, ApiAnswer, Download};
 pub use tree::is_alive;
 pub use viewer::{Closing, Seen, Viewer};
 

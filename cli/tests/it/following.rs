@@ -94,10 +94,12 @@ fn output_that_cannot_be_written_is_a_failure_and_no_panic() {
 fn output_so_far_is_shown_without_following() {
     let server = Server::start();
     server.with_shop("running");
+    server.on("GET /tasks/34/output/", 200, json!("old lines\n"));
+    server.on("GET /tasks/34/output/", 200, json!("{\"text\":\"old lines\\n\"}\n"));
     let person = Person::at(&server);
     assert_eq!(person.run("logs 7/34").output, "old lines\n");
     assert_eq!(person.run("logs 7 --from 4").output, "lines\n");
-    assert_eq!(person.run("logs 7 --json").json()[0]["output"], "old lines\n");
+    assert_eq!(person.run("logs 7 --json").json(), [json!({ "type": "record", "text": "old lines\n" })]);
     assert_eq!(person.run("logs 7/99").code, 4);
 }
 

@@ -138,6 +138,7 @@ impl Server {
             .on("POST /applications/deploy-tasks/7/actions/start/", 200, success)
             .on("POST /applications/deploy-tasks/7/sub-upgrade-tasks/", 200, receipt.clone())
             .on("POST /applications/deploy-tasks/7/sub-revert-tasks/", 200, receipt)
+            .on("GET /tasks/34/output/", 200, json!("old lines\n"))
             .on("GET /applications/deploy-tasks/7/sub-upgrade-tasks/34/", 200, sub_task.clone())
             .on("GET /applications/deploy-tasks/7/sub-revert-tasks/34/", 200, sub_task.clone())
             .on(
@@ -211,7 +212,9 @@ impl Server {
         }
         let unknown = || (404, json!({ "error_code": 10004, "message": format!("not prepared: {path}") }));
         let (status, answer) = answer.unwrap_or_else(unknown);
-        respond(&mut stream, status, &answer.to_string());
+        // A text is given as it is.
+        let text = answer.as_str().map_or_else(|| answer.to_string(), str::to_owned);
+        respond(&mut stream, status, &text);
     }
 }
 

@@ -23,7 +23,7 @@ impl Shop {
     }
 
     /// What `drover` prints; it has to end with this exit status.
-    async fn says(&self, code: i32, arguments: &[&str]) -> String {
+    pub(super) async fn says(&self, code: i32, arguments: &[&str]) -> String {
         let ended = self.drover(arguments, "").await;
         let (output, errors) = (String::from_utf8_lossy(&ended.stdout), String::from_utf8_lossy(&ended.stderr));
         assert_eq!(ended.status.code(), Some(code), "{arguments:?}: {output}{errors}");

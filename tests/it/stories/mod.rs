@@ -13,6 +13,7 @@ mod restarts;
 mod reverting;
 mod rollouts;
 mod sources;
+mod volume;
 
 use std::fs;
 use std::path::{Path, PathBuf};

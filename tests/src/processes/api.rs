@@ -30,6 +30,22 @@ impl ApiAnswer {
     }
 }
 
+/// A file that was fetched, or a part of it.
+pub struct Download {
+    status: u16,
+    bytes: Vec<u8>,
+}
+
+impl Download {
+    /// The bytes, after checking the status.
+    #[track_caller]
+    #[must_use]
+    pub fn expect_bytes(self, status: u16) -> Vec<u8> {
+        assert_eq!(self.status, status, "{}", String::from_utf8_lossy(&self.bytes[..self.bytes.len().min(500)]));
+        self.bytes
+    }
+}
+
 /// Somebody who calls the API; cheap to clone. Paths count from its base.
 #[derive(Clone)]
 pub struct Api {
@@ -71,6 +87,27 @@ impl Api {
     /// Sends PATCH.
     pub async fn patch(&self, path: &str, body: Value) -> ApiAnswer {
         self.send(Method::PATCH, path, body).await
+    }
+
+    /// Fetches a file, from a byte on when one is given.
+    ///
+    /// # Panics
+    /// When the server does not answer.
+    pub async fn download(&self, path: &str, from: Option<usize>) -> Download {
+        let mut request = Request::builder().uri(format!("{}{path}", self.base));
+        request = request.header("authorization", format!("Token {}", self.token));
+        if let Some(from) = from {
+            request = request.header("range", format!("bytes={from}-"));
+        }
+        let request = request.body(()).expect("a request");
+        let (agent, path) = (self.agent.clone(), path.to_owned());
+        let fetching = tokio::task::spawn_blocking(move || {
+            let mut response = agent.run(request).unwrap_or_else(|error| panic!("{path}: {error}"));
+            let body = response.body_mut().with_config().limit(ANSWER_BYTES_MAX * 4).read_to_vec();
+            let bytes = body.unwrap_or_else(|error| panic!("{path}: {error}"));
+            Download { status: response.status().as_u16(), bytes }
+        });
+        fetching.await.expect("the download does not panic")
     }
 
     /// The body that GET gives, if the server answers and says 200.
