@@ -53,6 +53,22 @@ pub(crate) enum Command {
     Deploy(Deploy),
     /// Take an application back to a version that its hosts have kept
     Revert(Revert),
+    /// Show what a started or waiting deploy task would do, and how it differs from what last ran; exits with 2 on changes
+    Plan(Plan),
+    /// Hold a running sub-task: nothing more of it starts
+    Pause(Action),
+    /// Let a held sub-task go on
+    Resume(Action),
+    /// Let the other hosts follow a canary that went well
+    Promote(Action),
+    /// Stop a rollout: nothing more starts; what was changed goes back if it was made so
+    Refuse(Action),
+    /// End a sub-task with everything that it runs
+    Cancel(Action),
+    /// Take hosts out of a sub-task before their turn
+    Skip(Skip),
+    /// Try again what failed in a sub-task, from the failed step on
+    Retry(Retry),
     /// Look at deploy tasks and act on them
     #[command(subcommand)]
     Task(Task),
@@ -100,6 +116,8 @@ pub(crate) struct Deploy {
     /// What goes live
     #[arg(long, value_name = "TEXT", default_value = "")]
     pub(crate) description: String,
+    #[command(flatten)]
+    pub(crate) rollout: Rollout,
     /// Make the task and leave its review to somebody else
     #[arg(long)]
     pub(crate) no_approve: bool,
@@ -108,6 +126,122 @@ pub(crate) struct Deploy {
     pub(crate) no_start: bool,
     #[command(flatten)]
     pub(crate) following: Following,
+}
+
+/// How to go from host to host; all at once when nothing is said.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Rollout {
+    /// Hosts that go first, alone: a number, or a percentage such as 5%
+    #[arg(long, value_name = "N|N%")]
+    pub(crate) canary: Option<String>,
+    /// Seconds after which a good canary is promoted by itself; else `drover promote` does it
+    #[arg(long, value_name = "SECONDS", requires = "canary")]
+    pub(crate) promote_after: Option<u32>,
+    /// Hosts at a time: a number, or a percentage such as 25%
+    #[arg(long, value_name = "N|N%")]
+    pub(crate) batch: Option<String>,
+    /// Size of each batch in percent of the one before
+    #[arg(long, value_name = "PERCENT")]
+    pub(crate) growth: Option<u32>,
+    /// Seconds between batches
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) pause: Option<u32>,
+    /// Failures after which nothing more starts: more than these; `any` stops at nothing
+    #[arg(long, value_name = "N|N%|any")]
+    pub(crate) max_failures: Option<String>,
+    /// Take back what was changed when the rollout is stopped
+    #[arg(long)]
+    pub(crate) auto_revert: bool,
+    /// Address on each host that has to answer 200 to 299 after the update
+    #[arg(long, value_name = "URL", conflicts_with_all = ["health_tcp", "health_command"])]
+    pub(crate) health_http: Option<String>,
+    /// Host and port that have to take a connection after the update
+    #[arg(long, value_name = "HOST:PORT", conflicts_with = "health_command")]
+    pub(crate) health_tcp: Option<String>,
+    /// Bash script on each host that has to end with 0 after the update
+    #[arg(long, value_name = "SCRIPT")]
+    pub(crate) health_command: Option<String>,
+}
+
+impl Rollout {
+    /// The rule as the API takes it; none when nothing was said.
+    pub(crate) fn as_json(&self) -> Option<serde_json::Value> {
+        let mut rule = serde_json::Map::new();
+        let mut set = |name: &str, value: Option<serde_json::Value>| {
+            if let Some(value) = value {
+                rule.insert(name.to_owned(), value);
+            }
+        };
+        let text = |text: &Option<String>| text.as_ref().map(|text| serde_json::json!(text));
+        let number = |number: Option<u32>| number.map(|number| serde_json::json!(number));
+        set("canary", text(&self.canary));
+        set("promote_after", number(self.promote_after));
+        set("batch", text(&self.batch));
+        set("growth", number(self.growth));
+        set("pause", number(self.pause));
+        let most =
+            self.max_failures.as_deref().map(|most| if most == "any" { serde_json::Value::Null } else { most.into() });
+        set("max_failures", most);
+        set("auto_revert", self.auto_revert.then_some(serde_json::Value::Bool(true)));
+        let health = [("http", &self.health_http), ("tcp", &self.health_tcp), ("command", &self.health_command)];
+        let health = health.into_iter().find_map(|(name, text)| text.as_ref().map(|text| (name, text)));
+        set("health", health.map(|(name, text)| serde_json::json!({ name: text })));
+        (!rule.is_empty()).then_some(serde_json::Value::Object(rule))
+    }
+}
+
+/// Options of `plan`.
+#[derive(Debug, Args)]
+pub(crate) struct Plan {
+    /// Deploy task, by id
+    #[arg(value_name = "TASK_ID")]
+    pub(crate) task: u64,
+    #[command(flatten)]
+    pub(crate) targets: Targets,
+    #[command(flatten)]
+    pub(crate) rollout: Rollout,
+}
+
+/// Options of what is done to a sub-task.
+#[derive(Debug, Args)]
+pub(crate) struct Action {
+    /// Deploy task and sub-task, such as 12/34; with the task alone its newest sub-task
+    #[arg(value_name = "TASK_ID[/SUBTASK_ID]", value_parser = log_target)]
+    pub(crate) target: LogTarget,
+    /// Why; shown in the output and the audit
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub(crate) reason: String,
+}
+
+/// Options of `skip`.
+#[derive(Debug, Args)]
+pub(crate) struct Skip {
+    #[command(flatten)]
+    pub(crate) action: Action,
+    /// Hosts to take out, separated by commas
+    #[arg(long, value_name = "HOST", value_delimiter = ',', required = true)]
+    pub(crate) hosts: Vec<String>,
+}
+
+/// Options of `retry`.
+#[derive(Debug, Args)]
+pub(crate) struct Retry {
+    #[command(flatten)]
+    pub(crate) action: Action,
+    /// Only on these hosts, separated by commas; on all that failed when left out, but for lost ones
+    #[arg(long, value_name = "HOST", value_delimiter = ',')]
+    pub(crate) hosts: Vec<String>,
+    /// Run every step again, in place of going on at the failed one
+    #[arg(long)]
+    pub(crate) from_the_beginning: bool,
+    #[command(flatten)]
+    pub(crate) rollout: Rollout,
+    /// Wait at most so many seconds, then exit with 124 while the work goes on
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) wait: Option<u32>,
+    /// Do not wait: print the sub-task's id and exit
+    #[arg(long)]
+    pub(crate) no_follow: bool,
 }
 
 /// Options of `revert`.
@@ -330,6 +464,12 @@ mod tests {
             "drover logs 12 --grep x -E -i -C 2 --host a --timestamps",
             "drover logs 12 --download file --host a",
             "drover --json app list --name x",
+            "drover deploy shop --version v1 --canary 1 --batch 25% --max-failures any --auto-revert",
+            "drover deploy shop --version v1 --health-tcp 127.0.0.1:80 --pause 5",
+            "drover plan 7 --hosts a --batch 1",
+            "drover promote 12/34 --reason good",
+            "drover skip 12 --hosts a,b",
+            "drover retry 12/34 --hosts a --from-the-beginning --no-follow",
         ] {
             parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));
         }
@@ -355,6 +495,10 @@ mod tests {
             "drover logs 1 --grep x -C 21",
             "drover logs 1 --download x --from 3",
             "drover host list --limit 0",
+            "drover deploy shop --version v1 --promote-after 5",
+            "drover deploy shop --version v1 --health-tcp a:1 --health-http http://a",
+            "drover skip 12",
+            "drover promote",
         ] {
             let error = parse(line).expect_err(line);
             assert_eq!(error.exit_code(), 2, "{line}");

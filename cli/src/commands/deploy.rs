@@ -46,7 +46,7 @@ pub(crate) fn run(server: &Server, deploy: &Deploy, json: bool) -> Result<()> {
         &job.instances,
         &job.version,
         Some(source),
-        deploy.following.timeout,
+        (deploy.following.timeout, deploy.rollout.as_json()),
     )?;
     if !json {
         eprintln!("Task {} deploys version {} to {}.", sub_task.name(), job.version, rollout::hosts(&job.instances));

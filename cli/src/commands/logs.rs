@@ -2,7 +2,6 @@
 
 use serde_json::Value;
 
-use super::rollout::TASKS;
 use crate::api::Server;
 use crate::arguments::Logs;
 use crate::download;
@@ -14,17 +13,8 @@ use crate::output;
 const ANSWERS_MAX: usize = 100_000;
 
 pub(crate) fn run(server: &Server, logs: &Logs, json: bool) -> Result<()> {
-    let task = server.get(&format!("{TASKS}{}/", logs.target.task))?;
-    let sub_tasks = task["sub_tasks"].as_array().map_or(&[][..], Vec::as_slice);
-    let found = match &logs.target.sub_task {
-        Some(id) => sub_tasks.iter().find(|sub_task| sub_task["task_id"] == id.as_str()),
-        None => newest(sub_tasks),
-    };
-    let Some(found) = found else {
-        let what = logs.target.sub_task.as_ref().map_or("sub-tasks yet".to_owned(), |id| format!("sub-task {id}"));
-        return Err(Failure::not_found(format!("deploy task {} has no {what}", logs.target.task)));
-    };
-    let sub_task = SubTask::from_detail(logs.target.task, found)?;
+    let found = super::sub_task::find(server, &logs.target)?;
+    let sub_task = SubTask::from_detail(logs.target.task, &found)?;
     if logs.follow {
         return follow::follow(server, &sub_task, logs.from, logs.wait, json);
     }
@@ -101,23 +91,4 @@ fn show(found: &Value, is_apart: bool, timestamps: bool) -> Result<()> {
         output::line(&format!("{time}{host} | {}", line["text"].as_str().unwrap_or_default()))?;
     }
     Ok(())
-}
-
-fn newest(sub_tasks: &[Value]) -> Option<&Value> {
-    let number = |sub_task: &&Value| sub_task["task_id"].as_str().and_then(|id| id.parse::<u64>().ok());
-    sub_tasks.iter().max_by_key(number)
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    #[test]
-    fn the_newest_sub_task_has_the_highest_number() {
-        let sub_tasks = ["9", "10", "2"].map(|id| json!({ "task_id": id }));
-        assert_eq!(newest(&sub_tasks).map(|sub_task| &sub_task["task_id"]), Some(&json!("10")));
-        assert_eq!(newest(&[]), None);
-    }
 }

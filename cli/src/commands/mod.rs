@@ -3,9 +3,11 @@
 mod deploy;
 mod inventory;
 mod logs;
+mod plan;
 mod revert;
 mod rollout;
 mod session;
+mod sub_task;
 mod task;
 
 use crate::api::Server;
@@ -21,6 +23,14 @@ pub(crate) fn run(Arguments { global, command }: Arguments) -> Result<()> {
         Command::Whoami => session::whoami(&server(&global)?, global.json),
         Command::Deploy(deploy) => deploy::run(&server(&global)?, &deploy, global.json),
         Command::Revert(revert) => revert::run(&server(&global)?, &revert, global.json),
+        Command::Plan(plan) => plan::run(&server(&global)?, &plan, global.json),
+        Command::Pause(action) => sub_task::act(&server(&global)?, &action, "pause", global.json),
+        Command::Resume(action) => sub_task::act(&server(&global)?, &action, "resume", global.json),
+        Command::Promote(action) => sub_task::act(&server(&global)?, &action, "promote", global.json),
+        Command::Refuse(action) => sub_task::act(&server(&global)?, &action, "refuse", global.json),
+        Command::Cancel(action) => sub_task::act(&server(&global)?, &action, "cancel", global.json),
+        Command::Skip(skip) => sub_task::skip(&server(&global)?, &skip, global.json),
+        Command::Retry(retry) => sub_task::retry(&server(&global)?, &retry, global.json),
         Command::Task(task) => task::run(&server(&global)?, &task, global.json),
         Command::Logs(logs) => logs::run(&server(&global)?, &logs, global.json),
         Command::Host(Host::List(list)) => inventory::hosts(&server(&global)?, &list, global.json),

@@ -130,7 +130,7 @@ pub(crate) fn make_sub_task(
     instances: &[Instance],
     version: &str,
     source: Option<&str>,
-    timeout: Option<u32>,
+    (timeout, rollout): (Option<u32>, Option<Value>),
 ) -> Result<SubTask> {
     let ids: Vec<Value> = instances.iter().map(|instance| json!({ "id": instance.id })).collect();
     let mut body = json!({ "instances": ids, "version": version });
@@ -139,6 +139,9 @@ pub(crate) fn make_sub_task(
     }
     if let Some(seconds) = timeout {
         body["timeout"] = json!(seconds);
+    }
+    if let Some(rollout) = rollout {
+        body["rollout"] = rollout;
     }
     let receipt = server.post(&kind.path(deploy_task), &body)?;
     let (Some(id), Some(task_output)) = (receipt["task_id"].as_str(), receipt["task_output"].as_str()) else {

@@ -168,3 +168,63 @@ fn tasks_are_shown_and_acted_on() {
     assert_eq!(person.run("task close 7").code, 0);
     assert_eq!(server.lines("POST").len(), 1);
 }
+
+#[test]
+fn a_rollout_is_asked_for_as_it_was_said() {
+    let server = Server::start();
+    server.with_shop("finished").channel(vec![Step::Close(1000, "finished")]);
+    let ended = Person::at(&server).run(
+        "deploy shop --version v1 --canary 1 --batch 25% --max-failures any --auto-revert --health-tcp localhost:80",
+    );
+    assert_eq!(ended.code, 0, "{}", ended.errors);
+    let body = server.body("POST /api/v1/applications/deploy-tasks/7/sub-upgrade-tasks/");
+    let expected = json!({
+        "canary": "1", "batch": "25%", "max_failures": null, "auto_revert": true, "health": {"tcp": "localhost:80"},
+    });
+    assert_eq!(body["rollout"], expected);
+}
+
+#[test]
+fn a_person_acts_on_the_newest_sub_task() {
+    let server = Server::start();
+    let at = |action: &str| format!("POST /applications/deploy-tasks/7/sub-upgrade-tasks/34/actions/{action}/");
+    let success = json!({ "message": "success" });
+    server.with_shop("running");
+    for action in ["pause", "promote", "skip"] {
+        server.on(&at(action), 200, success.clone());
+    }
+    assert_eq!(Person::at(&server).run("pause 7 --reason lunch").code, 0);
+    assert_eq!(
+        server.body("POST /api/v1/applications/deploy-tasks/7/sub-upgrade-tasks/34/actions/pause/")["reason"],
+        "lunch"
+    );
+    assert_eq!(Person::at(&server).run("promote 7/34").output, "7/34: promote\n");
+    assert_eq!(Person::at(&server).run("skip 7 --hosts web-2").code, 0);
+    let body = server.body("POST /api/v1/applications/deploy-tasks/7/sub-upgrade-tasks/34/actions/skip/");
+    assert_eq!(body["instances"], json!([{"id": 12}]));
+    let strange = Person::at(&server).run("skip 7 --hosts web-9");
+    assert!(strange.code == 2 && strange.errors.contains("it is for web-1, web-2"), "{}", strange.errors);
+    assert_eq!(Person::at(&server).run("pause 7/35").code, 4);
+}
+
+#[test]
+fn a_plan_with_changes_has_an_exit_code_of_its_own() {
+    let server = Server::start();
+    let change = json!({ "step": "pre_exec", "kind": "changed", "hostnames": ["web-1"], "diff": "-old\n+new\n" });
+    let plan = |changes: Value| {
+        json!({ "digest": "abc", "version": "v1", "commit": "123", "batches": [["web-1"], ["web-2"]],
+                "changes": changes, "truncated": false })
+    };
+    let line = "POST /applications/deploy-tasks/7/sub-upgrade-tasks/?dry_run=true";
+    server.on(line.split('?').next().unwrap(), 200, plan(json!([change]))).with_shop("finished");
+    let ended = Person::at(&server).run("plan 7 --batch 1");
+    assert_eq!(ended.code, 2, "{}", ended.errors);
+    for part in ["version v1, commit 123", "batch 2: web-2", "pre_exec changed on web-1", "+new", "plan abc"] {
+        assert!(ended.output.contains(part), "{part}: {}", ended.output);
+    }
+    assert_eq!(
+        server.body("POST /api/v1/applications/deploy-tasks/7/sub-upgrade-tasks/")["rollout"],
+        json!({"batch": "1"})
+    );
+    assert_eq!(server.lines("POST /api/v1/applications/deploy-tasks/7/sub-upgrade-tasks/?dry_run=true").len(), 1);
+}

@@ -1,0 +1,52 @@
+//! `plan`: what a deploy task would do now, and how that differs from what last ran.
+
+use serde_json::{Value, json};
+
+use super::rollout::{Application, TASKS};
+use crate::api::Server;
+use crate::arguments::Plan;
+use crate::failure::{Failure, Result};
+use crate::follow::Kind;
+use crate::output;
+
+pub(super) fn run(server: &Server, plan: &Plan, json: bool) -> Result<()> {
+    let task = server.get(&format!("{TASKS}{}/", plan.task))?;
+    let application = Application::find(server, &output::cell(&task, "application_id"))?;
+    let instances = application.instances(server, &plan.targets)?;
+    let ids: Vec<Value> = instances.iter().map(|instance| json!({ "id": instance.id })).collect();
+    let mut body = json!({ "instances": ids });
+    if let Some(rollout) = plan.rollout.as_json() {
+        body["rollout"] = rollout;
+    }
+    let told = server.post(&format!("{}?dry_run=true", Kind::Upgrade.path(plan.task)), &body)?;
+    if json {
+        output::json(&told)?;
+    } else {
+        show(&told)?;
+    }
+    let changes = told["changes"].as_array().map_or(0, Vec::len);
+    if changes == 0 { Ok(()) } else { Err(Failure::usage(format!("{changes} changes"))) }
+}
+
+fn texts(list: &Value) -> String {
+    let texts = list.as_array().into_iter().flatten().filter_map(Value::as_str);
+    texts.collect::<Vec<_>>().join(", ")
+}
+
+fn show(plan: &Value) -> Result<()> {
+    let commit = plan["commit"].as_str().map(|commit| format!(", commit {commit}")).unwrap_or_default();
+    output::line(&format!("version {}{commit}", output::cell(plan, "version")))?;
+    for (batch, number) in plan["batches"].as_array().into_iter().flatten().zip(1..) {
+        output::line(&format!("batch {number}: {}", texts(batch)))?;
+    }
+    for change in plan["changes"].as_array().into_iter().flatten() {
+        output::line("")?;
+        let (step, kind) = (output::cell(change, "step"), output::cell(change, "kind"));
+        output::line(&format!("{step} {kind} on {}", texts(&change["hostnames"])))?;
+        output::line(change["diff"].as_str().unwrap_or_default().trim_end())?;
+    }
+    if plan["truncated"] == true {
+        output::line("some differences are left out: there are too many")?;
+    }
+    output::line(&format!("\nplan {}", output::cell(plan, "digest")))
+}

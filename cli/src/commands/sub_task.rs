@@ -1,0 +1,105 @@
+//! What a person does to a sub-task: hold it, let it go on, promote, refuse, cancel, take hosts out, try again.
+
+use serde_json::{Value, json};
+
+use super::rollout::TASKS;
+use crate::api::Server;
+use crate::arguments::{Action, LogTarget, Retry, Skip};
+use crate::failure::{Failure, Result};
+use crate::follow::{self, SubTask};
+use crate::output;
+
+/// A sub-task as its deploy task shows it; the newest when none is named.
+pub(super) fn find(server: &Server, target: &LogTarget) -> Result<Value> {
+    let mut task = server.get(&format!("{TASKS}{}/", target.task))?;
+    let sub_tasks: Vec<Value> = match task["sub_tasks"].take() {
+        Value::Array(sub_tasks) => sub_tasks,
+        _ => Vec::new(),
+    };
+    let found = match &target.sub_task {
+        Some(id) => sub_tasks.into_iter().find(|sub_task| sub_task["task_id"] == id.as_str()),
+        None => newest(sub_tasks),
+    };
+    found.ok_or_else(|| {
+        let what = target.sub_task.as_ref().map_or("sub-tasks yet".to_owned(), |id| format!("sub-task {id}"));
+        Failure::not_found(format!("deploy task {} has no {what}", target.task))
+    })
+}
+
+fn newest(sub_tasks: Vec<Value>) -> Option<Value> {
+    let number = |sub_task: &Value| sub_task["task_id"].as_str().and_then(|id| id.parse::<u64>().ok());
+    sub_tasks.into_iter().max_by_key(number)
+}
+
+fn address(sub_task: &SubTask, action: &str) -> String {
+    format!("{}{}/actions/{action}/", sub_task.kind.path(sub_task.deploy_task), sub_task.id)
+}
+
+/// Pauses, resumes, promotes, refuses or cancels.
+pub(super) fn act(server: &Server, action: &Action, name: &str, json: bool) -> Result<()> {
+    let found = find(server, &action.target)?;
+    let sub_task = SubTask::from_detail(action.target.task, &found)?;
+    server.post(&address(&sub_task, name), &json!({ "reason": action.reason }))?;
+    done(&sub_task, name, json)
+}
+
+fn done(sub_task: &SubTask, name: &str, json: bool) -> Result<()> {
+    if json {
+        return output::json(&json!({ "sub_task": sub_task.name(), "action": name }));
+    }
+    output::line(&format!("{}: {name}", sub_task.name()))
+}
+
+/// The instances on these hosts.
+fn instances(found: &Value, hosts: &[String]) -> Result<Vec<Value>> {
+    let all = found["instances"].as_array().cloned().unwrap_or_default();
+    let instance = |host: &String| {
+        let of_host = all.iter().find(|instance| instance["hostname"] == host.trim());
+        let known = || all.iter().take(20).map(|one| output::cell(one, "hostname")).collect::<Vec<_>>().join(", ");
+        let id = of_host.map(|instance| json!({ "id": instance["id"] }));
+        id.ok_or_else(|| Failure::usage(format!("the sub-task is not for {host}; it is for {}", known())))
+    };
+    hosts.iter().map(instance).collect()
+}
+
+/// Takes hosts out before their turn.
+pub(super) fn skip(server: &Server, skip: &Skip, json: bool) -> Result<()> {
+    let found = find(server, &skip.action.target)?;
+    let sub_task = SubTask::from_detail(skip.action.target.task, &found)?;
+    let body = json!({ "instances": instances(&found, &skip.hosts)?, "reason": skip.action.reason });
+    server.post(&address(&sub_task, "skip"), &body)?;
+    done(&sub_task, "skip", json)
+}
+
+/// Tries again what failed, and follows it.
+pub(super) fn retry(server: &Server, retry: &Retry, json: bool) -> Result<()> {
+    let found = find(server, &retry.action.target)?;
+    let sub_task = SubTask::from_detail(retry.action.target.task, &found)?;
+    let mut body = json!({ "reason": retry.action.reason, "from_failed_step": !retry.from_the_beginning });
+    if !retry.hosts.is_empty() {
+        body["instances"] = instances(&found, &retry.hosts)?.into();
+    }
+    if let Some(rollout) = retry.rollout.as_json() {
+        body["rollout"] = rollout;
+    }
+    let receipt = server.post(&address(&sub_task, "retry"), &body)?;
+    let made = receipt["task_id"].as_str().map(str::to_owned);
+    let target = LogTarget { task: retry.action.target.task, sub_task: made };
+    let again = SubTask::from_detail(target.task, &find(server, &target)?)?;
+    if !retry.no_follow {
+        return follow::follow(server, &again, 0, retry.wait, json);
+    }
+    if json { output::json(&again.as_json()) } else { output::line(&again.name()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_sub_task_has_the_highest_number() {
+        let sub_tasks = ["9", "10", "2"].map(|id| json!({ "task_id": id }));
+        assert_eq!(newest(sub_tasks.to_vec()).map(|sub_task| sub_task["task_id"].clone()), Some(json!("10")));
+        assert_eq!(newest(Vec::new()), None);
+    }
+}
