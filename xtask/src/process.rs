@@ -134,6 +134,12 @@ fn is_program(file: &Path) -> bool {
 pub(crate) fn cargo() -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(xtask::sources::root());
+    // What cargo told this program about itself. Build scripts that read it, as ring's does, would run again each time
+    // that somebody calls cargo by hand in between, and half of the dependencies after them.
+    let told = |name: &str| ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|prefix| name.starts_with(prefix));
+    for (name, _) in env::vars_os().filter(|(name, _)| name.to_str().is_some_and(told)) {
+        command.env_remove(name);
+    }
     command
 }
 
