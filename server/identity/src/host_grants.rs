@@ -1,61 +1,86 @@
-//! Rights on hosts: under the user or role that holds them, and under the host they are on.
+//! Rights on hosts, as the API shows them.
 //!
-//! Invariant: these lists show direct rights alone; those through roles, modules and administrators are not in them.
+//! Invariant: the logic is that of every kind, in [`crate::resource_grants`]; here are addresses, names and texts.
 
 use std::collections::BTreeMap;
 
-use drover_kernel::call::{Administrator, SelfOrAdministrator};
-use drover_kernel::db::{Condition, Read};
-use drover_kernel::fields::{Line, Many};
-use drover_kernel::{Body, Call, Message, Page, Paging, Path, Query, Reply, Result, Routes, args, row, sql, when};
+use drover_kernel::db::{Condition, Sql};
+use drover_kernel::fields::Line;
+use drover_kernel::{Routes, sql, when};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::grants::{
-    Authorizations, HeldFlags, Kind, RoleAuthorization, Subject, UserAuthorization, check_resource, set_of_subject,
-    set_on_resource, subject_name,
+use crate::grants::Kind;
+use crate::resource_grants::{
+    Grant, Listed, of_role, of_user, roles_on, set_of_role, set_of_user, set_roles_on, set_users_on, users_on,
 };
 
 pub(crate) fn routes() -> Routes {
     Routes::tagged("permissions")
-        .get("/users/{id}/host/perms/", "user-host-perms-list", "List a user's rights on hosts.", of_user)
+        .get("/users/{id}/host/perms/", "user-host-perms-list", "List a user's rights on hosts.", of_user::<Hosts>)
         .post(
             "/users/{id}/host/perms/",
             "user-host-perms-set",
             "Grant or withdraw a user's rights on hosts.",
-            set_of_user,
+            set_of_user::<Hosts>,
         )
-        .get("/roles/{id}/host/perms/", "role-host-perms-list", "List a role's rights on hosts.", of_role)
+        .get("/roles/{id}/host/perms/", "role-host-perms-list", "List a role's rights on hosts.", of_role::<Hosts>)
         .post(
             "/roles/{id}/host/perms/",
             "role-host-perms-set",
             "Grant or withdraw a role's rights on hosts.",
-            set_of_role,
+            set_of_role::<Hosts>,
         )
         .get(
             "/hosts/{id}/authorization/users/",
             "host-authorization-users-list",
             "List the users with rights on one host.",
-            users_on,
+            users_on::<Hosts>,
         )
         .patch(
             "/hosts/{id}/authorization/users/",
             "host-authorization-users-update",
             "Change or remove the rights of several users on one host.",
-            set_users_on,
+            set_users_on::<Hosts>,
         )
         .get(
             "/hosts/{id}/authorization/roles/",
             "host-authorization-roles-list",
             "List the roles with rights on one host.",
-            roles_on,
+            roles_on::<Hosts>,
         )
         .patch(
             "/hosts/{id}/authorization/roles/",
             "host-authorization-roles-update",
             "Change or remove the rights of several roles on one host.",
-            set_roles_on,
+            set_roles_on::<Hosts>,
         )
+}
+
+/// Hosts as a kind of resource with rights of its own.
+struct Hosts;
+
+impl Listed for Hosts {
+    const KIND: Kind = Kind::Host;
+    const COUNT: Sql = sql!(
+        "SELECT COUNT(*) FROM hosts h WHERE h.organisation_id = $1 AND h.id IN \
+         (SELECT resource_id FROM resource_rights WHERE subject_type = $2 AND subject_id = $3 \
+         AND resource_type = 'host')/* filters */"
+    );
+    const ROWS: Sql = sql!(
+        "SELECT h.id, h.name FROM hosts h WHERE h.organisation_id = $1 AND h.id IN \
+         (SELECT resource_id FROM resource_rights WHERE subject_type = $2 AND subject_id = $3 \
+         AND resource_type = 'host')/* filters */ ORDER BY h.id"
+    );
+    type Filter = Filter;
+    type Entry = Entry;
+    type UserEntry = UserEntry;
+    type RoleEntry = RoleEntry;
+
+    fn conditions(filter: Filter) -> Vec<Condition> {
+        let part = |name: Line| when!("lower(h.name) LIKE $1 ESCAPE '\\'", Condition::pattern(&name.0));
+        filter.hostname.map(part).into_iter().collect()
+    }
 }
 
 /// Rights on one host of the user or role asked about.
@@ -77,90 +102,10 @@ struct Filter {
     hostname: Option<Line>,
 }
 
-row! {
-    struct Named {
-        id: i64,
-        name: String,
+impl From<Grant> for Entry {
+    fn from(grant: Grant) -> Self {
+        Self { id: grant.id, hostname: grant.name, permission: grant.permission }
     }
-}
-
-async fn of_user(
-    call: Call<SelfOrAdministrator>,
-    Path(id): Path<i64>,
-    paging: Paging,
-    Query(filter): Query<Filter>,
-) -> Result<Reply<Page<Entry>>> {
-    let mut read = call.read().await?;
-    list_of(&mut read, call.organisation_id(), Subject::User, id, &paging, filter).await
-}
-
-async fn of_role(
-    call: Call<Administrator>,
-    Path(id): Path<i64>,
-    paging: Paging,
-    Query(filter): Query<Filter>,
-) -> Result<Reply<Page<Entry>>> {
-    let mut read = call.read().await?;
-    list_of(&mut read, call.organisation_id(), Subject::Role, id, &paging, filter).await
-}
-
-async fn list_of(
-    read: &mut Read,
-    organisation_id: i64,
-    subject: Subject,
-    subject_id: i64,
-    paging: &Paging,
-    filter: Filter,
-) -> Result<Reply<Page<Entry>>> {
-    subject_name(read, organisation_id, subject, subject_id).await?;
-    let mut conditions = Vec::new();
-    if let Some(name) = filter.hostname {
-        conditions.push(when!("lower(h.name) LIKE $1 ESCAPE '\\'", Condition::pattern(&name.0)));
-    }
-    let (count, resources) = paging
-        .read::<Named>(
-            read,
-            sql!(
-                "SELECT COUNT(*) FROM hosts h WHERE h.organisation_id = $1 AND h.id IN \
-                 (SELECT resource_id FROM resource_rights WHERE subject_type = $2 AND subject_id = $3 \
-                 AND resource_type = 'host')/* filters */"
-            ),
-            sql!(
-                "SELECT h.id, h.name AS name FROM hosts h WHERE h.organisation_id = $1 AND h.id IN \
-                 (SELECT resource_id FROM resource_rights WHERE subject_type = $2 AND subject_id = $3 \
-                 AND resource_type = 'host')/* filters */ ORDER BY h.id"
-            ),
-            args![organisation_id, subject, subject_id],
-            &conditions,
-        )
-        .await?;
-    let ids = resources.iter().map(|resource| resource.id).collect();
-    let flags = HeldFlags::read(read, subject, vec![subject_id], Kind::Host, ids).await?;
-    let entries = resources
-        .into_iter()
-        .map(|resource| Entry {
-            permission: flags.of(subject_id, resource.id),
-            id: resource.id,
-            hostname: resource.name,
-        })
-        .collect();
-    Ok(Reply::new(paging.page(count, entries)))
-}
-
-async fn set_of_user(
-    call: Call<Administrator>,
-    Path(id): Path<i64>,
-    Body(body): Body<Authorizations>,
-) -> Result<Reply<Message>> {
-    set_of_subject(call, Subject::User, id, Kind::Host, body).await
-}
-
-async fn set_of_role(
-    call: Call<Administrator>,
-    Path(id): Path<i64>,
-    Body(body): Body<Authorizations>,
-) -> Result<Reply<Message>> {
-    set_of_subject(call, Subject::Role, id, Kind::Host, body).await
 }
 
 #[derive(Serialize, JsonSchema)]
@@ -201,77 +146,14 @@ struct RoleEntry {
     permission: BTreeMap<String, bool>,
 }
 
-async fn users_on(call: Call<Administrator>, Path(id): Path<i64>, paging: Paging) -> Result<Reply<Page<UserEntry>>> {
-    let mut read = call.read().await?;
-    check_resource(&mut read, call.organisation_id(), Kind::Host, id).await?;
-    let (count, users) = paging
-        .read::<Named>(
-            &mut read,
-            sql!(
-                "SELECT COUNT(*) FROM users u WHERE u.organisation_id = $1 AND u.id IN (SELECT subject_id \
-                 FROM resource_rights WHERE subject_type = 'user' AND resource_type = 'host' AND resource_id = $2)"
-            ),
-            sql!(
-                "SELECT u.id, u.username AS name FROM users u WHERE u.organisation_id = $1 AND u.id IN (SELECT subject_id \
-                 FROM resource_rights WHERE subject_type = 'user' AND resource_type = 'host' AND resource_id = $2) \
-                 ORDER BY u.id"
-            ),
-            args![call.organisation_id(), id],
-            &[],
-        )
-        .await?;
-    let ids = users.iter().map(|user| user.id).collect();
-    let flags = HeldFlags::read(&mut read, Subject::User, ids, Kind::Host, vec![id]).await?;
-    let entries = users
-        .into_iter()
-        .map(|user| UserEntry {
-            permission: flags.of(user.id, id),
-            user: UserBrief { id: user.id, username: user.name },
-        })
-        .collect();
-    Ok(Reply::new(paging.page(count, entries)))
+impl From<Grant> for UserEntry {
+    fn from(grant: Grant) -> Self {
+        Self { user: UserBrief { id: grant.id, username: grant.name }, permission: grant.permission }
+    }
 }
 
-async fn roles_on(call: Call<Administrator>, Path(id): Path<i64>, paging: Paging) -> Result<Reply<Page<RoleEntry>>> {
-    let mut read = call.read().await?;
-    check_resource(&mut read, call.organisation_id(), Kind::Host, id).await?;
-    let (count, roles) = paging
-        .read::<Named>(
-            &mut read,
-            sql!(
-                "SELECT COUNT(*) FROM roles r WHERE r.organisation_id = $1 AND r.id IN (SELECT subject_id \
-                 FROM resource_rights WHERE subject_type = 'role' AND resource_type = 'host' AND resource_id = $2)"
-            ),
-            sql!(
-                "SELECT r.id, r.name FROM roles r WHERE r.organisation_id = $1 AND r.id IN (SELECT subject_id \
-                 FROM resource_rights WHERE subject_type = 'role' AND resource_type = 'host' AND resource_id = $2) \
-                 ORDER BY r.id"
-            ),
-            args![call.organisation_id(), id],
-            &[],
-        )
-        .await?;
-    let ids = roles.iter().map(|role| role.id).collect();
-    let flags = HeldFlags::read(&mut read, Subject::Role, ids, Kind::Host, vec![id]).await?;
-    let entries = roles
-        .into_iter()
-        .map(|role| RoleEntry { permission: flags.of(role.id, id), role: RoleBrief { id: role.id, name: role.name } })
-        .collect();
-    Ok(Reply::new(paging.page(count, entries)))
-}
-
-async fn set_users_on(
-    call: Call<Administrator>,
-    Path(id): Path<i64>,
-    Body(body): Body<Many<UserAuthorization>>,
-) -> Result<Reply<Message>> {
-    set_on_resource(call, Kind::Host, id, Subject::User, body).await
-}
-
-async fn set_roles_on(
-    call: Call<Administrator>,
-    Path(id): Path<i64>,
-    Body(body): Body<Many<RoleAuthorization>>,
-) -> Result<Reply<Message>> {
-    set_on_resource(call, Kind::Host, id, Subject::Role, body).await
+impl From<Grant> for RoleEntry {
+    fn from(grant: Grant) -> Self {
+        Self { role: RoleBrief { id: grant.id, name: grant.name }, permission: grant.permission }
+    }
 }

@@ -13,6 +13,7 @@ mod host_grants;
 mod members;
 mod module_grants;
 mod password;
+mod resource_grants;
 pub mod rights;
 mod roles;
 mod secret;

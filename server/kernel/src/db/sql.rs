@@ -64,6 +64,13 @@ impl Condition {
         Self { sql, arguments }
     }
 
+    /// This condition about the table that has `alias` in the statement, which is put in place of each `/* row */`.
+    #[must_use]
+    pub fn about(mut self, alias: &'static str) -> Self {
+        self.sql = Sql(Cow::Owned(self.sql.as_str().replace("/* row */", alias)));
+        self
+    }
+
     /// This condition or another.
     #[must_use]
     pub fn or(mut self, other: Self) -> Self {
