@@ -19,6 +19,7 @@ use drover_kernel::db::Db;
 use drover_kernel::http::{ReadyCheck, Service, service};
 use drover_kernel::jobs::Jobs;
 use drover_kernel::resources::Resources;
+use drover_kernel::room::Room;
 use drover_kernel::{Clock, Kernel, KernelBuilder, Routes, Sealer, Settings};
 
 /// Version of this build.
@@ -70,7 +71,9 @@ pub fn kernel(db: Db, clock: Clock, settings: Settings, data_directory: &Path) -
     let artifacts = ArtifactStore::open(&data_directory.join("artifacts")).context("artifacts")?;
     let sources =
         Sources::open(&data_directory.join("sources"), artifacts.clone(), Limits::default()).context("sources")?;
+    let room = Room::new(data_directory, settings.disk_reserve_bytes);
     Ok(builder(db, clock, settings, data_directory)?
+        .part(Arc::new(room))
         .part(Arc::new(Engine::new(logs, artifacts, sources, keys)))
         .part(Arc::new(Viewers::default()))
         .build())
@@ -79,6 +82,17 @@ pub fn kernel(db: Db, clock: Clock, settings: Settings, data_directory: &Path) -
 /// The HTTP service of a kernel.
 #[must_use]
 pub fn http(kernel: &Kernel) -> Service {
+    service(kernel, &routes(), VERSION, ready_checks(kernel))
+}
+
+/// What has to be well, besides the database, for a server to be ready.
+#[must_use]
+pub fn ready_checks(kernel: &Kernel) -> Vec<ReadyCheck> {
+    let owner = kernel.clone();
+    let disk: ReadyCheck = Arc::new(move || {
+        let room = owner.part::<Room>();
+        Box::pin(async move { room.check().await })
+    });
     let owner = kernel.clone();
     let room: ReadyCheck = Arc::new(move || {
         let engine = owner.part::<Engine>();
@@ -86,5 +100,5 @@ pub fn http(kernel: &Kernel) -> Service {
             if engine.logs.is_full() { Err("the disk that holds the output is full".to_owned()) } else { Ok(()) }
         })
     });
-    service(kernel, &routes(), VERSION, vec![room])
+    vec![disk, room]
 }

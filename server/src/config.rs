@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use drover_kernel::proxies::{Proxies, ProxyHeader, network};
+use drover_kernel::room::RESERVE_BYTES;
 use serde::Deserialize;
 
 /// What every command needs to find its data.
@@ -55,6 +56,9 @@ pub struct ServeArgs {
     /// Header in which the trusted proxies say it: x-forwarded-for or forwarded [default: x-forwarded-for]
     #[arg(long, env = "DROVER_PROXY_HEADER", value_name = "HEADER")]
     proxy_header: Option<String>,
+    /// Space on the disk of the data directory below which nothing new is taken in, such as 512M [default: 64M]
+    #[arg(long, env = "DROVER_DISK_RESERVE", value_name = "SIZE")]
+    disk_reserve: Option<String>,
 }
 
 /// The file.
@@ -73,6 +77,7 @@ struct File {
     four_eyes: Option<bool>,
     trusted_proxy: Option<Vec<String>>,
     proxy_header: Option<String>,
+    disk_reserve: Option<String>,
 }
 
 /// Everything, settled.
@@ -98,6 +103,8 @@ pub struct Config {
     pub four_eyes: bool,
     /// Whose word on a client's address is taken.
     pub proxies: Proxies,
+    /// Space that stays free, in bytes.
+    pub disk_reserve_bytes: u64,
 }
 
 impl Config {
@@ -151,6 +158,10 @@ impl Config {
             zone: zone.parse().map_err(|_| anyhow::anyhow!("time_zone: `{zone}` is no zone such as Europe/Berlin"))?,
             four_eyes: serve.four_eyes || file.four_eyes.unwrap_or(false),
             proxies,
+            disk_reserve_bytes: match serve.disk_reserve.or(file.disk_reserve) {
+                Some(text) => size(&text).with_context(|| format!("disk_reserve: `{text}` is no size such as 512M"))?,
+                None => RESERVE_BYTES,
+            },
         })
     }
 
@@ -181,6 +192,21 @@ impl Config {
             None => self.agent_listen.ip().to_string(),
         }
     }
+}
+
+/// Bytes, or a number with K, M, G or T for powers of 1024.
+fn size(text: &str) -> Option<u64> {
+    let text = text.trim();
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let power = match unit.trim().to_ascii_uppercase().as_str() {
+        "" | "B" => 0,
+        "K" | "KB" | "KIB" => 1,
+        "M" | "MB" | "MIB" => 2,
+        "G" | "GB" | "GIB" => 3,
+        "T" | "TB" | "TIB" => 4,
+        _ => return None,
+    };
+    number.parse::<u64>().ok()?.checked_mul(1024_u64.pow(power))
 }
 
 fn proxies(trusted: &[String], header: Option<&str>) -> Result<Proxies> {
@@ -221,6 +247,16 @@ mod tests {
         assert_eq!(dial("wss://drover.example:9000/").dialled_host(), "drover.example");
         assert_eq!(dial("wss://[::1]:9000").dialled_host(), "[::1]");
         assert!(dial("http://x").dialled(SocketAddr::from(([127, 0, 0, 1], 1))).is_err());
+    }
+
+    #[test]
+    fn sizes_are_read() {
+        for (text, bytes) in [("0", Some(0)), ("512M", Some(512 << 20)), ("1 GiB", Some(1 << 30)), ("7k", Some(7168))] {
+            assert_eq!(size(text), bytes, "{text}");
+        }
+        for text in ["", "M", "1.5G", "-1", "1X", "99999999999T"] {
+            assert_eq!(size(text), None, "{text}");
+        }
     }
 
     #[test]

@@ -21,8 +21,8 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
-/// Time that stopping may take.
-const STOP: Duration = Duration::from_secs(9);
+/// Time that requests, sockets and background work have to end; closing the stores comes on top.
+const STOP: Duration = Duration::from_secs(7);
 
 /// Deploys applications and operates hosts.
 #[derive(Parser)]
@@ -174,6 +174,7 @@ async fn run(config: Config) -> Result<()> {
         secure: config.secure,
         secret_key: secret_key(),
         proxies: config.proxies.clone(),
+        disk_reserve_bytes: config.disk_reserve_bytes,
         ..Settings::default()
     };
     let kernel = kernel(db, Clock::system(), settings, &config.data_directory)?;

@@ -93,7 +93,7 @@ impl TestServer {
         let (database, db) = Database::open(engine, &clock).await;
         let data_directory = tempfile::tempdir().expect("a data directory");
         let (kernel, routes) = kit::assemble(db, clock.clone(), settings.clone(), data_directory.path());
-        let service = service(&kernel, &routes, "test", Vec::new());
+        let service = service(&kernel, &routes, "test", drover_server::ready_checks(&kernel));
         let work = kernel.work();
         let password = Some(ADMIN_PASSWORD.to_owned());
         drover_identity::ensure_administrator(&work, password).await.expect("the first administrator");
@@ -118,7 +118,7 @@ impl TestServer {
         let db = ending.database.reopen().await;
         let (kernel, routes) = kit::assemble(db, clock.clone(), settings.clone(), ending.data_directory.path());
         ending.follow(Some(kernel.clone()));
-        let service = service(&kernel, &routes, "test", Vec::new());
+        let service = service(&kernel, &routes, "test", drover_server::ready_checks(&kernel));
         let admin = Client::anonymous(service.clone()).with_header("authorization", &token);
         Self { engine, kernel, routes, service, clock, settings, admin, ending }
     }

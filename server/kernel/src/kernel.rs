@@ -18,6 +18,7 @@ use crate::jobs::Work;
 use crate::metrics::Metrics;
 use crate::proxies::Proxies;
 use crate::resources::Resources;
+use crate::room::RESERVE_BYTES;
 use crate::secrets::{KeyText, Sealer};
 
 /// What an operator decides and every area may ask.
@@ -35,6 +36,8 @@ pub struct Settings {
     pub secret_key: Option<KeyText>,
     /// Whose word on a client's address is taken.
     pub proxies: Proxies,
+    /// Space on the disk of the data directory that stays free, in bytes; below it nothing new is taken in.
+    pub disk_reserve_bytes: u64,
 }
 
 impl Default for Settings {
@@ -46,9 +49,13 @@ impl Default for Settings {
             secure: false,
             secret_key: None,
             proxies: Proxies::default(),
+            disk_reserve_bytes: RESERVE_BYTES,
         }
     }
 }
+
+/// Time for the database to close after that.
+const CLOSE_MAX: std::time::Duration = std::time::Duration::from_secs(1);
 
 struct Inner {
     db: Db,
@@ -226,7 +233,8 @@ impl Kernel {
         self.0.stopping.cancel();
         self.0.tasks.close();
         let _ = tokio::time::timeout(at_most, self.0.tasks.wait()).await;
-        self.0.db.close().await;
+        // What was cut off may hold a connection for ever.
+        let _ = tokio::time::timeout(CLOSE_MAX, self.0.db.close()).await;
     }
 
     /// Removes what background work leaves behind; call it every few minutes.

@@ -20,6 +20,7 @@ pub mod metrics;
 pub mod page;
 pub mod proxies;
 pub mod resources;
+pub mod room;
 pub mod routes;
 pub mod secrets;
 pub mod serve;

@@ -1,7 +1,8 @@
 //! Asking for a version to be deployed, and correcting what was asked.
 
 use axum::http::Method;
-use drover_tests::both_engines;
+use drover_kernel::Settings;
+use drover_tests::{Engine, TestServer, both_engines, with_server};
 use serde_json::{Value, json};
 
 use super::{PATH, Shop, action_path, audited, count, grant, id};
@@ -179,4 +180,24 @@ both_engines! {
         let expected = ["create", "update", "update", "update", "reject", "update", "approve"];
         assert_eq!(audited(&server, task).await, expected);
     }
+}
+
+/// With a reserve that no disk has.
+async fn check_full_disk(server: TestServer) {
+    let shop = Shop::new(&server, 1).await;
+    let error = shop.admin.post(PATH, shop.body()).await.expect_error(503, 10009);
+    let message = error["message"].as_str().expect("a message");
+    assert!(message.starts_with("nothing new is taken in: the disk of the data directory has "), "{message}");
+    assert_eq!(count(&server).await, 0);
+    // What there is can be read, and ended.
+    shop.admin.get(PATH).await.expect(200);
+    server.anonymous().get("//healthz").await.expect(200);
+    let error = server.anonymous().get("//readyz").await.expect_error(503, 10009);
+    assert!(error["message"].as_str().is_some_and(|text| text.contains("kept in reserve")), "{error}");
+}
+
+#[tokio::test]
+async fn nothing_new_is_taken_in_without_room() {
+    let settings = Settings { disk_reserve_bytes: u64::MAX, ..Settings::default() };
+    with_server(Engine::Sqlite, settings, check_full_disk).await;
 }

@@ -13,6 +13,7 @@ mod restarts;
 mod reverting;
 mod rollouts;
 mod sources;
+mod viewers;
 mod volume;
 
 use std::fs;

@@ -18,6 +18,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 use crate::engine::Engine;
 use crate::logs::{Format, LogReader};
@@ -29,6 +30,8 @@ const PING: Duration = Duration::from_secs(20);
 pub(crate) const RECHECK: Duration = Duration::from_secs(30);
 /// Time for a viewer to take one frame. A slow one is waited for; one that takes nothing at all is gone.
 pub(crate) const TAKE: Duration = Duration::from_secs(300);
+/// The same once the server stops.
+const TAKE_LAST: Duration = Duration::from_secs(2);
 /// What a viewer may send: nothing but control frames.
 const INCOMING_BYTES_MAX: usize = 4096;
 /// Viewers of this server.
@@ -140,7 +143,7 @@ async fn show(kernel: Kernel, permit: Permit, mut socket: WebSocket, mut reader:
                 Some(Ok(_)) => continue,
             },
             () = tokio::time::sleep(PING) => {
-                if !take(&mut socket, Message::Ping(Vec::new().into())).await {
+                if !take(&mut socket, &stop, Message::Ping(Vec::new().into())).await {
                     return;
                 }
                 continue;
@@ -155,7 +158,7 @@ async fn show(kernel: Kernel, permit: Permit, mut socket: WebSocket, mut reader:
         };
         match frame {
             Ok(Some(frame)) => {
-                if !take(&mut socket, Message::Text(frame.into_text().into())).await {
+                if !take(&mut socket, &stop, Message::Text(frame.into_text().into())).await {
                     return;
                 }
             }
@@ -169,14 +172,25 @@ async fn show(kernel: Kernel, permit: Permit, mut socket: WebSocket, mut reader:
             }
         }
     };
-    if take(&mut socket, Message::Close(Some(end))).await {
+    if take(&mut socket, &stop, Message::Close(Some(end))).await {
         // The viewer's own close frame ends the connection; it has its time for it.
         let _ = timeout(Duration::from_secs(5), async { while let Some(Ok(_)) = socket.recv().await {} }).await;
     }
 }
 
-async fn take(socket: &mut WebSocket, message: Message) -> bool {
-    matches!(timeout(TAKE, socket.send(message)).await, Ok(Ok(())))
+/// Sends a frame; false when the viewer did not take it in time.
+async fn take(socket: &mut WebSocket, stop: &CancellationToken, message: Message) -> bool {
+    let too_late = async {
+        let last = async {
+            stop.cancelled().await;
+            tokio::time::sleep(TAKE_LAST).await;
+        };
+        let _ = timeout(TAKE, last).await;
+    };
+    tokio::select! {
+        sent = socket.send(message) => sent.is_ok(),
+        () = too_late => false,
+    }
 }
 
 /// Counts viewers and downloads, and lets few search at a time, so that there are bounds.
