@@ -2,80 +2,95 @@
 
 use std::collections::BTreeMap;
 
+use axum::http::Method;
 use drover_kernel::call::Need;
+use drover_kernel::db::Sql;
 use drover_kernel::routes::Route;
 use drover_kernel::{args, sql};
 use drover_tests::{Client, TestServer, both_engines};
 use serde_json::{Value, json};
 
-/// One object of each kind, and a user who is not the caller.
+/// One object of each kind, of the first organisation.
 struct Objects {
+    /// By the part of the path that stands before the id, and by the id's name where that is another than `id`.
     ids: BTreeMap<&'static str, String>,
     application_id: i64,
     host_id: i64,
 }
 
+fn id(object: &Value) -> i64 {
+    object["id"].as_i64().unwrap_or_else(|| panic!("no id in {object}"))
+}
+
 async fn objects(server: &TestServer) -> Objects {
     let admin = server.admin();
-    let application = admin.post("/applications/", json!({"name": "secret"})).await.expect(200);
-    let host = admin.post("/hosts/", json!({"name": "vault", "host_type": "PHY_HOST"})).await.expect(200);
-    let application_id = application["id"].as_i64().expect("an id");
-    let host_id = host["id"].as_i64().expect("an id");
+    let application_id = id(&admin.post("/applications/", json!({"name": "classified"})).await.expect(200));
+    let host_id = id(&admin.post("/hosts/", json!({"name": "vault", "host_type": "PHY_HOST"})).await.expect(200));
+    let instances =
+        admin.post(&format!("/applications/{application_id}/instances/"), json!([{"hostid": host_id}])).await;
+    let script = json!({"name": "hidden", "language": "bash", "content": "true"});
+    let script_id = id(&admin.post("/applications/deploy-scripts/", script).await.expect(200));
+    let role_id = id(&admin.post("/roles/", json!({"name": "keepers"})).await.expect(200));
+    let token_id = id(&admin.get("/auth-tokens/").await.expect(200)["results"][0]);
     let deploy_task = "INSERT INTO deploy_tasks (id, organisation_id, application_id, version, description, level, \
         package_source, planned_exec_at, creator_id, creator, status, created_at) \
         VALUES (77, 1, $1, '1', '', 'A', '', 0, 1, 'admin', 'running', 0)";
-    server.run(drover_kernel::db::Sql::literal(deploy_task), args![application_id]).await;
-    let task = "INSERT INTO tasks (id, organisation_id, deploy_task_id, application_id, kind, channel, version, timeout_s, \
-        keep_backups, phase, creator, created_at, deadline_at) \
-        VALUES (78, 1, 77, $1, 'upgrade', 'channel-of-78', '1', 1, 1, 'preparing', 'admin', 0, 0)";
-    server.run(drover_kernel::db::Sql::literal(task), args![application_id]).await;
+    server.run(Sql::literal(deploy_task), args![application_id]).await;
+    for (task_id, kind) in [(78, "upgrade"), (79, "revert")] {
+        let task = "INSERT INTO tasks (id, organisation_id, deploy_task_id, application_id, kind, channel, version, \
+            timeout_s, keep_backups, phase, creator, created_at, deadline_at) \
+            VALUES ($2, 1, 77, $1, $3, $4, '1', 1, 1, 'preparing', 'admin', 0, 0)";
+        let channel = format!("channel-of-{task_id}");
+        server.run(Sql::literal(task), args![application_id, task_id, kind, channel]).await;
+    }
     let ids = [
-        ("application", application_id.to_string()),
-        ("host", host_id.to_string()),
-        ("deploy_task", "77".to_owned()),
+        ("applications", application_id.to_string()),
+        ("hosts", host_id.to_string()),
+        ("{instance_id}", id(&instances.expect(200)[0]).to_string()),
+        ("deploy-scripts", script_id.to_string()),
+        ("roles", role_id.to_string()),
+        ("auth-tokens", token_id.to_string()),
+        ("users", "1".to_owned()),
+        ("deploy-tasks", "77".to_owned()),
+        ("sub-upgrade-tasks", "78".to_owned()),
+        ("sub-revert-tasks", "79".to_owned()),
         ("channel", "channel-of-78".to_owned()),
         ("task", "78".to_owned()),
     ];
     Objects { ids: ids.into(), application_id, host_id }
 }
 
-/// The route's path with an object of the kind that it asks about.
+/// The route's path with the objects that it asks about, each of which there is.
 fn path(route: &Route, objects: &Objects) -> String {
-    let kind = match route.need {
-        Need::Resource { kind, .. } => kind,
-        Need::Public
-        | Need::SignedIn
-        | Need::Administrator
-        | Need::SelfOrAdministrator
-        | Need::Module { .. }
-        | Need::Named { .. } => "",
-    };
-    // User 1 is the administrator, whom nobody else may see.
-    let id = objects.ids.get(kind).map_or("1", String::as_str);
-    let filled: Vec<&str> = route
-        .path
-        .split('/')
-        .map(|part| {
-            if part == "{id}" || part == "{channel}" {
-                id
-            } else if part.starts_with('{') {
-                "78"
-            } else {
-                part
-            }
-        })
-        .collect();
+    let mut before = "";
+    let mut filled = Vec::new();
+    for part in route.path.split('/') {
+        if part.starts_with('{') {
+            let id = objects.ids.get(part).or_else(|| objects.ids.get(before));
+            filled.push(id.unwrap_or_else(|| panic!("no object for {part} in {}", route.path)).as_str());
+        } else {
+            filled.push(part);
+        }
+        before = part;
+    }
     filled.join("/").trim_start_matches("/api/v1").to_owned()
 }
 
-/// A body that names the objects in every way that a route may read.
-fn body(objects: &Objects) -> Value {
+/// A body that names the objects in every way that a route may read, so that nothing but the right to it is missing.
+fn body(route: &Route, objects: &Objects) -> Value {
+    let one = json!({"id": 1});
+    // Rights on modules are an array.
+    if route.path.ends_with("/system/perms/") {
+        return json!([{"module_name": "dns", "permissions": {"manage_dns_server": true}}]);
+    }
     json!({"application_id": objects.application_id, "hosts": [{"id": objects.host_id}], "version": "1", "level": "A",
-        "planned_exec_time": 1, "package_source": ""})
+        "planned_exec_time": 1, "package_source": "", "id": 1, "user": one, "role": one, "authorizations": [],
+        "username": "somebody", "name": "something", "password": "12345678", "old_password": "12345678",
+        "new_password": "87654321", "language": "bash", "content": "true"})
 }
 
 async fn status(client: &Client, route: &Route, objects: &Objects) -> u16 {
-    client.send(route.method.clone(), &path(route, objects), body(objects)).await.status
+    client.send(route.method.clone(), &path(route, objects), body(route, objects)).await.status
 }
 
 /// Calls every route and lists those that answered otherwise than expected.
@@ -147,13 +162,25 @@ both_engines! {
         ] {
             server.run(table, args![stranger.id]).await;
         }
-        replay(&server, &stranger, &objects, |route| match route.need {
-            Need::Resource { .. } | Need::Named { .. } => Some(404),
-            Need::Public
-            | Need::SignedIn
-            | Need::Administrator
-            | Need::SelfOrAdministrator
-            | Need::Module { .. } => None,
+        let stranger: &Client = &stranger;
+        // Whatever has an id is somebody else's, so there is no such thing.
+        let named = |route: &Route| route.path.contains('{') && route.need != Need::Public;
+        replay(&server, stranger, &objects, |route| (named(route) || matches!(route.need, Need::Named { .. })).then_some(404))
+            .await;
+        // What has none is about the stranger's own organisation, where there is nothing but themselves.
+        for route in server.routes().all().iter().filter(|route| !route.path.contains('{') && route.method == Method::GET) {
+            let told = stranger.get(&path(route, &objects)).await.expect(200).to_string();
+            for word in ["classified", "vault", "hidden", "keepers", "\"admin\""] {
+                assert!(!told.contains(word), "{}: {word} in {told}", route.path);
+            }
+        }
+    }
+
+    async fn the_objects_of_this_test_are_there(server: TestServer) {
+        let objects = objects(&server).await;
+        replay(&server, &server.admin(), &objects, |route| {
+            let websocket = route.path.contains("/channel/");
+            (route.method == Method::GET).then_some(if websocket { 400 } else { 200 })
         })
         .await;
     }

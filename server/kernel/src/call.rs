@@ -274,6 +274,11 @@ async fn check_resource(
     let resource = kernel.resources().find(read, caller.organisation_id, kind, key, caller.user_id).await?;
     let mut rights = kernel.authority().rights(read, caller, resource.kind, resource.id).await?;
     rights.extend(resource.further_rights);
+    for (held, given) in resource.implied {
+        if rights.contains(*held) {
+            rights.insert((*given).to_owned());
+        }
+    }
     if rights.is_empty() {
         return Err(Error::not_found(kernel.resources().noun(kind)));
     }

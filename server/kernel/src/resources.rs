@@ -21,6 +21,8 @@ pub struct ResourceKind {
     pub find: Sql,
     /// Gives names of further rights from organisation (`$1`), key (`$2`) and user (`$3`), as delegation does.
     pub further_rights: Option<Sql>,
+    /// Rights that on this kind give another one as well: who has the first has the second.
+    pub implied: &'static [(&'static str, &'static str)],
     /// Whether the key is a text; a number otherwise.
     pub text_key: bool,
 }
@@ -38,6 +40,8 @@ pub struct Resource {
     pub id: i64,
     /// Rights that the user has on top, by delegation.
     pub further_rights: Vec<String>,
+    /// Rights that give another one as well.
+    pub implied: &'static [(&'static str, &'static str)],
 }
 
 impl Resources {
@@ -87,6 +91,6 @@ impl Resources {
             }
             None => Vec::new(),
         };
-        Ok(Resource { kind: kind.governed_by, id, further_rights })
+        Ok(Resource { kind: kind.governed_by, id, further_rights, implied: kind.implied })
     }
 }

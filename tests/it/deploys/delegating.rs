@@ -29,6 +29,9 @@ both_engines! {
         taker.post(&action_path(task, "delegate"), json!({"user_id": third.id.to_string()})).await.expect(200);
         taker.get(&format!("{PATH}{task}/")).await.expect_error(404, 10004);
         third.post(&action_path(task, "close"), Value::Null).await.expect(200);
+        // What was handed over ends with the task.
+        third.get(&format!("{PATH}{task}/")).await.expect_error(404, 10004);
+        assert_eq!(third.get(PATH).await.expect(200)["count"], 0);
         giver.get(&format!("{PATH}{task}/")).await.expect(200);
         assert_eq!(audited(&server, task).await, ["create", "delegate", "approve", "start", "delegate", "close"]);
     }
@@ -39,10 +42,12 @@ both_engines! {
         grant(&server, giver.id, shop.application, &["review_app_deploy_task"]).await;
         let task = shop.task().await;
         let hand_over = json!({"user_id": taker.id});
-        // Rights do not bring each other along: handing over asks for the right to see as well.
-        giver.post(&action_path(task, "delegate"), hand_over.clone()).await.expect_error(403, 10003);
-        grant(&server, giver.id, shop.application, &["view_app"]).await;
+        // A reviewer reads what is to be reviewed, and nothing else of the application.
+        assert_eq!(giver.get(&format!("{PATH}{task}/")).await.expect(200)["version"], "1.0");
+        giver.get(&format!("/applications/{}/", shop.application)).await.expect_error(403, 10003);
+        giver.post(&action_path(task, "start"), Value::Null).await.expect_error(403, 10003);
         giver.post(&action_path(task, "delegate"), hand_over).await.expect(200);
+        taker.get(&format!("{PATH}{task}/")).await.expect(200);
         taker.post(&action_path(task, "approve"), Value::Null).await.expect(200);
         assert_eq!(shop.read(task).await["reviewer"], "eve");
         taker.post(&action_path(task, "start"), Value::Null).await.expect_error(403, 10003);

@@ -135,4 +135,31 @@ both_engines! {
             server.anonymous().get(&format!("/audit/{list}/")).await.expect_error(401, 10002);
         }
     }
+
+    async fn everything_that_was_done_is_listed(server: TestServer) {
+        let admin = server.admin().with_header("x-request-id", "request-7");
+        let ann = admin.post("/users/", json!({"username": "ann", "password": "12345678"})).await.expect(200)["id"].clone();
+        server.advance(Duration::from_secs(60));
+        admin.post("/applications/", json!({"name": "shop"})).await.expect(200);
+        let list = "/audit/entries/";
+        let user = &results(&server, &format!("{list}?object_type=user&op_type=create&object_name=ANN")).await[0];
+        let expected = [("list", "general"), ("object_name", "ann"), ("operator", "admin"), ("request_id", "request-7")];
+        for (member, value) in expected {
+            assert_eq!(user[member], value, "{member}: {user}");
+        }
+        assert_eq!((&user["object_id"], &user["op_time"]), (&ann, &json!("2024-05-01T12:00:00+00:00")));
+        assert!(!user.to_string().contains("12345678"), "{user}");
+        check(&server, list, "object_type", &[
+            (&format!("?list=general&object_type=user&object_id={ann}"), &["user"]),
+            ("?list=application", &["application"]),
+            ("?list=application&op_time__lt=2024-05-01T12:00:30Z", &[]),
+            ("?list=application&op_time__gt=2024-05-01T12:01:00Z&operator=Admin", &["application"]),
+            ("?op_type=add&op_detail=shop", &["application"]),
+            ("?operator=nobody", &[]),
+            ("?page_size=1&page=1&list=application", &["application"]),
+        ]).await;
+        admin.get(&format!("{list}?list=nothing")).await.expect_error(400, 10001);
+        admin.get(&format!("{list}?object_id=x")).await.expect_error(400, 10001);
+        server.user("eve").await.get(list).await.expect_error(403, 10003);
+    }
 }

@@ -1,7 +1,7 @@
 //! What applications depend on, and who is responsible for them.
 
 use drover_tests::both_engines;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{application, audited, grant, ids, refused};
 
@@ -81,5 +81,28 @@ both_engines! {
         ann.get(&path).await.expect_error(404, 10004);
         grant(&server, ann.id, "application", shop, json!({"view_app": true})).await;
         ann.post(&path, json!([{"id": ann.id, "type": "dev"}])).await.expect_error(403, 10003);
+    }
+
+    async fn links_to_what_may_not_be_seen_are_hidden_and_kept(server: TestServer) {
+        let admin = server.admin();
+        let user = server.user("ann").await;
+        let top = application(&admin, "top", None).await;
+        let (open, hidden) = (application(&admin, "open", Some(top)).await, application(&admin, "hidden", Some(top)).await);
+        admin.post(&format!("/applications/{top}/required-apps/"), json!([open, hidden])).await.expect(200);
+        grant(&server, user.id, "application", top, json!({"view_app": true, "edit_app": true})).await;
+        grant(&server, user.id, "application", open, json!({"view_app": true})).await;
+        let path = format!("/applications/{top}/");
+        let links = |told: &Value| (told["child_apps"].clone(), told["required_apps"].clone(), told["has_child"].clone());
+        let seen = (json!([open]), json!([open]), json!(true));
+        assert_eq!(links(&user.get(&path).await.expect(200)), seen);
+        let listed = user.get("/applications/?name=top").await.expect(200);
+        assert_eq!(links(&listed["results"][0]), seen);
+        assert_eq!(links(&admin.get(&path).await.expect(200)), (json!([open, hidden]), json!([open, hidden]), json!(true)));
+        refused(&user, "DELETE", &format!("{path}child-apps/"), json!([{"id": hidden}]), "id").await;
+        refused(&user, "DELETE", &format!("{path}required-apps/"), json!([{"id": hidden}]), "id").await;
+        // Who sends back what they were shown, or less, drops nothing that they were not.
+        user.patch(&path, json!({"child_apps": [{"id": open}], "required_apps": []})).await.expect(200);
+        let kept = (json!([open, hidden]), json!([hidden]), json!(true));
+        assert_eq!(links(&admin.get(&path).await.expect(200)), kept);
     }
 }

@@ -9,6 +9,7 @@ use drover_identity::visible_applications;
 use drover_kernel::db::Condition;
 use drover_kernel::fields::{Id, Line, Name, Number, Patch, Prose};
 use drover_kernel::resources::{ResourceKind, Resources};
+use drover_kernel::room::Room;
 use drover_kernel::{
     Audit, AuditEntry, AuditList, Body, Call, Error, Kernel, Message, Page, Paging, Path, Query, Reply, Result, Routes,
     Time, api_words, permission, sql, when,
@@ -59,6 +60,8 @@ pub fn resources() -> Resources {
         further_rights: Some(sql!(
             "SELECT right_name FROM deploy_task_rights WHERE organisation_id = $1 AND deploy_task_id = $2 AND user_id = $3"
         )),
+        // Whoever reviews a task has to read it.
+        implied: &[("review_app_deploy_task", "view_app")],
         text_key: false,
     })
 }
@@ -260,6 +263,7 @@ async fn create(call: Call<Create>, body: Body<DeployTaskNew>) -> Result<Reply<C
     let mut read = call.read().await?;
     call.require(&mut read, "application", application_id, "deploy_app").await?;
     drop(read);
+    call.kernel().part::<Room>().require().await?;
     let caller = call.caller()?;
     let creator = (caller.user_id, caller.username.clone());
     let mut tx = call.begin().await?;

@@ -144,6 +144,8 @@ pub(crate) async fn advance(tx: &mut Tx, task: &DeployTask, status: Status) -> R
             tx.run_one(sql, args![id, from, status, now]).await
         }
         Status::Closed => {
+            // What was handed over was handed over for this task, which is over.
+            tx.run(sql!("DELETE FROM deploy_task_rights WHERE deploy_task_id = $1"), args![id]).await?;
             let sql = sql!("UPDATE deploy_tasks SET status = $3, closed_at = $4 WHERE id = $1 AND status = $2");
             tx.run_one(sql, args![id, from, status, now]).await
         }

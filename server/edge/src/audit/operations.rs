@@ -1,14 +1,12 @@
 //! What was done to DNS, hosts and applications.
 
 use drover_kernel::call::Administrator;
-use drover_kernel::db::Condition;
 use drover_kernel::fields::{Line, Name};
-use drover_kernel::{AuditList, Call, Error, Kernel, Page, Paging, Query, Reply, Result, Routes, api_words, when};
-use drover_shared::words::Word;
+use drover_kernel::{AuditList, Call, Kernel, Page, Paging, Query, Reply, Result, Routes, api_words, when};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{EntryRow, TimeText, conditions, page};
+use super::{EntryRow, TimeText, conditions, page, part_of_detail, part_of_name, word};
 
 pub(super) fn routes() -> Routes {
     Routes::tagged("audit")
@@ -20,16 +18,6 @@ pub(super) fn routes() -> Routes {
             "List what was done to applications.",
             list_applications,
         )
-}
-
-fn part_of_detail(detail: &Line) -> Condition {
-    when!(r"lower(e.detail) LIKE $1 ESCAPE '\'", Condition::pattern(&detail.0))
-}
-
-/// Reads a word of which another spelling is accepted as well.
-fn word<W: Word>(field: &str, text: &Name, aliases: &[(&str, &str)]) -> Result<W> {
-    let alias = aliases.iter().find(|(alias, _)| *alias == text.0).map(|(_, word)| *word);
-    W::parse(alias.unwrap_or(&text.0)).map_err(|error| Error::invalid(field, error.to_string()))
 }
 
 api_words! {
@@ -205,10 +193,6 @@ async fn list_hosts(
         operator: row.operator,
     };
     page(&call, &paging, AuditList::Host, conditions, show).await
-}
-
-fn part_of_name(name: &Name) -> Condition {
-    when!(r"lower(e.object_name) LIKE $1 ESCAPE '\'", Condition::pattern(&name.0))
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]

@@ -1,13 +1,15 @@
 //! What a caller may say of an application, and how its links come to be as said.
 
+use drover_identity::visible_applications;
 use drover_kernel::call::Caller;
+use drover_kernel::db::Condition;
 use drover_kernel::fields::{Id, Line, Many, Name, Patch, Prose, Reference};
 use drover_kernel::{AuditEntry, Error, Result, Tx};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize;
 use serde::de::{self, Deserializer};
 
-use super::output::{self, NOT_AUDITED, show_one};
+use super::output::{self, NOT_AUDITED, whole};
 use super::rules::{self, Capacity};
 use super::store::{self, ApplicationRow, Details};
 use super::{entry, tree};
@@ -207,17 +209,21 @@ impl Change {
 /// Makes children, dependencies and persons what the change says; gives the audit of the children that moved.
 pub(super) async fn set_links(tx: &mut Tx, caller: &Caller, id: i64, change: &Change) -> Result<Vec<AuditEntry>> {
     let mut entries = Vec::new();
+    let visible: Vec<Condition> = visible_applications(caller).into_iter().collect();
     if let Some(wanted) = &change.children {
-        let present = linked(store::children(tx, &[id]).await?);
-        let released = present.iter().filter(|child| !wanted.contains(child)).map(|child| (*child, None));
+        let present = linked(store::children(tx, &[id], &[]).await?);
+        // A list says nothing about what its writer may not see: that stays.
+        let seen = linked(store::children(tx, &[id], &visible).await?);
+        let released = seen.iter().filter(|child| !wanted.contains(child)).map(|child| (*child, None));
         let taken: Vec<i64> = wanted.iter().copied().filter(|child| !present.contains(child)).collect();
         output::require_right(tx, caller, &taken, "edit_app", "child_apps").await?;
         let moves: Vec<_> = released.chain(taken.into_iter().map(|child| (child, Some(id)))).collect();
         entries = hang(tx, caller, &moves, "child_apps").await?;
     }
     if let Some(wanted) = &change.required {
-        let present = linked(store::required(tx, &[id]).await?);
-        let dropped: Vec<i64> = present.iter().copied().filter(|required| !wanted.contains(required)).collect();
+        let present = linked(store::required(tx, &[id], &[]).await?);
+        let seen = linked(store::required(tx, &[id], &visible).await?);
+        let dropped: Vec<i64> = seen.iter().copied().filter(|required| !wanted.contains(required)).collect();
         let new: Vec<i64> = wanted.iter().copied().filter(|required| !present.contains(required)).collect();
         require(tx, caller, id, &new, "required_apps").await?;
         store::release(tx, id, &dropped).await?;
@@ -245,9 +251,9 @@ pub(super) async fn hang(
 ) -> Result<Vec<AuditEntry>> {
     let mut entries = Vec::with_capacity(moves.len());
     for (id, parent_id) in moves {
-        let before = show_one(tx, caller, *id).await?;
+        let before = whole(tx, caller, *id).await?;
         tree::place(tx, *id, &before.name, *parent_id, field).await?;
-        let after = show_one(tx, caller, *id).await?;
+        let after = whole(tx, caller, *id).await?;
         let detail = changes::between(&before, &after, NOT_AUDITED);
         if !detail.is_empty() {
             entries.push(entry("update", &after, detail));

@@ -49,9 +49,9 @@ pub struct ApplicationOut {
     pub stderr_path: String,
     /// Pid file.
     pub pid_path: String,
-    /// Ids of children.
+    /// Ids of children, of those that the caller may see.
     pub child_apps: Vec<i64>,
-    /// Ids depended on.
+    /// Ids depended on, of those that the caller may see.
     pub required_apps: Vec<i64>,
     /// Ids of responsible persons.
     pub response_person: Vec<i64>,
@@ -107,51 +107,68 @@ fn grouped(links: Vec<LinkRow>) -> BTreeMap<i64, Vec<i64>> {
     groups
 }
 
-/// Shows rows with their links and what `caller` may do with each.
+/// Shows rows with what `caller` may do with each, and with those of their links that `caller` may see.
 ///
 /// # Errors
 /// When the database is not available.
 pub async fn show(read: &mut Read, caller: &Caller, rows: Vec<ApplicationRow>) -> Result<Vec<ApplicationOut>> {
+    let visible: Vec<Condition> = visible_applications(caller).into_iter().collect();
+    assemble(read, caller, rows, &visible).await
+}
+
+async fn assemble(
+    read: &mut Read,
+    caller: &Caller,
+    rows: Vec<ApplicationRow>,
+    visible: &[Condition],
+) -> Result<Vec<ApplicationOut>> {
     let ids: Vec<i64> = rows.iter().map(|row| row.id).collect();
-    let mut children = grouped(store::children(read, &ids).await?);
-    let mut required = grouped(store::required(read, &ids).await?);
+    let parents: BTreeSet<i64> = store::parents_among(read, &ids).await?.into_iter().collect();
+    let mut children = grouped(store::children(read, &ids, visible).await?);
+    let mut required = grouped(store::required(read, &ids, visible).await?);
     let mut persons = grouped(store::responsible(read, &ids).await?);
     let rights = rights_on_many(read, caller, "application", &ids).await?;
     let none = BTreeSet::new();
-    let shown = rows.into_iter().map(|row| {
-        let child_apps = children.remove(&row.id).unwrap_or_default();
-        ApplicationOut {
-            id: row.id,
-            name: row.name,
-            full_name: row.full_name,
-            has_child: !child_apps.is_empty(),
-            production: row.production_id,
-            parent_app: row.parent_id,
-            available_actions: rights.get(&row.id).unwrap_or(&none).into(),
-            description: row.description,
-            application_type: row.application_type,
-            run_user: row.run_user,
-            directory: row.directory,
-            startup_cmd: row.startup_cmd,
-            stop_cmd: row.stop_cmd,
-            stdout_path: row.stdout_path,
-            stderr_path: row.stderr_path,
-            pid_path: row.pid_path,
-            child_apps,
-            required_apps: required.remove(&row.id).unwrap_or_default(),
-            response_person: persons.remove(&row.id).unwrap_or_default(),
-        }
+    let shown = rows.into_iter().map(|row| ApplicationOut {
+        id: row.id,
+        name: row.name,
+        full_name: row.full_name,
+        has_child: parents.contains(&row.id),
+        production: row.production_id,
+        parent_app: row.parent_id,
+        available_actions: rights.get(&row.id).unwrap_or(&none).into(),
+        description: row.description,
+        application_type: row.application_type,
+        run_user: row.run_user,
+        directory: row.directory,
+        startup_cmd: row.startup_cmd,
+        stop_cmd: row.stop_cmd,
+        stdout_path: row.stdout_path,
+        stderr_path: row.stderr_path,
+        pid_path: row.pid_path,
+        child_apps: children.remove(&row.id).unwrap_or_default(),
+        required_apps: required.remove(&row.id).unwrap_or_default(),
+        response_person: persons.remove(&row.id).unwrap_or_default(),
     });
     Ok(shown.collect())
 }
 
-/// Shows one application.
+/// Shows one application to `caller`.
 ///
 /// # Errors
 /// Not found, or when the database is not available.
 pub async fn show_one(read: &mut Read, caller: &Caller, id: i64) -> Result<ApplicationOut> {
     let row = store::load(read, caller.organisation_id, id).await?;
     show(read, caller, vec![row]).await?.pop().ok_or_else(|| Error::not_found("application"))
+}
+
+/// One application with every link, for the audit and for what has to follow every link.
+///
+/// # Errors
+/// Not found, or when the database is not available.
+pub(super) async fn whole(read: &mut Read, caller: &Caller, id: i64) -> Result<ApplicationOut> {
+    let row = store::load(read, caller.organisation_id, id).await?;
+    assemble(read, caller, vec![row], &[]).await?.pop().ok_or_else(|| Error::not_found("application"))
 }
 
 /// One page of the applications that `caller` may see and that meet the conditions, which speak of `a`.

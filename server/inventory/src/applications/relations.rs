@@ -88,7 +88,7 @@ async fn add_persons(
     let ids: Vec<i64> = persons.iter().map(|person| person.id).collect();
     let caller = call.caller()?.clone();
     let mut tx = call.begin().await?;
-    let application = show_one(&mut tx, &caller, id).await?;
+    let application = output::whole(&mut tx, &caller, id).await?;
     let before = capacities(&store::find_persons(&mut tx, id, &ids).await?);
     change::appoint(&mut tx, id, &persons, "id").await?;
     let rows = store::find_persons(&mut tx, id, &ids).await?;
@@ -110,10 +110,10 @@ fn capacities(rows: &[PersonRow]) -> std::collections::BTreeMap<String, Capacity
 async fn remove_persons(call: Call<Edit>, Path(id): Path<i64>, Ids(ids): Ids) -> Result<Reply<Message>> {
     let caller = call.caller()?.clone();
     let mut tx = call.begin().await?;
-    let before = show_one(&mut tx, &caller, id).await?;
+    let before = output::whole(&mut tx, &caller, id).await?;
     refuse_strangers(&ids, &before.response_person, "the user {} is not responsible for this application")?;
     store::dismiss(&mut tx, id, &ids).await?;
-    let after = show_one(&mut tx, &caller, id).await?;
+    let after = output::whole(&mut tx, &caller, id).await?;
     let entry = entry("update", &after, changes::between(&before, &after, NOT_AUDITED));
     tx.commit(Audit::of(entry), Message::success()).await
 }
@@ -184,9 +184,9 @@ async fn list_required(
 async fn add_required(call: Call<Edit>, Path(id): Path<i64>, Ids(ids): Ids) -> Result<Reply<Vec<ApplicationOut>>> {
     let caller = call.caller()?.clone();
     let mut tx = call.begin().await?;
-    let before = show_one(&mut tx, &caller, id).await?;
+    let before = output::whole(&mut tx, &caller, id).await?;
     change::require(&mut tx, &caller, id, &ids, "id").await?;
-    let after = show_one(&mut tx, &caller, id).await?;
+    let after = output::whole(&mut tx, &caller, id).await?;
     let detail = changes::between(&before, &after, NOT_AUDITED);
     let entries = if detail.is_empty() { vec![] } else { vec![entry("update", &after, detail)] };
     let rows = store::find_many(&mut tx, caller.organisation_id, &ids).await?;
@@ -197,10 +197,11 @@ async fn add_required(call: Call<Edit>, Path(id): Path<i64>, Ids(ids): Ids) -> R
 async fn remove_required(call: Call<Edit>, Path(id): Path<i64>, Ids(ids): Ids) -> Result<Reply<Message>> {
     let caller = call.caller()?.clone();
     let mut tx = call.begin().await?;
-    let before = show_one(&mut tx, &caller, id).await?;
-    refuse_strangers(&ids, &before.required_apps, "this application does not depend on the application {}")?;
+    let before = output::whole(&mut tx, &caller, id).await?;
+    let seen = show_one(&mut tx, &caller, id).await?.required_apps;
+    refuse_strangers(&ids, &seen, "this application does not depend on the application {}")?;
     store::release(&mut tx, id, &ids).await?;
-    let after = show_one(&mut tx, &caller, id).await?;
+    let after = output::whole(&mut tx, &caller, id).await?;
     let entry = entry("update", &after, changes::between(&before, &after, NOT_AUDITED));
     tx.commit(Audit::of(entry), Message::success()).await
 }

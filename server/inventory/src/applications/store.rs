@@ -138,27 +138,39 @@ pub async fn load(read: &mut Read, organisation_id: i64, id: i64) -> Result<Appl
     find_many(read, organisation_id, &[id]).await?.pop().ok_or_else(|| Error::not_found("application"))
 }
 
-/// Children of these applications.
+/// Children of these applications that meet the conditions, which speak of `a`.
 ///
 /// # Errors
 /// When the database is not available.
-pub async fn children(read: &mut Read, ids: &[i64]) -> Result<Vec<LinkRow>> {
+pub async fn children(read: &mut Read, ids: &[i64], conditions: &[Condition]) -> Result<Vec<LinkRow>> {
     let rows = sql!(
-        "SELECT parent_id AS application_id, id AS linked_id FROM applications WHERE parent_id IN ($1) ORDER BY id"
+        "SELECT a.parent_id AS application_id, a.id AS linked_id FROM applications a \
+         WHERE a.parent_id IN ($1)/* filters */ ORDER BY a.id"
     );
-    Ok(read.all(rows, args![ids.to_vec()]).await?)
+    let mut arguments = args![ids.to_vec()];
+    Ok(read.all(rows.filtered(conditions, &mut arguments), arguments).await?)
 }
 
-/// What these applications depend on.
+/// Which of these applications have children, whoever may see them.
 ///
 /// # Errors
 /// When the database is not available.
-pub async fn required(read: &mut Read, ids: &[i64]) -> Result<Vec<LinkRow>> {
+pub async fn parents_among(read: &mut Read, ids: &[i64]) -> Result<Vec<i64>> {
+    let rows = sql!("SELECT DISTINCT parent_id FROM applications WHERE parent_id IN ($1)");
+    Ok(read.values(rows, args![ids.to_vec()]).await?)
+}
+
+/// What these applications depend on, of those that meet the conditions, which speak of `a`.
+///
+/// # Errors
+/// When the database is not available.
+pub async fn required(read: &mut Read, ids: &[i64], conditions: &[Condition]) -> Result<Vec<LinkRow>> {
     let rows = sql!(
-        "SELECT application_id, required_id AS linked_id FROM application_requirements WHERE application_id IN ($1) \
-         ORDER BY required_id"
+        "SELECT r.application_id, a.id AS linked_id FROM application_requirements r \
+         JOIN applications a ON a.id = r.required_id WHERE r.application_id IN ($1)/* filters */ ORDER BY a.id"
     );
-    Ok(read.all(rows, args![ids.to_vec()]).await?)
+    let mut arguments = args![ids.to_vec()];
+    Ok(read.all(rows.filtered(conditions, &mut arguments), arguments).await?)
 }
 
 /// Who is responsible for these applications.
@@ -248,7 +260,7 @@ pub async fn update(tx: &mut Tx, id: i64, details: &Details) -> Result<()> {
 /// When the database refuses.
 pub async fn require(tx: &mut Tx, id: i64, required: &[i64]) -> Result<()> {
     let organisation_id = tx.organisation_id();
-    let present: Vec<i64> = self::required(tx, &[id]).await?.into_iter().map(|link| link.linked_id).collect();
+    let present: Vec<i64> = self::required(tx, &[id], &[]).await?.into_iter().map(|link| link.linked_id).collect();
     let new = required.iter().filter(|required| !present.contains(required));
     let rows = new.map(|required| args![organisation_id, id, *required]).collect();
     let insert =
