@@ -208,6 +208,11 @@ roles.created_at bigint NOT NULL
 schema_migrations.name text NOT NULL
 schema_migrations.digest text NOT NULL
 schema_migrations.applied_at bigint NOT NULL
+secrets.organisation_id bigint NOT NULL
+secrets.application_id bigint NOT NULL
+secrets.name text NOT NULL
+secrets.sealed text NOT NULL
+secrets.changed_at bigint NOT NULL
 sessions.id bigint NOT NULL IDENTITY
 sessions.organisation_id bigint NOT NULL
 sessions.user_id bigint NOT NULL
@@ -260,6 +265,11 @@ users.status text NOT NULL
 users.administrator boolean NOT NULL
 users.password_hash text
 users.created_at bigint NOT NULL
+variables.organisation_id bigint NOT NULL
+variables.scope text NOT NULL
+variables.object_id bigint NOT NULL
+variables.name text NOT NULL
+variables.value text NOT NULL
 
 agents FOREIGN KEY (host_id) REFERENCES hosts(id) ON DELETE CASCADE
 agents FOREIGN KEY (organisation_id) REFERENCES organisations(id)
@@ -356,6 +366,8 @@ roles FOREIGN KEY (organisation_id) REFERENCES organisations(id)
 roles PRIMARY KEY (id)
 roles UNIQUE (organisation_id, name)
 schema_migrations PRIMARY KEY (name)
+secrets FOREIGN KEY (organisation_id) REFERENCES organisations(id)
+secrets PRIMARY KEY (organisation_id, application_id, name)
 sessions FOREIGN KEY (organisation_id) REFERENCES organisations(id)
 sessions FOREIGN KEY (user_id) REFERENCES users(id) ON DELETE CASCADE
 sessions PRIMARY KEY (id)
@@ -374,6 +386,9 @@ tasks UNIQUE (channel)
 users CHECK ((status = ANY (ARRAY['enabled'::text, 'disabled'::text])))
 users FOREIGN KEY (organisation_id) REFERENCES organisations(id)
 users PRIMARY KEY (id)
+variables CHECK ((scope = ANY (ARRAY['organisation'::text, 'application'::text, 'host'::text, 'instance'::text])))
+variables FOREIGN KEY (organisation_id) REFERENCES organisations(id)
+variables PRIMARY KEY (organisation_id, scope, object_id, name)
 
 CREATE INDEX application_persons_by_user ON public.application_persons USING btree (user_id)
 CREATE INDEX application_requirements_by_required ON public.application_requirements USING btree (required_id)
@@ -430,6 +445,7 @@ CREATE UNIQUE INDEX role_users_pkey ON public.role_users USING btree (role_id, u
 CREATE UNIQUE INDEX roles_organisation_id_name_key ON public.roles USING btree (organisation_id, name)
 CREATE UNIQUE INDEX roles_pkey ON public.roles USING btree (id)
 CREATE UNIQUE INDEX schema_migrations_pkey ON public.schema_migrations USING btree (name)
+CREATE UNIQUE INDEX secrets_pkey ON public.secrets USING btree (organisation_id, application_id, name)
 CREATE UNIQUE INDEX sessions_pkey ON public.sessions USING btree (id)
 CREATE UNIQUE INDEX sessions_token_hash_key ON public.sessions USING btree (token_hash)
 CREATE UNIQUE INDEX sign_in_failures_pkey ON public.sign_in_failures USING btree (organisation_id, subject)
@@ -437,3 +453,4 @@ CREATE UNIQUE INDEX tasks_channel_key ON public.tasks USING btree (channel)
 CREATE UNIQUE INDEX tasks_pkey ON public.tasks USING btree (id)
 CREATE UNIQUE INDEX users_by_username ON public.users USING btree (lower(username))
 CREATE UNIQUE INDEX users_pkey ON public.users USING btree (id)
+CREATE UNIQUE INDEX variables_pkey ON public.variables USING btree (organisation_id, scope, object_id, name)

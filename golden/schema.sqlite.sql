@@ -321,6 +321,15 @@ CREATE TABLE roles (
 
 CREATE TABLE schema_migrations (name TEXT PRIMARY KEY, digest TEXT NOT NULL, applied_at BIGINT NOT NULL);
 
+CREATE TABLE secrets (
+    organisation_id BIGINT NOT NULL REFERENCES organisations (id),
+    application_id BIGINT NOT NULL,
+    name TEXT NOT NULL,
+    sealed TEXT NOT NULL,
+    changed_at BIGINT NOT NULL,
+    PRIMARY KEY (organisation_id, application_id, name)
+);
+
 CREATE TABLE sessions (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     organisation_id BIGINT NOT NULL REFERENCES organisations (id),
@@ -388,3 +397,12 @@ CREATE TABLE users (
 );
 
 CREATE UNIQUE INDEX users_by_username ON users (lower(username));
+
+CREATE TABLE variables (
+    organisation_id BIGINT NOT NULL REFERENCES organisations (id),
+    scope TEXT NOT NULL CHECK (scope IN ('organisation', 'application', 'host', 'instance')),
+    object_id BIGINT NOT NULL,
+    name TEXT NOT NULL,
+    value TEXT NOT NULL,
+    PRIMARY KEY (organisation_id, scope, object_id, name)
+);

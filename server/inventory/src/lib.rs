@@ -1,7 +1,7 @@
 //! Hosts, applications and instances as records.
 //!
 //! Owns the tables `hosts`, `ip_addresses`, `applications`, `application_trees`, `application_requirements`,
-//! `application_persons` and `instances`; nothing else writes them. Invariants: an application's full name always
+//! `application_persons`, `instances`, `variables` and `secrets`; nothing else writes them. Invariants: an application's full name always
 //! follows from its ancestors' names; a host with instances is `attached` or `offline`; an instance changes its state
 //! by [`instances::rules::step`] alone. Absent: whatever runs on a host, which is the automation area's.
 
@@ -9,6 +9,8 @@ pub mod applications;
 pub mod changes;
 pub mod hosts;
 pub mod instances;
+pub mod secrets;
+pub mod variables;
 
 use drover_kernel::Routes;
 use drover_kernel::resources::Resources;
@@ -16,7 +18,11 @@ use drover_kernel::resources::Resources;
 /// Every route of this area.
 #[must_use]
 pub fn routes() -> Routes {
-    applications::routes().merge(instances::routes()).merge(hosts::routes())
+    applications::routes()
+        .merge(instances::routes())
+        .merge(hosts::routes())
+        .merge(variables::routes())
+        .merge(secrets::routes())
 }
 
 /// The kinds of objects that rights are spoken about here.

@@ -4,7 +4,9 @@ mod applications;
 mod hosts;
 mod instances;
 mod relations;
+mod secrets;
 mod tree;
+mod variables;
 
 use drover_kernel::{args, sql};
 use drover_tests::{Client, TestServer};

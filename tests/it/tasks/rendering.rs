@@ -47,6 +47,37 @@ both_engines! {
         assert_eq!(roles, ["global_pre", "global_post"]);
     }
 
+    async fn of_several_variables_the_narrowest_counts(server: TestServer) {
+        let shop = Shop::new(&server, 2).await;
+        let (application, hosts, instances) = (shop.application, &shop.hosts, &shop.instances);
+        for (path, variables) in [
+            ("/variables/".to_owned(), json!({"a": "organisation", "b": "organisation", "c": "organisation", "d": 1})),
+            (format!("/applications/{application}/variables/"), json!({"b": "application", "c": "application", "e": false})),
+            (format!("/hosts/{}/variables/", hosts[0]), json!({"c": "host", "f": "host"})),
+            (format!("/applications/{application}/instances/{}/variables/", instances[0]), json!({"f": "instance"})),
+        ] {
+            shop.admin.patch(&path, json!({"variables": variables})).await.expect(200);
+        }
+        let script = "{{ vars.a }} {{ vars.b }} {{ vars.c }} {{ vars.d + 1 }} {{ 'on' if vars.e else 'off' }} \
+            {{ vars.f | default('none') }}";
+        shop.hook("global_pre_exec", script).await;
+        shop.hook("pre_exec", script).await;
+        let deploy_task = shop.started().await;
+        let task = upgrade(&shop, deploy_task, &shop.instances).await;
+        let entries = entries(&server, task).await;
+        let texts: Vec<&str> = entries.iter().map(|entry| scripts(entry)[0].1).collect();
+        assert_eq!(texts, [
+            "organisation application host 2 off host",
+            "organisation application host 2 off instance",
+            "organisation application application 2 off none",
+        ]);
+        shop.hook("post_exec", "{{ vars.missing }}").await;
+        let body = json!({"instances": references(&shop.instances)});
+        let other = shop.started().await;
+        let error = shop.admin.post(&upgrades(other), body).await.expect_error(400, 10001);
+        assert_eq!(error["field"], "lifecycle_hooks.post_exec.script", "{error}");
+    }
+
     async fn what_was_rendered_stays(server: TestServer) {
         let shop = Shop::new(&server, 1).await;
         let script = shop.hook("pre_exec", "first").await;

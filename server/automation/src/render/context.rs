@@ -4,6 +4,8 @@
 //! it is secret.
 #![expect(missing_docs, reason = "docs/templates.md describes every variable, and a test keeps it complete")]
 
+use std::collections::BTreeMap;
+
 use drover_shared::words::Action;
 use minijinja::value::Value;
 use serde::Serialize;
@@ -27,6 +29,7 @@ pub struct Context {
     pub running_user: String,
     pub keep_backups: i64,
     pub source: Source,
+    pub vars: BTreeMap<String, serde_json::Value>,
 }
 
 /// See [`Context::task`].

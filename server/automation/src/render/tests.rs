@@ -1,6 +1,6 @@
 //! Rendering, its errors and its limits.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
 use drover_shared::words::Action;
@@ -54,6 +54,7 @@ fn context() -> Context {
             branch: "main".to_owned(),
             path: "dist".to_owned(),
         },
+        vars: BTreeMap::from([("NAME".to_owned(), serde_json::json!("value"))]),
     }
 }
 

@@ -1,9 +1,11 @@
 //! Making a task: everything is read, checked and rendered first, then stored in one transaction.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use drover_inventory::instances;
+use drover_inventory::variables::TaskVariables;
 use drover_kernel::db::Read;
 use drover_kernel::fields::{Many, Number, Reference};
 use drover_kernel::{Audit, AuditEntry, AuditList, Call, Error, Reply, Result, Tx};
@@ -90,6 +92,9 @@ pub(super) async fn gather(
     let application = store::application(read, application_id).await?;
     let hooks = store::hooks(read, application_id).await?;
     let addresses = store::addresses(read, targets.iter().map(|target| target.host_id).collect()).await?;
+    let host_ids = targets.iter().map(|target| target.host_id).collect();
+    let variables =
+        TaskVariables::read(read, application.organisation_id, application.id, host_ids, wanted.instances.clone()).await?;
     let version = wanted.version.clone().unwrap_or_else(|| deploy_task.version.clone());
     let takes_back = wanted.rollout.as_ref().is_some_and(|rollout| rollout.auto_revert);
     let mut kept = Vec::new();
@@ -137,6 +142,7 @@ pub(super) async fn gather(
         addresses,
         releases,
         rollout: wanted.rollout.clone(),
+        variables: Arc::new(variables),
     };
     Ok(Gathered { input, kept, source, timeout_s })
 }

@@ -69,6 +69,7 @@ pub fn resources() -> Resources {
             "SELECT r.right_name FROM deploy_task_rights r JOIN tasks t ON t.deploy_task_id = r.deploy_task_id \
              WHERE t.organisation_id = $1 AND t.channel = $2 AND r.user_id = $3"
         )),
+        implied: &[],
         text_key: true,
     })
 }
@@ -187,6 +188,8 @@ async fn upgrade(
     manner: Query<Manner>,
     body: Body<UpgradeNew>,
 ) -> Result<Reply<Asked>> {
+    // A revert needs no source and may be what makes room.
+    call.kernel().part::<drover_kernel::room::Room>().require().await?;
     let new = body.0;
     let wanted = Wanted {
         action: Action::Upgrade,

@@ -4,7 +4,9 @@
 //! changes; the plan's digest covers everything that an agent will be told to do.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use drover_inventory::variables::TaskVariables;
 use drover_kernel::{Error, Result};
 use drover_shared::Digest;
 use drover_shared::limits::{KILL_GRACE_MS_DEFAULT, OUTPUT_BYTES_MAX_DEFAULT};
@@ -42,6 +44,8 @@ pub(crate) struct Input {
     pub releases: Vec<KeptRelease>,
     /// How the task goes from instance to instance.
     pub rollout: Option<Rollout>,
+    /// What scripts see as `vars`.
+    pub variables: Arc<TaskVariables>,
 }
 
 /// A target's part before the artifact is known.
@@ -294,6 +298,7 @@ fn context(
             branch: input.settings.repository_branch.clone().unwrap_or_default(),
             path: input.source_path.clone(),
         },
+        vars: input.variables.on(target.host_id, (!hook.starts_with("global_")).then_some(target.instance_id)),
     }
 }
 

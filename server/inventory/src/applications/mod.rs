@@ -29,7 +29,7 @@ pub use self::output::{ApplicationActions, ApplicationOut, page, show, show_one}
 
 use self::change::ApplicationBody;
 use self::output::NOT_AUDITED;
-use crate::changes;
+use crate::{changes, secrets, variables};
 
 permission!(
     Create,
@@ -82,6 +82,7 @@ pub(crate) fn resource() -> ResourceKind {
         governed_by: "application",
         find: sql!("SELECT id FROM applications WHERE organisation_id = $1 AND id = $2"),
         further_rights: None,
+        implied: &[],
         text_key: false,
     }
 }
@@ -182,7 +183,7 @@ async fn create(call: Call<Create>, Body(body): Body<ApplicationBody>) -> Result
     let id = tree::insert(&mut tx, &name, parent_id, &change.details(None)).await?;
     let mut entries = change::set_links(&mut tx, &caller, id, &change).await?;
     let granted = grant_all(&mut tx, caller.user_id, "application", id).await?;
-    let application = show_one(&mut tx, &caller, id).await?;
+    let application = output::whole(&mut tx, &caller, id).await?;
     entries.insert(0, entry("add", &application, changes::of(&application, NOT_AUDITED)));
     entries.extend(granted);
     tx.commit(Audit::all(entries), application).await
@@ -195,7 +196,7 @@ async fn update(call: Call<Edit>, Path(id): Path<i64>, Body(body): Body<Applicat
     if change.touches_tree() {
         tree::hold(&mut tx).await?;
     }
-    let before = show_one(&mut tx, &caller, id).await?;
+    let before = output::whole(&mut tx, &caller, id).await?;
     let row = store::load(&mut tx, caller.organisation_id, id).await?;
     let parent_id = change.parent.or(row.parent_id);
     if let Some(parent_id) = parent_id.filter(|_| parent_id != row.parent_id) {
@@ -205,7 +206,7 @@ async fn update(call: Call<Edit>, Path(id): Path<i64>, Body(body): Body<Applicat
     let name = change.name.as_deref().unwrap_or(&row.name);
     tree::place(&mut tx, id, name, parent_id, "parent_app").await?;
     let mut entries = change::set_links(&mut tx, &caller, id, &change).await?;
-    let after = show_one(&mut tx, &caller, id).await?;
+    let after = output::whole(&mut tx, &caller, id).await?;
     let detail = changes::between(&before, &after, NOT_AUDITED);
     if !detail.is_empty() {
         entries.insert(0, entry("update", &after, detail));
@@ -217,7 +218,7 @@ async fn delete(call: Call<Delete>, Path(id): Path<i64>) -> Result<Reply<Message
     let caller = call.caller()?.clone();
     let mut tx = call.begin().await?;
     tree::hold(&mut tx).await?;
-    let application = show_one(&mut tx, &caller, id).await?;
+    let application = output::whole(&mut tx, &caller, id).await?;
     let (hosts, tasks) = store::in_use(&mut tx, id).await?;
     if !hosts.is_empty() {
         let text = format!("{} still has instances on: {}", application.full_name, hosts.join(", "));
@@ -234,6 +235,8 @@ async fn delete(call: Call<Delete>, Path(id): Path<i64>) -> Result<Reply<Message
     entries.extend(change::hang(&mut tx, &caller, &orphans, "id").await?);
     store::delete(&mut tx, id).await?;
     forget_resource(&mut tx, "application", id).await?;
+    variables::store::forget(&mut tx, variables::Scope::Application, &[id]).await?;
+    secrets::forget(&mut tx, id).await?;
     tx.commit(Audit::all(entries), Message::success()).await
 }
 

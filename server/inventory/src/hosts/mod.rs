@@ -22,10 +22,11 @@ use self::rules::{ADDRESSES_MAX, AddressOwner, AddressReach, HostStatus, HostTyp
 use self::store::{Address, AddressRow, HostRecord, HostRow};
 use crate::applications::{self, ApplicationOut};
 use crate::changes;
+use crate::variables;
 
 permission!(Create, "hosts.create", "Register hosts", Module { module: "host", right: "add_host" });
-permission!(View, "hosts.view", "See a host", Resource { kind: "host", right: "view_host" });
-permission!(Edit, "hosts.edit", "Change a host's record", Resource { kind: "host", right: "edit_host" });
+permission!(pub(crate) View, "hosts.view", "See a host", Resource { kind: "host", right: "view_host" });
+permission!(pub(crate) Edit, "hosts.edit", "Change a host's record", Resource { kind: "host", right: "edit_host" });
 permission!(Delete, "hosts.delete", "Remove a host's record", Resource { kind: "host", right: "delete_host" });
 
 pub(crate) fn routes() -> Routes {
@@ -50,6 +51,7 @@ pub(crate) fn resource() -> ResourceKind {
         governed_by: "host",
         find: sql!("SELECT id FROM hosts WHERE organisation_id = $1 AND id = $2"),
         further_rights: None,
+        implied: &[],
         text_key: false,
     }
 }
@@ -379,6 +381,7 @@ async fn delete(call: Call<Delete>, Path(id): Path<i64>) -> Result<Reply<Message
     }
     store::delete(&mut tx, id).await?;
     forget_resource(&mut tx, "host", id).await?;
+    variables::store::forget(&mut tx, variables::Scope::Host, &[id]).await?;
     let entry = entry("delete", &host, changes::of(&host, NOT_AUDITED));
     tx.commit(Audit::of(entry), Message::success()).await
 }
