@@ -93,8 +93,7 @@ pub(super) async fn gather(
     let hooks = store::hooks(read, application_id).await?;
     let addresses = store::addresses(read, targets.iter().map(|target| target.host_id).collect()).await?;
     let host_ids = targets.iter().map(|target| target.host_id).collect();
-    let variables =
-        TaskVariables::read(read, application.organisation_id, application.id, host_ids, wanted.instances.clone()).await?;
+    let variables = TaskVariables::read(read, application.id, host_ids, wanted.instances.clone()).await?;
     let version = wanted.version.clone().unwrap_or_else(|| deploy_task.version.clone());
     let takes_back = wanted.rollout.as_ref().is_some_and(|rollout| rollout.auto_revert);
     let mut kept = Vec::new();

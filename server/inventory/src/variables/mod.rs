@@ -192,11 +192,11 @@ impl TaskVariables {
     /// When the database is not available.
     pub async fn read(
         read: &mut Read,
-        organisation_id: i64,
         application_id: i64,
         host_ids: Vec<i64>,
         instance_ids: Vec<i64>,
     ) -> Result<Self> {
+        let organisation_id = store::organisation_of(read, application_id).await?;
         Ok(Self {
             organisation: Some(store::of(read, organisation_id, Scope::Organisation, NONE).await?),
             application: Some(store::of(read, organisation_id, Scope::Application, application_id).await?),

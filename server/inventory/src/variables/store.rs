@@ -38,6 +38,14 @@ pub(crate) async fn of_many(
     Ok(found)
 }
 
+/// Organisation of an application.
+///
+/// # Errors
+/// When there is no such application, or the database is not available.
+pub(crate) async fn organisation_of(read: &mut Read, application_id: i64) -> Result<i64> {
+    Ok(read.value(sql!("SELECT organisation_id FROM applications WHERE id = $1"), args![application_id]).await?)
+}
+
 /// The variables of one object.
 ///
 /// # Errors
