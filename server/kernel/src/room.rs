@@ -74,7 +74,7 @@ impl Room {
 fn attempt(folder: &Path, reserve_bytes: u64) -> Result<(), String> {
     let broken = |error: io::Error| format!("the data directory cannot be written: {error}");
     let disk = nix::sys::statvfs::statvfs(folder).map_err(|error| broken(error.into()))?;
-    let free = u64::from(disk.blocks_available()).saturating_mul(disk.fragment_size());
+    let free = disk.blocks_available().saturating_mul(disk.fragment_size());
     if free < reserve_bytes {
         return Err(format!(
             "the disk of the data directory has {} left, of which {} are kept in reserve",
