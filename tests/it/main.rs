@@ -1,6 +1,7 @@
 //! Tests across areas.
 
 mod access;
+mod credentials;
 mod deploys;
 mod edge;
 mod golden;
@@ -10,6 +11,8 @@ mod probes;
 mod schema;
 mod scripts;
 mod settings;
+mod sources;
 mod statements;
 mod stories;
 mod tasks;
+mod templates;

@@ -14,6 +14,23 @@ use crate::process;
 /// Where Debian's PostgreSQL package reads whether to make and start a database at installation.
 const CLUSTER_SETTINGS: &str = "/etc/postgresql-common/createcluster.conf";
 
+/// What Debian asks before it starts a service.
+const POLICY: &str = "/usr/sbin/policy-rc.d";
+
+/// Where Debian puts programs that are not in every user's path.
+const SYSTEM_PROGRAMS: &str = "/usr/sbin";
+
+/// Installs `package` unless `program` is there, for which `reason` says why.
+///
+/// # Errors
+/// As [`install`].
+pub(crate) fn need(program: &str, package: &str, reason: &str) -> Result<()> {
+    if process::find(program).is_some() || Path::new(SYSTEM_PROGRAMS).join(program).is_file() {
+        return Ok(());
+    }
+    install(package, reason)
+}
+
 /// Installs `package`, for which `reason` says why.
 ///
 /// # Errors
@@ -30,8 +47,33 @@ pub(crate) fn install(package: &str, reason: &str) -> Result<()> {
         keep_from_starting()?;
     }
     process::run(root("apt-get").args(["update", "-q"])).context("cannot refresh the list of packages")?;
+    let _policy = Policy::set()?;
     process::run(root("apt-get").args(["install", "-q", "-y", "--no-install-recommends", package]))
         .with_context(|| format!("cannot install `{package}`"))
+}
+
+/// Debian's own way to say that no service may start; it ends with the installation.
+struct Policy {
+    is_ours: bool,
+}
+
+impl Policy {
+    fn set() -> Result<Self> {
+        let is_ours = !Path::new(POLICY).exists();
+        if is_ours {
+            let script = format!("printf '#!/bin/sh\\nexit 101\\n' > {POLICY} && chmod 755 {POLICY}");
+            process::run(root("sh").args(["-c", &script])).context("cannot keep services from starting")?;
+        }
+        Ok(Self { is_ours })
+    }
+}
+
+impl Drop for Policy {
+    fn drop(&mut self) {
+        if self.is_ours && process::run(root("rm").args(["-f", POLICY])).is_err() {
+            println!("{POLICY} stays behind and keeps services from starting: remove it.");
+        }
+    }
 }
 
 /// Makes the installation of PostgreSQL leave no database running.

@@ -3,6 +3,7 @@
 //! Invariant: the last line of the output is `N passed, N failed`, and the exit status says the same.
 
 use std::io::{BufRead as _, BufReader};
+use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::{io, thread};
 
@@ -14,6 +15,10 @@ use crate::{debian, process};
 /// Names of the variables that tests read.
 pub(crate) const POSTGRES_URL: &str = "DROVER_TEST_POSTGRES_URL";
 pub(crate) const BIN_DIR: &str = "DROVER_BIN_DIR";
+
+/// Programs that tests start, with Debian's packages that bring them.
+const NEEDED: [(&str, &str); 4] =
+    [("git", "git"), ("ssh", "openssh-client"), ("sshd", "openssh-server"), ("lighttpd", "lighttpd")];
 
 /// What the runner counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -29,8 +34,16 @@ pub(crate) fn run(arguments: &[String]) -> Result<ExitCode> {
     if let Some(unknown) = flags.iter().find(|flag| **flag != "--sqlite-only") {
         anyhow::bail!("no option `{unknown}`: cargo xtask test [--sqlite-only] [FILTER...]");
     }
-    if process::find("git").is_none() {
-        debian::install("git", "The tests need git")?;
+    for (program, package) in NEEDED {
+        debian::need(program, package, &format!("The tests need {package}"))?;
+    }
+    let libraries = format!("/usr/lib/{}-linux-gnu/libpam_wrapper.so", std::env::consts::ARCH);
+    for (file, package) in
+        [("/usr/lib/lighttpd/mod_openssl.so", "lighttpd-mod-openssl"), (&libraries, "libpam-wrapper")]
+    {
+        if !Path::new(file).is_file() {
+            debian::install(package, &format!("The tests need {package}"))?;
+        }
     }
     let postgres = if sqlite_only {
         println!("PostgreSQL IS LEFT OUT: only half of the database tests run.");

@@ -6,6 +6,7 @@
 
 pub mod artifacts;
 pub mod channel;
+pub mod credentials;
 pub mod deploys;
 pub mod engine;
 pub mod executions;
@@ -17,6 +18,7 @@ pub mod scripts;
 pub mod settings;
 pub mod source;
 pub mod tasks;
+pub mod templates;
 
 use drover_kernel::Routes;
 use drover_kernel::jobs::Jobs;
@@ -26,7 +28,8 @@ use drover_kernel::resources::Resources;
 #[must_use]
 pub fn routes() -> Routes {
     let tasks = deploys::routes().merge(tasks::routes()).merge(output::routes()).merge(channel::routes());
-    scripts::routes().merge(settings::routes()).merge(tasks)
+    let settings = credentials::routes().merge(templates::routes()).merge(settings::routes());
+    scripts::routes().merge(settings).merge(tasks)
 }
 
 /// Kinds of objects of this area.

@@ -259,6 +259,15 @@ impl<T> Patch<T> {
         }
     }
 
+    /// The same with the value, if one was sent, made into another.
+    pub fn map<U>(self, make: impl FnOnce(T) -> U) -> Patch<U> {
+        match self {
+            Self::Absent => Patch::Absent,
+            Self::Null => Patch::Null,
+            Self::Value(value) => Patch::Value(make(value)),
+        }
+    }
+
     /// What the member is after the change: `present` unless something was sent.
     pub fn or(self, present: Option<T>) -> Option<T> {
         match self {

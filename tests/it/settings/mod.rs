@@ -27,6 +27,7 @@ fn defaults(application: i64) -> Value {
     json!({
         "id": 0, "enabled": false, "creator": null, "application": application, "repository": null, "deploy_path": null,
         "timeout": 120, "keep_backups": 5, "template": null, "script_running_user": null, "four_eyes": false,
+        "from_template": [],
         "lifecycle_hooks": {
             "running_user": null, "global_pre_exec": null, "pre_exec": null, "post_exec": null, "global_post_exec": null,
         },
@@ -50,7 +51,7 @@ both_engines! {
         for (member, value) in [
             ("enabled", json!(true)),
             ("creator", json!("admin")),
-            ("repository", json!({"type": "GIT", "url": "file:///srv/git/shop", "branch": "main", "credential": null})),
+            ("repository", json!({"type": "GIT", "url": "file:///srv/git/shop", "branch": "main", "credential": null, "host_key": null, "ca_certificate": null})),
             ("deploy_path", json!("/srv/{{ application.name }}")),
             ("timeout", json!(300)),
             ("keep_backups", json!(2)),
@@ -118,8 +119,8 @@ both_engines! {
             assert_eq!(error["field"], field, "{shown}: {error}");
         };
         for (url, field) in [
-            ("ssh://git@example.com/x", "repository.url"),
-            ("git@example.com:x.git", "repository.url"),
+            ("ssh://git:secret@example.com/x", "repository.url"),
+            ("git@-example.com:x.git", "repository.url"),
             ("shop.git", "repository.url"),
             ("https://u:p@example.com/x", "repository.url"),
             ("", "repository.url"),
@@ -134,7 +135,7 @@ both_engines! {
             (json!({"url": "/x", "type": "SVN"}), "repository.type"),
             (json!({"url": "/x", "type": "FTP"}), "repository.type"),
             (json!({"url": "/x", "credential": 3}), "repository.credential"),
-            (json!({"url": "/x", "credential": {"type": "PASSWORD", "username": "u", "password": "p"}}), "repository.credential"),
+            (json!({"url": "/x", "credential": "none"}), "repository.credential"),
         ] {
             check(json!({"repository": repository}), field).await;
         }

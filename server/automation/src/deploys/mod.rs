@@ -18,6 +18,7 @@ use drover_shared::words::Word as _;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::settings::{self, store::Loaded};
 use crate::tasks::{self, SubTaskOut};
 use rules::{Event, Facts, Status};
 use store::{Content, DeployTask};
@@ -267,10 +268,8 @@ async fn create(call: Call<Create>, body: Body<DeployTaskNew>) -> Result<Reply<C
     let caller = call.caller()?;
     let creator = (caller.user_id, caller.username.clone());
     let mut tx = call.begin().await?;
-    let (enabled, _) = store::gate(&mut tx, application_id).await?;
-    if !enabled {
-        return Err(Error::conflict("the deploy settings of this application are not enabled"));
-    }
+    let settings = settings::store::load(&mut tx, application_id).await?;
+    Loaded::check_enabled(settings)?;
     let id = store::insert(&mut tx, application_id, (creator.0, &creator.1), &content).await?;
     let entry = AuditEntry::new(AuditList::General, "create", "deploy_task", id, content.version.clone());
     tx.commit(Audit::of(entry), Created { message: "success", id }).await
@@ -363,7 +362,8 @@ async fn review(call: Call<Review>, id: i64, event: Event) -> Result<Reply<Messa
     let mut tx = call.begin().await?;
     let organisation_id = tx.organisation_id();
     let task = store::load(&mut tx, organisation_id, id).await?;
-    let (_, four_eyes) = store::gate(&mut tx, task.application_id).await?;
+    let settings = settings::store::load(&mut tx, task.application_id).await?;
+    let four_eyes = settings.is_some_and(|settings| settings.own.four_eyes);
     // Whoever wrote what is reviewed does not review it, whether they made the task or changed it last.
     let own = task.creator_id == user_id || task.editor_id == Some(user_id);
     let facts = Facts { lacks_second_person: (four_eyes || server_asks) && own, busy: false };

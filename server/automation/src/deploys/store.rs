@@ -187,18 +187,3 @@ pub(crate) async fn enabled_username(read: &mut Read, organisation_id: i64, user
     let sql = sql!("SELECT username FROM users WHERE organisation_id = $1 AND id = $2 AND status = 'enabled'");
     Ok(read.opt::<(String,)>(sql, args![organisation_id, user_id]).await?.map(|(name,)| name))
 }
-
-/// Whether the application's settings let it be deployed, and whether they ask for two persons.
-pub(crate) async fn gate(read: &mut Read, application_id: i64) -> Result<(bool, bool)> {
-    row! {
-        struct Gate {
-            enabled: bool,
-            four_eyes: bool,
-        }
-    }
-    let sql = sql!("SELECT enabled, four_eyes FROM deploy_settings WHERE application_id = $1");
-    Ok(read
-        .opt::<Gate>(sql, args![application_id])
-        .await?
-        .map_or((false, false), |gate| (gate.enabled, gate.four_eyes)))
-}

@@ -5,7 +5,7 @@
 //! that belongs to it; nothing waits for the network inside one; an execution is marked as sent before it is sent.
 
 mod expire;
-mod prepare;
+pub(crate) mod prepare;
 mod results;
 pub(crate) mod rollout;
 

@@ -4,7 +4,11 @@ use drover_kernel::{Audit, Error, Kernel, Result};
 use drover_shared::order::Entry;
 
 use super::{Engine, advance, close_log, end, entry_texts, lock, plan_digest};
-use crate::source::GitSource;
+use crate::credentials::rules::CredentialType;
+use crate::credentials::store as credential_store;
+use crate::settings;
+use crate::source::login::fingerprints;
+use crate::source::{Access, Credential, GitSource};
 use crate::tasks::plan::{self, Artifact};
 use crate::tasks::rules::Outcome;
 use crate::tasks::store::{self as task_store, Source, Task};
@@ -61,6 +65,7 @@ async fn fetch(kernel: &Kernel, task: &Task, source: &Source) -> Result<crate::s
         version: source.version.clone(),
         path: (!source.path.is_empty()).then(|| source.path.clone()),
     };
+    let access = access(kernel, task.organisation_id, source).await?;
     let (lines, mut progress) = tokio::sync::mpsc::channel::<String>(PROGRESS_LINES);
     let writer = {
         let (engine, kernel, task_id) = (engine.clone(), kernel.clone(), task.id);
@@ -72,7 +77,7 @@ async fn fetch(kernel: &Kernel, task: &Task, source: &Source) -> Result<crate::s
     };
     // A line that finds the queue full is left out: progress is no record.
     let tell = move |line: String| drop(lines.try_send(line));
-    let outcome = engine.sources.fetch(&wanted, None, &tell).await;
+    let outcome = engine.sources.fetch(&wanted, &access, &tell).await;
     drop(tell);
     let _ = writer.await;
     if let Ok(fetched) = &outcome {
@@ -80,7 +85,48 @@ async fn fetch(kernel: &Kernel, task: &Task, source: &Source) -> Result<crate::s
             engine.notice(task.id, kernel.clock().now(), notice).await;
         }
     }
-    outcome.map_err(|error| error.to_string())
+    let fetched = outcome.map_err(|error| error.to_string())?;
+    if let Some(keys) = &fetched.trusted {
+        trust(kernel, task, source, keys).await?;
+    }
+    Ok(fetched)
+}
+
+/// What the repository is reached with: the secret is opened here, and not before.
+pub(crate) async fn access(kernel: &Kernel, organisation_id: i64, source: &Source) -> Result<Access, String> {
+    let mut access =
+        Access { credential: None, host_key: source.host_key.clone(), ca_certificate: source.ca_certificate.clone() };
+    if let Some(id) = source.credential_id {
+        let read = async {
+            let mut read = kernel.work().read().await?;
+            let row = credential_store::find(&mut read, organisation_id, id).await?;
+            row.map(|row| credential_store::open(kernel, &row).map(|secret| (row, secret))).transpose()
+        };
+        let found = read.await.map_err(|error: Error| format!("the credential cannot be read: {error}"))?;
+        let (row, secret) = found.ok_or("the credential of the repository was deleted since the sub-task was made")?;
+        access.credential = Some(match row.credential_type {
+            CredentialType::Password => Credential::Password { username: row.username, password: secret },
+            CredentialType::SshPrivateKey => Credential::PrivateKey { username: row.username, private_key: secret },
+        });
+    }
+    Ok(access)
+}
+
+/// Remembers the key that a repository's host showed first, and says so in the output and in the audit.
+async fn trust(kernel: &Kernel, task: &Task, source: &Source, keys: &str) -> Result<(), String> {
+    let Some(owner) = source.owner else { return Ok(()) };
+    let shown = fingerprints(keys);
+    let store = async {
+        let mut tx = kernel.work().begin(task.organisation_id).await?;
+        let is_new = settings::store::trust(&mut tx, owner, &source.url, keys).await?;
+        let entries =
+            if is_new { vec![settings::trusted(&mut tx, owner, task.application_id, &shown).await?] } else { vec![] };
+        tx.finish(Audit::all(entries)).await
+    };
+    store.await.map_err(|error: Error| format!("the host's key cannot be remembered: {error}"))?;
+    let line = format!("The host of {} showed {shown} for the first time: this key is pinned from now on.", source.url);
+    kernel.part::<Engine>().notice(task.id, kernel.clock().now(), &line).await;
+    Ok(())
 }
 
 async fn complete(kernel: &Kernel, task: &Task, artifact: Artifact, commit: &str) -> Result<()> {

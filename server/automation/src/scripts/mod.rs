@@ -212,7 +212,10 @@ async fn list_applications(
     store::load(&mut read, call.organisation_id(), id).await?;
     let uses = when!(
         "a.id IN (SELECT d.application_id FROM deploy_settings d JOIN deploy_hooks k ON k.settings_id = d.id \
-         WHERE k.script_id = $1)",
+         WHERE k.script_id = $1) \
+         OR a.id IN (SELECT d.application_id FROM deploy_settings d \
+         JOIN deploy_template_hooks t ON t.template_id = d.template_id WHERE t.script_id = $1 \
+         AND NOT EXISTS (SELECT 1 FROM deploy_hooks k WHERE k.settings_id = d.id AND k.hook = t.hook))",
         id
     );
     Ok(Reply::new(applications::page(&mut read, call.caller()?, &paging, vec![uses]).await?))

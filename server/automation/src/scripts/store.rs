@@ -119,16 +119,23 @@ pub async fn update(tx: &mut Tx, id: i64, script: &Script) -> Result<()> {
     }
 }
 
-/// Full names of the applications whose hooks use a script.
+/// What has hooks that use a script: applications by full name, and templates.
 ///
 /// # Errors
 /// When the database is not available.
 pub async fn used_by(read: &mut Read, id: i64) -> Result<Vec<String>> {
-    let names = sql!(
+    let applications = sql!(
         "SELECT DISTINCT a.full_name FROM deploy_hooks k JOIN deploy_settings d ON d.id = k.settings_id \
          JOIN applications a ON a.id = d.application_id WHERE k.script_id = $1 ORDER BY a.full_name"
     );
-    Ok(read.values(names, args![id]).await?)
+    let mut users: Vec<String> = read.values(applications, args![id]).await?;
+    let templates = sql!(
+        "SELECT DISTINCT t.name FROM deploy_template_hooks k JOIN deploy_templates t ON t.id = k.template_id \
+         WHERE k.script_id = $1 ORDER BY t.name"
+    );
+    let templates: Vec<String> = read.values(templates, args![id]).await?;
+    users.extend(templates.into_iter().map(|name| format!("the deploy template {name}")));
+    Ok(users)
 }
 
 /// Removes a script that no hook uses.

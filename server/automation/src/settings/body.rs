@@ -1,15 +1,18 @@
-//! A change of deploy settings as callers send it, and how it meets the settings there are.
+//! A change of deploy settings or of a template as callers send it, and how it meets what there is.
+//!
+//! Invariant: what is not named stays; null makes a value one that was never set; naming a part of a value that came
+//! from a template makes the whole value the application's own.
 
-use drover_kernel::fields::{Flag, Line, Many, Name, Number, Patch, Reference};
+use drover_kernel::fields::{Flag, Line, Many, Name, Number, Patch, Prose, Reference, Text};
 use drover_kernel::{Error, Result, Tx};
 use schemars::JsonSchema;
 use serde::Deserialize;
-use serde_json::Value;
 
-use super::rules::{self, BRANCH_DEFAULT, Hook, HookName, Repository, RepositoryType, Settings};
+use super::rules::{self, BRANCH_DEFAULT, Hook, HookName, Repository, RepositoryType, Settings, Values};
+use crate::credentials::choice::CredentialBody;
 use crate::scripts;
 
-/// A change of deploy settings; what is left out stays, null takes the default.
+/// A change of deploy settings; what is left out stays, null takes the template's value, else the default.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(rename = "DeploySettingsChange")]
 pub(super) struct SettingsBody {
@@ -34,9 +37,20 @@ pub(super) struct SettingsBody {
     four_eyes: Option<Flag>,
 }
 
+/// The part of a change that templates have as well.
+#[derive(Debug, Default)]
+pub(crate) struct ValuesChange {
+    pub(crate) repository: Patch<RepositoryBody>,
+    pub(crate) deploy_path: Patch<Line>,
+    pub(crate) timeout: Patch<Number>,
+    pub(crate) keep_backups: Patch<Number>,
+    pub(crate) lifecycle_hooks: Option<Many<HooksBody>>,
+}
+
+/// Where the sources come from.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(rename = "RepositoryChange")]
-struct RepositoryBody {
+pub(crate) struct RepositoryBody {
     /// Kind of repository; guessed from the address when left out.
     #[serde(rename = "type")]
     repository_type: Option<RepositoryType>,
@@ -47,12 +61,19 @@ struct RepositoryBody {
     branch: Patch<Name>,
     /// How to log in.
     #[serde(default)]
-    credential: Patch<Value>,
+    credential: Patch<CredentialBody>,
+    /// Keys that the host of a repository over SSH may show, one a line; null trusts what it shows first.
+    #[serde(default)]
+    host_key: Patch<Prose>,
+    /// Certificates in PEM that a repository over https is checked with; null takes the system's.
+    #[serde(default)]
+    ca_certificate: Patch<Text<262_144>>,
 }
 
+/// Default account and the four hooks.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(rename = "LifecycleHooksChange")]
-struct HooksBody {
+pub(crate) struct HooksBody {
     /// Account for hooks that name none.
     #[serde(default)]
     running_user: Patch<Name>,
@@ -90,66 +111,102 @@ fn account(said: Patch<Name>, present: Option<String>) -> Option<String> {
 }
 
 impl SettingsBody {
-    /// The settings after this change.
-    pub(super) fn merged(self, settings: Settings) -> Result<Settings> {
-        let number = |said: Patch<Number>, present: i64, default: i64| match said {
-            Patch::Absent => present,
-            Patch::Null => default,
-            Patch::Value(number) => number.0,
+    /// Takes out what is said about the repository's credential.
+    pub(super) fn take_credential(&mut self) -> Patch<CredentialBody> {
+        take_credential(&mut self.repository)
+    }
+
+    /// The application's own settings after this change; `effective` is what counted before it.
+    pub(super) fn merged(self, own: &Settings, effective: &Values) -> Result<Settings> {
+        let change = ValuesChange {
+            repository: self.repository,
+            deploy_path: self.deploy_path,
+            timeout: self.timeout,
+            keep_backups: self.keep_backups,
+            lifecycle_hooks: self.lifecycle_hooks,
         };
-        let repository = match self.repository {
-            Patch::Absent => settings.repository,
-            Patch::Null => None,
-            Patch::Value(body) => Some(body.merged(settings.repository)?),
-        };
-        let merged = Settings {
-            enabled: self.enabled.map_or(settings.enabled, |flag| flag.0),
-            four_eyes: self.four_eyes.map_or(settings.four_eyes, |flag| flag.0),
-            repository,
+        Ok(Settings {
+            enabled: self.enabled.map_or(own.enabled, |flag| flag.0),
+            four_eyes: self.four_eyes.map_or(own.four_eyes, |flag| flag.0),
+            template_id: own.template_id,
+            values: change.merged(own.values.clone(), effective)?,
+        })
+    }
+}
+
+impl ValuesChange {
+    /// Takes out what is said about the repository's credential.
+    pub(crate) fn take_credential(&mut self) -> Patch<CredentialBody> {
+        take_credential(&mut self.repository)
+    }
+
+    /// The values after this change; parts that are left out are taken from `effective`.
+    pub(crate) fn merged(self, own: Values, effective: &Values) -> Result<Values> {
+        let merged = Values {
+            repository: match self.repository {
+                Patch::Absent => own.repository,
+                Patch::Null => None,
+                Patch::Value(body) => Some(body.merged(effective.repository.as_ref())?),
+            },
             deploy_path: match self.deploy_path {
-                Patch::Absent => settings.deploy_path,
+                Patch::Absent => own.deploy_path,
                 Patch::Null => None,
                 Patch::Value(path) => path.non_empty(),
             },
-            timeout_s: number(self.timeout, settings.timeout_s, rules::TIMEOUT_S_DEFAULT),
-            keep_backups: number(self.keep_backups, settings.keep_backups, rules::KEEP_BACKUPS_DEFAULT),
-            running_user: settings.running_user,
-            hooks: settings.hooks,
+            timeout_s: self.timeout.map(|number| number.0).or(own.timeout_s),
+            keep_backups: self.keep_backups.map(|number| number.0).or(own.keep_backups),
+            running_user: own.running_user,
+            hooks: own.hooks,
         };
         match self.lifecycle_hooks.map(|hooks| hooks.0) {
             None => Ok(merged),
             Some(hooks) if hooks.len() > 1 => Err(Error::invalid("lifecycle_hooks", "must be one object")),
             Some(mut hooks) => match hooks.pop() {
-                Some(hooks) => hooks.merged(merged),
+                Some(hooks) => hooks.merged(merged, effective),
                 None => Ok(merged),
             },
         }
     }
 }
 
+fn take_credential(repository: &mut Patch<RepositoryBody>) -> Patch<CredentialBody> {
+    match repository {
+        Patch::Value(body) => std::mem::take(&mut body.credential),
+        Patch::Absent | Patch::Null => Patch::Absent,
+    }
+}
+
 impl RepositoryBody {
-    fn merged(self, present: Option<Repository>) -> Result<Repository> {
-        if matches!(self.credential, Patch::Value(_)) {
-            return Err(Error::invalid("repository.credential", "credentials are not supported, send null"));
-        }
-        let present_url = present.as_ref().map(|present| present.url.clone());
-        let moved = self.url.is_some();
-        let url = self.url.map(|url| url.0).or(present_url);
+    fn merged(self, present: Option<&Repository>) -> Result<Repository> {
+        let url = self.url.map(|url| url.0).or_else(|| present.map(|present| present.url.clone()));
         let url = url.ok_or_else(|| Error::invalid("repository.url", "is missing"))?;
-        let kept = present.as_ref().map(|present| present.repository_type).filter(|_| !moved);
+        // What belongs to the place goes with it.
+        let same_place = present.filter(|present| present.url == url);
+        let kept = same_place.map(|present| present.repository_type);
         let repository_type = self.repository_type.or(kept).unwrap_or_else(|| rules::guess_type(&url));
         let branch = match self.branch {
-            Patch::Absent => present.map(|present| present.branch),
+            Patch::Absent => present.map(|present| present.branch.clone()),
             Patch::Null => None,
             Patch::Value(branch) => Some(branch.0),
         };
-        Ok(Repository { repository_type, url, branch: branch.unwrap_or_else(|| BRANCH_DEFAULT.to_owned()) })
+        Ok(Repository {
+            repository_type,
+            url,
+            branch: branch.unwrap_or_else(|| BRANCH_DEFAULT.to_owned()),
+            // Decided in the transaction, where there are credentials to look at.
+            credential_id: present.and_then(|present| present.credential_id),
+            host_key: self.host_key.map(|text| text.0).or(same_place.and_then(|present| present.host_key.clone())),
+            ca_certificate: self
+                .ca_certificate
+                .map(|text| text.0)
+                .or(same_place.and_then(|present| present.ca_certificate.clone())),
+        })
     }
 }
 
 impl HooksBody {
-    fn merged(self, mut settings: Settings) -> Result<Settings> {
-        settings.running_user = account(self.running_user, settings.running_user);
+    fn merged(self, mut values: Values, effective: &Values) -> Result<Values> {
+        values.running_user = account(self.running_user, values.running_user);
         let said = [
             (HookName::GlobalPreExec, self.global_pre_exec),
             (HookName::PreExec, self.pre_exec),
@@ -159,28 +216,28 @@ impl HooksBody {
         for (name, hook) in said {
             match hook {
                 Patch::Absent => {}
-                Patch::Null => _ = settings.hooks.remove(&name),
+                Patch::Null => _ = values.hooks.remove(&name),
                 Patch::Value(body) => {
-                    let present = settings.hooks.remove(&name);
+                    let present = effective.hooks.get(&name);
                     let script = body.script.map(|script| script.id.0);
-                    let script_id = script.or(present.as_ref().map(|present| present.script_id)).ok_or_else(|| {
+                    let script_id = script.or(present.map(|present| present.script_id)).ok_or_else(|| {
                         Error::invalid(format!("lifecycle_hooks.{name}.script"), "is missing; a null hook is none")
                     })?;
-                    let running_user = account(body.running_user, present.and_then(|present| present.running_user));
-                    settings.hooks.insert(name, Hook { script_id, running_user });
+                    let present = present.and_then(|present| present.running_user.clone());
+                    values.hooks.insert(name, Hook { script_id, running_user: account(body.running_user, present) });
                 }
             }
         }
-        Ok(settings)
+        Ok(values)
     }
 }
 
 /// Refuses hooks with a script that does not exist.
-pub(super) async fn check_scripts(tx: &mut Tx, settings: &Settings) -> Result<()> {
-    let ids: Vec<i64> = settings.hooks.values().map(|hook| hook.script_id).collect();
+pub(crate) async fn check_scripts(tx: &mut Tx, values: &Values) -> Result<()> {
+    let ids: Vec<i64> = values.hooks.values().map(|hook| hook.script_id).collect();
     let organisation_id = tx.organisation_id();
     let known = scripts::store::find_many(tx, organisation_id, &ids).await?;
-    for (name, hook) in &settings.hooks {
+    for (name, hook) in &values.hooks {
         if known.iter().all(|script| script.id != hook.script_id) {
             let field = format!("lifecycle_hooks.{name}.script");
             return Err(Error::invalid(field, format!("there is no deploy script {}", hook.script_id)));

@@ -1,22 +1,33 @@
 //! Deploy settings: how one application is deployed.
 //!
-//! Invariants: an application without settings reads as one with the defaults, switched off; a change keeps whatever it
-//! does not name; no plan that is made already sees it.
+//! Invariants: an application without settings reads as one with the defaults, switched off; a value that is set on the
+//! application wins over the linked template's; a change keeps whatever it does not name; no plan that is made already
+//! sees it.
 
-mod body;
+pub(crate) mod body;
+mod linking;
 pub mod rules;
 pub mod store;
 
 use drover_inventory::{applications, changes};
-use drover_kernel::{Audit, AuditEntry, AuditList, Body, Call, Message, Path, Reply, Result, Routes, Tx, permission};
+use drover_kernel::fields::Patch;
+use drover_kernel::{
+    Audit, AuditEntry, AuditList, Body, Call, Caller, Message, Path, Reply, Result, Routes, Tx, permission,
+};
 use drover_shared::words::Word as _;
 use schemars::JsonSchema;
 use serde::Serialize;
 
 use self::body::SettingsBody;
-use self::rules::{HookName, RepositoryType, Settings};
+use self::rules::{HookName, Repository, RepositoryType, Settings, Values};
 use self::store::{HookRow, Loaded};
+use crate::credentials::choice::{self, Asked, CredentialBody};
+use crate::credentials::store::{CredentialRow, Owner};
+use crate::credentials::{self, CredentialOut};
 use crate::scripts::ScriptOut;
+
+/// What the audit tells of a secret.
+const SECRET_CHANGED: &str = "secret of the credential: changed";
 
 permission!(
     pub View,
@@ -41,7 +52,10 @@ pub fn routes() -> Routes {
         .patch(base, "deploy-settings-update", "Change an application's deploy settings.", update)
         .post(enable_path, "deploy-settings-enable", "Allow deployment of an application.", enable)
         .post(disable_path, "deploy-settings-disable", "Stop deployment of an application.", disable)
+        .merge(linking::routes())
 }
+
+pub(crate) use linking::{link, unlink};
 
 /// How one application is deployed.
 #[derive(Debug, Serialize, JsonSchema)]
@@ -71,6 +85,8 @@ pub struct SettingsOut {
     pub script_running_user: Option<String>,
     /// Whether a deploy task's reviewer must be another person than its creator.
     pub four_eyes: bool,
+    /// Names of the values that come from the linked template, since they were never set here.
+    pub from_template: Vec<String>,
 }
 
 /// Sources in a repository.
@@ -85,7 +101,11 @@ pub struct RepositoryOut {
     /// Branch to take.
     pub branch: String,
     /// How to log in; null when nothing is needed.
-    pub credential: Option<serde_json::Value>,
+    pub credential: Option<CredentialOut>,
+    /// Keys that the host of a repository over SSH may show, one a line; null until one is trusted.
+    pub host_key: Option<String>,
+    /// Certificates in PEM that a repository over https is checked with; null for the system's.
+    pub ca_certificate: Option<String>,
 }
 
 /// A template in short.
@@ -138,14 +158,24 @@ impl From<HookRow> for HookOut {
     }
 }
 
-impl SettingsOut {
-    fn new(application_id: i64, loaded: Option<Loaded>) -> Self {
-        let settings = loaded.as_ref().map(Loaded::settings).unwrap_or_default();
-        let (id, creator, rows) = match loaded {
-            Some(loaded) => (loaded.row.id, loaded.row.creator, loaded.hooks),
-            None => (0, None, Vec::new()),
-        };
-        let mut hooks = HooksOut { running_user: settings.running_user.clone(), ..HooksOut::default() };
+impl RepositoryOut {
+    /// The repository with its credential, whose secret is not shown.
+    pub(crate) fn new(repository: Repository, credential: Option<&CredentialRow>) -> Self {
+        Self {
+            repository_type: repository.repository_type,
+            url: repository.url,
+            branch: repository.branch,
+            credential: credential.map(CredentialOut::from),
+            host_key: repository.host_key,
+            ca_certificate: repository.ca_certificate,
+        }
+    }
+}
+
+impl HooksOut {
+    /// The hooks with their scripts.
+    pub(crate) fn new(running_user: Option<String>, rows: Vec<HookRow>) -> Self {
+        let mut hooks = Self { running_user, ..Self::default() };
         for row in rows {
             let slot = match row.hook {
                 HookName::GlobalPreExec => &mut hooks.global_pre_exec,
@@ -155,25 +185,46 @@ impl SettingsOut {
             };
             *slot = Some(row.into());
         }
-        let repository = settings.repository.map(|repository| RepositoryOut {
-            repository_type: repository.repository_type,
-            url: repository.url,
-            branch: repository.branch,
-            credential: None,
-        });
+        hooks
+    }
+
+    fn hook(&self, name: HookName) -> Option<&HookOut> {
+        match name {
+            HookName::GlobalPreExec => self.global_pre_exec.as_ref(),
+            HookName::PreExec => self.pre_exec.as_ref(),
+            HookName::PostExec => self.post_exec.as_ref(),
+            HookName::GlobalPostExec => self.global_post_exec.as_ref(),
+        }
+    }
+
+    /// Adds each hook to what the audit tells: scripts by name, since their texts have an audit of their own.
+    pub(crate) fn tell(&self, told: &mut serde_json::Value) {
+        for name in HookName::ALL {
+            told[name.as_str()] = self.hook(*name).map_or(serde_json::Value::Null, |hook| {
+                let account = hook.running_user.as_ref().map(|user| format!(" as {user}")).unwrap_or_default();
+                format!("{} ({}){account}", hook.script.name, hook.script.id).into()
+            });
+        }
+    }
+}
+
+impl SettingsOut {
+    fn new(application_id: i64, loaded: Option<Loaded>) -> Self {
+        let Loaded { id, creator, own, template, values, hooks, credential } = loaded.unwrap_or_default();
         Self {
             id,
-            enabled: settings.enabled,
+            enabled: own.enabled,
             creator,
             application: application_id,
-            repository,
-            deploy_path: settings.deploy_path,
-            timeout: settings.timeout_s,
-            keep_backups: settings.keep_backups,
-            lifecycle_hooks: hooks,
-            template: None,
-            script_running_user: settings.running_user,
-            four_eyes: settings.four_eyes,
+            deploy_path: values.deploy_path.clone(),
+            timeout: values.timeout_s(),
+            keep_backups: values.keep_backups(),
+            lifecycle_hooks: HooksOut::new(values.running_user.clone(), hooks),
+            from_template: template.as_ref().map(|template| own.values.inherited(&template.values)).unwrap_or_default(),
+            template: template.map(|template| TemplateOut { id: template.id, name: template.name }),
+            script_running_user: values.running_user,
+            repository: values.repository.map(|repository| RepositoryOut::new(repository, credential.as_ref())),
+            four_eyes: own.four_eyes,
         }
     }
 }
@@ -184,10 +235,13 @@ async fn detail(call: Call<View>, Path(id): Path<i64>) -> Result<Reply<SettingsO
 }
 
 async fn update(call: Call<Edit>, Path(id): Path<i64>, Body(body): Body<SettingsBody>) -> Result<Reply<SettingsOut>> {
-    let creator = call.caller()?.username.clone();
+    let asker = Asker::new(call.caller()?);
+    let mut body = body;
+    let credential = body.take_credential();
     let mut tx = call.begin().await?;
-    let (audit, settings) = change(&mut tx, id, &creator, |settings| body.merged(settings)).await?;
-    tx.commit(audit, settings).await
+    let merge = |own: &Settings, effective: &Values| body.merged(own, effective);
+    let (entries, settings) = change(&mut tx, id, &asker, credential, merge).await?;
+    tx.commit(Audit::all(entries), settings).await
 }
 
 async fn enable(call: Call<Edit>, Path(id): Path<i64>) -> Result<Reply<Message>> {
@@ -199,43 +253,73 @@ async fn disable(call: Call<Edit>, Path(id): Path<i64>) -> Result<Reply<Message>
 }
 
 async fn set_enabled(call: Call<Edit>, id: i64, enabled: bool) -> Result<Reply<Message>> {
-    let creator = call.caller()?.username.clone();
+    let asker = Asker::new(call.caller()?);
     let mut tx = call.begin().await?;
-    let (audit, _) = change(&mut tx, id, &creator, |settings| Ok(Settings { enabled, ..settings })).await?;
-    tx.commit(audit, Message::success()).await
+    let switch = |own: &Settings, _: &Values| Ok(Settings { enabled, ..own.clone() });
+    let (entries, _) = change(&mut tx, id, &asker, Patch::Absent, switch).await?;
+    tx.commit(Audit::all(entries), Message::success()).await
 }
 
-/// Has the settings of an application changed by `merge`, making them if there are none; gives audit and result.
+/// Who asks for a change.
+#[derive(Debug, Clone)]
+pub(crate) struct Asker {
+    /// Login name.
+    pub(crate) username: String,
+    /// Whether they may manage credentials.
+    pub(crate) may_manage: bool,
+}
+
+impl Asker {
+    pub(crate) fn new(caller: &Caller) -> Self {
+        let (module, right) = credentials::MANAGING;
+        Self { username: caller.username.clone(), may_manage: caller.has_module_right(module, right) }
+    }
+}
+
+/// Has an application's own settings changed by `merge`, which is given them and the values that count, making them if
+/// there are none; gives audit and result.
 async fn change(
     tx: &mut Tx,
     application_id: i64,
-    creator: &str,
-    merge: impl FnOnce(Settings) -> Result<Settings>,
-) -> Result<(Audit, SettingsOut)> {
+    asker: &Asker,
+    credential: Patch<CredentialBody>,
+    merge: impl FnOnce(&Settings, &Values) -> Result<Settings>,
+) -> Result<(Vec<AuditEntry>, SettingsOut)> {
     let organisation_id = tx.organisation_id();
     let application = applications::store::load(tx, organisation_id, application_id).await?;
-    let id = store::hold(tx, application_id, creator).await?;
+    let id = store::hold(tx, application_id, &asker.username).await?;
     let present = store::load(tx, application_id).await?;
-    let before = present.as_ref().map(Loaded::settings).unwrap_or_default();
-    let after = merge(before.clone())?;
-    rules::check(&after)?;
-    body::check_scripts(tx, &after).await?;
+    let (before, effective) =
+        present.as_ref().map(|loaded| (loaded.own.clone(), loaded.values.clone())).unwrap_or_default();
+    let mut after = merge(&before, &effective)?;
+    rules::check(&after.values)?;
+    let owner = Owner::Settings(id);
+    let asked =
+        Asked { said: credential, before: &effective, owner, creator: &asker.username, may_manage: asker.may_manage };
+    let secret_changed = choice::settle(tx, &mut after.values, asked).await?;
+    body::check_scripts(tx, &after.values).await?;
     let before_told = told(&SettingsOut::new(application_id, present));
     if after != before {
         store::save(tx, id, &after).await?;
+        let used = after.values.repository.as_ref().and_then(|repository| repository.credential_id);
+        credentials::store::sweep(tx, owner, used).await?;
     }
     let settings = SettingsOut::new(application_id, store::load(tx, application_id).await?);
-    let detail = changes::between(&before_told, &told(&settings), &[]);
+    let mut detail = changes::between(&before_told, &told(&settings), &[]);
+    if secret_changed {
+        detail.push_str(if detail.is_empty() { SECRET_CHANGED } else { "; secret of the credential: changed" });
+    }
     if detail.is_empty() {
-        return Ok((Audit::all(vec![]), settings));
+        return Ok((vec![], settings));
     }
     let list = AuditList::Application;
     let entry = AuditEntry::new(list, "change_deploy_setting", "application", application_id, application.full_name);
-    Ok((Audit::of(entry.detail(detail)), settings))
+    Ok((vec![entry.detail(detail)], settings))
 }
 
-/// Settings as the audit tells them: scripts by name, since their texts have an audit of their own.
+/// Settings as the audit tells them.
 fn told(settings: &SettingsOut) -> serde_json::Value {
+    let template = settings.template.as_ref();
     let mut told = serde_json::json!({
         "enabled": settings.enabled,
         "four_eyes": settings.four_eyes,
@@ -244,19 +328,27 @@ fn told(settings: &SettingsOut) -> serde_json::Value {
         "timeout": settings.timeout,
         "keep_backups": settings.keep_backups,
         "running_user": settings.script_running_user,
+        "template": template.map(|template| format!("{} ({})", template.name, template.id)),
+        "from_template": settings.from_template,
     });
-    let hooks = &settings.lifecycle_hooks;
-    for name in HookName::ALL {
-        let hook = match name {
-            HookName::GlobalPreExec => &hooks.global_pre_exec,
-            HookName::PreExec => &hooks.pre_exec,
-            HookName::PostExec => &hooks.post_exec,
-            HookName::GlobalPostExec => &hooks.global_post_exec,
-        };
-        told[name.as_str()] = hook.as_ref().map_or(serde_json::Value::Null, |hook| {
-            let account = hook.running_user.as_ref().map(|user| format!(" as {user}")).unwrap_or_default();
-            format!("{} ({}){account}", hook.script.name, hook.script.id).into()
-        });
-    }
+    settings.lifecycle_hooks.tell(&mut told);
     told
+}
+
+/// The audit entry of a host key that was trusted because nobody knew another.
+pub(crate) async fn trusted(tx: &mut Tx, owner: Owner, application_id: i64, shown: &str) -> Result<AuditEntry> {
+    let organisation_id = tx.organisation_id();
+    let detail = format!("repository.host_key: null → {shown}, which the host showed first");
+    Ok(match owner {
+        Owner::Settings(_) => {
+            let application = applications::store::load(tx, organisation_id, application_id).await?;
+            let list = AuditList::Application;
+            AuditEntry::new(list, "change_deploy_setting", "application", application_id, application.full_name)
+        }
+        Owner::Template(id) => {
+            let template = crate::templates::store::load(tx, organisation_id, id).await?;
+            AuditEntry::new(AuditList::General, "update", "deploy_template", id, template.name)
+        }
+    }
+    .detail(detail))
 }

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use drover_inventory::applications::rules::check_account;
 use drover_kernel::{Error, Result, api_words};
-use url::Url;
+
+use crate::source::check::{self, Address};
 
 api_words! {
     /// Kind of a repository.
@@ -50,6 +51,12 @@ pub struct Repository {
     pub url: String,
     /// Branch to take.
     pub branch: String,
+    /// How to log in.
+    pub credential_id: Option<i64>,
+    /// Keys that the host of a repository over SSH may show, one a line.
+    pub host_key: Option<String>,
+    /// Certificates that a repository over https is checked with, in PEM; the system's when there are none.
+    pub ca_certificate: Option<String>,
 }
 
 /// One hook.
@@ -61,65 +68,103 @@ pub struct Hook {
     pub running_user: Option<String>,
 }
 
-/// Everything that the settings say.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Settings {
-    /// Whether the application may be deployed.
-    pub enabled: bool,
-    /// Whether a deploy task's reviewer must be another person than its creator.
-    pub four_eyes: bool,
+/// What a template can say as well. What is left out was never set.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Values {
     /// Where the sources come from.
     pub repository: Option<Repository>,
     /// Folder to deploy into; may hold template expressions.
     pub deploy_path: Option<String>,
     /// Seconds a deploy task may take.
-    pub timeout_s: i64,
+    pub timeout_s: Option<i64>,
     /// Versions that are kept.
-    pub keep_backups: i64,
+    pub keep_backups: Option<i64>,
     /// Account for hooks that name none.
     pub running_user: Option<String>,
     /// The hooks that there are.
     pub hooks: BTreeMap<HookName, Hook>,
 }
 
-impl Default for Settings {
-    fn default() -> Self {
+impl Values {
+    /// These values, and those of a template for what was never set here.
+    #[must_use]
+    pub fn over(&self, template: &Self) -> Self {
+        let mut hooks = template.hooks.clone();
+        hooks.extend(self.hooks.clone());
         Self {
-            enabled: false,
-            four_eyes: false,
-            repository: None,
-            deploy_path: None,
-            timeout_s: TIMEOUT_S_DEFAULT,
-            keep_backups: KEEP_BACKUPS_DEFAULT,
-            running_user: None,
-            hooks: BTreeMap::new(),
+            repository: self.repository.clone().or_else(|| template.repository.clone()),
+            deploy_path: self.deploy_path.clone().or_else(|| template.deploy_path.clone()),
+            timeout_s: self.timeout_s.or(template.timeout_s),
+            keep_backups: self.keep_backups.or(template.keep_backups),
+            running_user: self.running_user.clone().or_else(|| template.running_user.clone()),
+            hooks,
         }
     }
+
+    /// Names of the values that come from a template when these lie over it, in the interface's words.
+    #[must_use]
+    pub fn inherited(&self, template: &Self) -> Vec<String> {
+        let values = [
+            ("repository", self.repository.is_none() && template.repository.is_some()),
+            ("deploy_path", self.deploy_path.is_none() && template.deploy_path.is_some()),
+            ("timeout", self.timeout_s.is_none() && template.timeout_s.is_some()),
+            ("keep_backups", self.keep_backups.is_none() && template.keep_backups.is_some()),
+            ("lifecycle_hooks.running_user", self.running_user.is_none() && template.running_user.is_some()),
+        ];
+        let values = values.into_iter().filter(|(_, inherited)| *inherited).map(|(name, _)| name.to_owned());
+        let hooks = template.hooks.keys().filter(|name| !self.hooks.contains_key(name));
+        values.chain(hooks.map(|name| format!("lifecycle_hooks.{name}"))).collect()
+    }
+
+    /// Seconds a deploy task may take, by default if nobody said.
+    #[must_use]
+    pub fn timeout_s(&self) -> i64 {
+        self.timeout_s.unwrap_or(TIMEOUT_S_DEFAULT)
+    }
+
+    /// Versions that are kept, by default if nobody said.
+    #[must_use]
+    pub fn keep_backups(&self) -> i64 {
+        self.keep_backups.unwrap_or(KEEP_BACKUPS_DEFAULT)
+    }
+}
+
+/// Everything that an application's own settings say.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// Whether the application may be deployed.
+    pub enabled: bool,
+    /// Whether a deploy task's reviewer must be another person than its creator.
+    pub four_eyes: bool,
+    /// Template that the values come from which are not set here.
+    pub template_id: Option<i64>,
+    /// What is set here.
+    pub values: Values,
 }
 
 /// Checks everything that can be checked without looking elsewhere.
 ///
 /// # Errors
 /// Names the first field that is wrong, as a caller spells it.
-pub fn check(settings: &Settings) -> Result<()> {
+pub fn check(values: &Values) -> Result<()> {
     for (field, value, least, most) in [
-        ("timeout", settings.timeout_s, 1, TIMEOUT_S_MAX),
-        ("keep_backups", settings.keep_backups, 0, KEEP_BACKUPS_MAX),
+        ("timeout", values.timeout_s(), 1, TIMEOUT_S_MAX),
+        ("keep_backups", values.keep_backups(), 0, KEEP_BACKUPS_MAX),
     ] {
         if !(least..=most).contains(&value) {
             return Err(Error::invalid(field, format!("must be a number from {least} to {most}")));
         }
     }
-    if let Some(repository) = &settings.repository {
+    if let Some(repository) = &values.repository {
         check_repository(repository)?;
     }
-    if let Some(path) = &settings.deploy_path {
+    if let Some(path) = &values.deploy_path {
         check_path(path).map_err(|reason| Error::invalid("deploy_path", reason))?;
     }
-    if let Some(account) = &settings.running_user {
+    if let Some(account) = &values.running_user {
         check_account("lifecycle_hooks.running_user", account)?;
     }
-    for (name, hook) in &settings.hooks {
+    for (name, hook) in &values.hooks {
         if let Some(account) = &hook.running_user {
             check_account(&format!("lifecycle_hooks.{name}.running_user"), account)?;
         }
@@ -135,61 +180,25 @@ pub fn guess_type(url: &str) -> RepositoryType {
 }
 
 fn check_repository(repository: &Repository) -> Result<()> {
-    match repository.repository_type {
-        RepositoryType::Ftp => Err(Error::invalid("repository.type", "FTP is not supported, only GIT is")),
-        RepositoryType::Git => {
-            check_url(&repository.url).map_err(|reason| Error::invalid("repository.url", reason))?;
-            check_branch(&repository.branch).map_err(|reason| Error::invalid("repository.branch", reason))
+    if repository.repository_type == RepositoryType::Ftp {
+        return Err(Error::invalid("repository.type", "FTP is not supported, only GIT is"));
+    }
+    let invalid = |(field, reason): (&'static str, &'static str)| Error::invalid(format!("repository.{field}"), reason);
+    let address = check::address(&repository.url).map_err(|reason| invalid(("url", reason)))?;
+    check::branch(&repository.branch).map_err(|reason| invalid(("branch", reason)))?;
+    if let Some(host_key) = &repository.host_key {
+        if !matches!(address, Address::Ssh { .. }) {
+            return Err(invalid(("host_key", "is for repositories over SSH alone")));
         }
+        check::host_key(host_key).map_err(|reason| invalid(("host_key", reason)))?;
     }
-}
-
-fn check_url(text: &str) -> Result<(), &'static str> {
-    const FORMS: &str = "must begin with https://, http://, file:/// or /";
-    let lower = text.to_ascii_lowercase();
-    let scp = text.split_once(':').is_some_and(|(host, rest)| host.contains('@') && !rest.starts_with("//"));
-    if text.is_empty() {
-        return Err("must not be empty");
-    }
-    if text.chars().any(|character| character.is_control() || character.is_whitespace()) {
-        return Err("must not contain blanks or control characters");
-    }
-    if lower.starts_with("ssh://") || lower.starts_with("git@") || scp {
-        return Err("git over SSH is not supported, only over https, http and file paths");
-    }
-    let local = text.strip_prefix("file://").unwrap_or(text);
-    if local.starts_with('/') {
-        // Two slashes would name a host on some systems.
-        return if local.starts_with("//") { Err(FORMS) } else { Ok(()) };
-    }
-    if !text.starts_with("http://") && !text.starts_with("https://") {
-        return Err(FORMS);
-    }
-    let parsed = Url::parse(text).map_err(|_| "is not a valid address")?;
-    if !parsed.username().is_empty() || parsed.password().is_some() {
-        return Err("must not hold a user name or password");
-    }
-    if parsed.host_str().is_none_or(str::is_empty) {
-        return Err("names no host");
-    }
-    if parsed.fragment().is_some() {
-        return Err("must not hold a fragment");
+    if let Some(certificates) = &repository.ca_certificate {
+        if !matches!(address, Address::Http { secure: true, .. }) {
+            return Err(invalid(("ca_certificate", "is for repositories over https alone")));
+        }
+        check::certificates(certificates).map_err(|reason| invalid(("ca_certificate", reason)))?;
     }
     Ok(())
-}
-
-/// What git itself asks of a branch's name.
-fn check_branch(text: &str) -> Result<(), &'static str> {
-    let forbidden = |character: char| character.is_control() || " ~^:?*[\\".contains(character);
-    let part = |part: &str| !part.is_empty() && !part.starts_with('.') && !part.ends_with(".lock");
-    let good = !text.starts_with('-')
-        && !text.contains(forbidden)
-        && !text.contains("..")
-        && !text.contains("@{")
-        && text != "@"
-        && !text.ends_with('.')
-        && text.split('/').all(part);
-    if good { Ok(()) } else { Err("is not a name that a branch may have") }
 }
 
 /// A folder to deploy into. Expressions are rendered for each host later, and the result is checked again there.
@@ -216,14 +225,25 @@ fn check_path(text: &str) -> Result<(), &'static str> {
 mod tests {
     use super::*;
 
-    fn with(change: impl FnOnce(&mut Settings)) -> Settings {
-        let mut settings = Settings::default();
+    fn with(change: impl FnOnce(&mut Values)) -> Values {
+        let mut settings = Values::default();
         change(&mut settings);
         settings
     }
 
+    fn at(url: &str, branch: &str) -> Repository {
+        Repository {
+            repository_type: guess_type(url),
+            url: url.to_owned(),
+            branch: branch.to_owned(),
+            credential_id: None,
+            host_key: None,
+            ca_certificate: None,
+        }
+    }
+
     /// The field that is refused, or nothing.
-    fn refused(settings: &Settings) -> String {
+    fn refused(settings: &Values) -> String {
         match check(settings) {
             Ok(()) => String::new(),
             Err(Error::Invalid { field, .. }) => field,
@@ -233,11 +253,12 @@ mod tests {
 
     #[test]
     fn numbers_and_accounts() {
-        assert_eq!(refused(&Settings::default()), "");
+        assert_eq!(refused(&Values::default()), "");
         for (timeout_s, keep_backups, expected) in
             [(1, 0, ""), (86_400, 100, ""), (0, 5, "timeout"), (86_401, 5, "timeout"), (9, -1, "keep_backups")]
         {
-            let settings = with(|settings| (settings.timeout_s, settings.keep_backups) = (timeout_s, keep_backups));
+            let settings =
+                with(|settings| (settings.timeout_s, settings.keep_backups) = (Some(timeout_s), Some(keep_backups)));
             assert_eq!(refused(&settings), expected, "{timeout_s} {keep_backups}");
         }
         let settings = with(|settings| settings.running_user = Some("a b".to_owned()));
@@ -250,16 +271,13 @@ mod tests {
     #[test]
     fn repositories() {
         let check = |url: &str, branch: &str, expected: &str| {
-            let repository =
-                Repository { repository_type: guess_type(url), url: url.to_owned(), branch: branch.to_owned() };
+            let repository = at(url, branch);
             assert_eq!(refused(&with(|settings| settings.repository = Some(repository))), expected, "{url} {branch}");
         };
-        for url in ["/srv/git/shop.git", "file:///srv/shop", "https://git.example.com:8443/a.git", "http://h/x"] {
+        for url in ["/srv/git/shop.git", "https://git.example.com:8443/a.git", "ssh://git@h/x", "git@h:x.git"] {
             check(url, "main", "");
         }
-        for url in
-            ["", "shop.git", "../shop", "ssh://git@h/x", "git@h:x.git", "https://u:p@h/x", "//h/x", "https://h/x#y"]
-        {
+        for url in ["", "shop.git", "https://u:p@h/x", "//h/x", "ssh://h:x/y"] {
             check(url, "main", "repository.url");
         }
         check("ftp://h/x", "main", "repository.type");
@@ -269,6 +287,28 @@ mod tests {
         for branch in ["", "-x", "a b", "a..b", "a/", "x.lock", "@"] {
             check("/x", branch, "repository.branch");
         }
+    }
+
+    #[test]
+    fn what_is_set_wins_and_the_rest_comes_from_the_template() {
+        let hook = |script_id| Hook { script_id, running_user: None };
+        let template = with(|values| {
+            values.repository = Some(at("/srv/a", "main"));
+            values.timeout_s = Some(600);
+            values.hooks.extend([(HookName::PreExec, hook(1)), (HookName::PostExec, hook(2))]);
+        });
+        let own = with(|values| {
+            values.keep_backups = Some(1);
+            values.deploy_path = Some("/srv/own".to_owned());
+            values.hooks.insert(HookName::PostExec, hook(3));
+        });
+        let both = own.over(&template);
+        assert_eq!((both.timeout_s(), both.keep_backups(), both.deploy_path.as_deref()), (600, 1, Some("/srv/own")));
+        assert_eq!(both.repository, template.repository);
+        assert_eq!((both.hooks[&HookName::PreExec].script_id, both.hooks[&HookName::PostExec].script_id), (1, 3));
+        assert_eq!(own.inherited(&template), ["repository", "timeout", "lifecycle_hooks.pre_exec"]);
+        assert!(own.inherited(&Values::default()).is_empty());
+        assert_eq!(own.over(&Values::default()), own);
     }
 
     #[test]

@@ -1,25 +1,26 @@
 //! Running the `git` program: nothing of this machine's configuration, no questions, no leftovers.
 //!
 //! Invariant: a run ends by its deadline with every process of its group, and its secrets are in the environment of
-//! that program alone, never in arguments, addresses or messages.
+//! those programs or in files of [`Login`], never in arguments, addresses or messages.
 
 use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
-use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, timeout_at};
 
-use super::{Credential, SourceError};
+use super::SourceError;
+use super::login::{self, Login};
 
 /// Read of a program's answer and complaints; the rest is thrown away.
 const ANSWER_BYTES_MAX: u64 = 256 * 1024;
+/// Part of a line that is looked at once.
+const LINE_BYTES_MAX: u64 = 64 * 1024;
 const COMPLAINT_BYTES_MAX: usize = 4096;
 const COMPLAINT_LINES_MAX: usize = 6;
 
@@ -35,6 +36,8 @@ const CONFIGURATION: &str = "\
 [protocol \"http\"]
 \tallow = always
 [protocol \"https\"]
+\tallow = always
+[protocol \"ssh\"]
 \tallow = always
 [core]
 \thooksPath = /dev/null
@@ -60,9 +63,7 @@ const CONFIGURATION: &str = "\
 #[derive(Debug)]
 pub(super) struct Git {
     home: PathBuf,
-    /// Name and value of a setting with the credential.
-    header: Option<(String, String)>,
-    secrets: Vec<String>,
+    login: Login,
     deadline: Instant,
 }
 
@@ -73,27 +74,25 @@ pub(super) struct Ended {
     pub(super) answer: String,
     /// What it said on standard error, cleaned.
     pub(super) complaint: String,
+    /// Fingerprint of a key, if it spoke of one.
+    pub(super) fingerprint: Option<String>,
 }
 
 /// Writes the configuration into the folder that serves as home.
 pub(super) fn prepare(home: &Path) -> io::Result<()> {
     std::fs::create_dir_all(home)?;
+    login::clean(home)?;
     std::fs::write(home.join("gitconfig"), CONFIGURATION)
 }
 
 impl Git {
-    pub(super) fn new(home: &Path, url: &str, credential: Option<&Credential>, deadline: Instant) -> Self {
-        let mut git = Self { home: home.to_owned(), header: None, secrets: Vec::new(), deadline };
-        let origin = url::Url::parse(url).ok().filter(|url| matches!(url.scheme(), "http" | "https"));
-        if let (Some(credential), Some(origin)) = (credential, origin) {
-            let token = BASE64.encode(format!("{}:{}", credential.username, credential.password));
-            // Bound to this origin, so that a redirect elsewhere does not carry it along.
-            let name = format!("http.{}/.extraHeader", origin.origin().ascii_serialization());
-            git.header = Some((name, format!("Authorization: Basic {token}")));
-            git.secrets = vec![token, credential.password.clone()];
-            git.secrets.retain(|secret| !secret.is_empty());
-        }
-        git
+    pub(super) fn new(home: &Path, login: Login, deadline: Instant) -> Self {
+        Self { home: home.to_owned(), login, deadline }
+    }
+
+    /// What it gets into the repository with.
+    pub(super) fn login(&self) -> &Login {
+        &self.login
     }
 
     /// A command in the repository `repository`.
@@ -126,8 +125,12 @@ impl Git {
             .env("GIT_LITERAL_PATHSPECS", "1")
             .env("GIT_DIR", repository)
             .env("LC_ALL", "C.UTF-8");
-        if let Some((name, value)) = &self.header {
-            command.env("GIT_CONFIG_COUNT", "1").env("GIT_CONFIG_KEY_0", name).env("GIT_CONFIG_VALUE_0", value);
+        command.env("GIT_CONFIG_COUNT", self.login.settings.len().to_string());
+        for (number, (name, value)) in self.login.settings.iter().enumerate() {
+            command.env(format!("GIT_CONFIG_KEY_{number}"), name).env(format!("GIT_CONFIG_VALUE_{number}"), value);
+        }
+        for (name, value) in &self.login.environment {
+            command.env(name, value.as_str());
         }
         command.args(arguments).stdin(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true).process_group(0);
         command
@@ -145,6 +148,39 @@ impl Git {
         let mut running = Running::start(command)?;
         let stdout = running.child.stdout.take();
         self.finish(running, doing, stdout).await
+    }
+
+    /// The first line of git's answer that begins with `prefix`, however long the answer is.
+    pub(super) async fn find_line<S: AsRef<OsStr>>(
+        &self,
+        repository: &Path,
+        doing: &'static str,
+        arguments: &[S],
+        prefix: &str,
+    ) -> Result<Option<String>, SourceError> {
+        let mut command = self.command(repository, arguments);
+        command.stdout(Stdio::piped());
+        let mut running = Running::start(command)?;
+        let Some(stdout) = running.child.stdout.take() else { return Ok(None) };
+        let mut lines = BufReader::new(stdout);
+        let look = async {
+            let mut line = Vec::new();
+            loop {
+                line.clear();
+                match (&mut lines).take(LINE_BYTES_MAX).read_until(b'\n', &mut line).await {
+                    Ok(0) | Err(_) => return None,
+                    Ok(_) if line.starts_with(prefix.as_bytes()) => break,
+                    Ok(_) => {}
+                }
+            }
+            Some(String::from_utf8_lossy(&line).trim_end().to_owned())
+        };
+        let found = timeout_at(self.deadline, look).await.map_err(|_| SourceError::TimedOut { doing })?;
+        if found.is_some() {
+            return Ok(found);
+        }
+        let ended = self.finish(running, doing, None::<tokio::io::Empty>).await?;
+        if ended.success { Ok(None) } else { Err(SourceError::Storage(format!("cannot {doing}: {}", ended.complaint))) }
     }
 
     /// Runs git with its standard output going into `output`.
@@ -177,14 +213,19 @@ impl Git {
         running.group = None;
         let status = status.map_err(|error| SourceError::Storage(format!("cannot wait for git: {error}")))?;
         let answer = String::from_utf8_lossy(&answer).into_owned();
-        Ok(Ended { success: status.success(), answer, complaint: self.clean(&String::from_utf8_lossy(&complaint)) })
+        let said = String::from_utf8_lossy(&complaint);
+        let fingerprint = said
+            .split_whitespace()
+            .find(|word| word.starts_with("SHA256:"))
+            .map(|word| word.trim_end_matches('.').chars().filter(|character| !character.is_control()).collect());
+        Ok(Ended { success: status.success(), answer, complaint: self.clean(&said), fingerprint })
     }
 
     /// The last lines of what git said, without secrets, paths of the server and control characters.
     fn clean(&self, said: &str) -> String {
         let mut said = said.replace(&*self.home.to_string_lossy(), "(mirrors)");
-        for secret in &self.secrets {
-            said = said.replace(secret, "******");
+        for secret in &self.login.secrets {
+            said = said.replace(secret.as_str(), "******");
         }
         let printable = |line: &str| line.chars().filter(|character| !character.is_control()).collect::<String>();
         let lines: Vec<String> = said.lines().map(printable).filter(|line| !line.trim().is_empty()).collect();

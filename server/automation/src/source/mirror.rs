@@ -36,7 +36,7 @@ impl Mirror<'_> {
             ended = self.fetch(source).await?;
         }
         if !ended.success {
-            return Err(explain(&source.url, ended.complaint));
+            return Err(explain(&source.url, ended));
         }
         let refs = self.ask("look for branches", &["for-each-ref", "--count=1", "--format=%(objectname)"]).await?;
         if refs.is_none_or(|answer| answer.is_empty()) {
@@ -166,6 +166,16 @@ impl Mirror<'_> {
         self.ask("look into the repository", &["cat-file", "-t", name]).await
     }
 
+    /// The first submodule at `path` of a commit or below it, if there is one.
+    pub(super) async fn submodule(&self, commit: &str, path: Option<&str>) -> Result<Option<String>, SourceError> {
+        let mut arguments = vec!["ls-tree", "-r", "--full-tree", commit];
+        if let Some(path) = path {
+            arguments.extend(["--", path]);
+        }
+        let found = self.git.find_line(&self.folder, "look for submodules", &arguments, "160000 commit ").await?;
+        Ok(found.map(|line| line.split_once('\t').map_or(line.clone(), |(_, name)| name.to_owned())))
+    }
+
     /// The trimmed answer of a successful run, none of one that failed.
     async fn ask(&self, doing: &'static str, arguments: &[&str]) -> Result<Option<String>, SourceError> {
         let ended = self.git.run(&self.folder, doing, arguments).await?;
@@ -183,15 +193,23 @@ async fn remove(folder: &Path) -> Result<(), SourceError> {
 }
 
 /// What git's complaint about a repository means.
-fn explain(url: &str, detail: String) -> SourceError {
+fn explain(url: &str, ended: Ended) -> SourceError {
+    let detail = ended.complaint;
     let says = |words: &[&str]| words.iter().any(|word| detail.contains(word));
     let url = url.to_owned();
     if says(&["No space left on device", "Disk quota exceeded"]) {
         SourceError::Storage(detail)
+    } else if says(&["ssh: not found", "cannot run ssh"]) {
+        SourceError::NoSsh
+    } else if says(&["Host key verification failed"]) {
+        let shown = ended.fingerprint.map(|shown| format!(", it shows {shown}")).unwrap_or_default();
+        SourceError::HostKey { url, pinned: String::new(), shown }
     } else if says(&[
         "Authentication failed",
         "could not read Username",
         "could not read Password",
+        "Permission denied",
+        "Too many authentication failures",
         "error: 401",
         "error: 403",
     ]) {

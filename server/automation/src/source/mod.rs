@@ -4,8 +4,9 @@
 //! and path became. Invariant: what is fetched is at one commit, checked member by member, and known by its digest;
 //! a branch that moves later changes nothing.
 
-mod check;
+pub(crate) mod check;
 mod git;
+pub(crate) mod login;
 mod mirror;
 mod pack;
 
@@ -20,16 +21,19 @@ use std::time::Duration;
 use drover_shared::Digest;
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, timeout};
+use zeroize::Zeroizing;
 
 use crate::artifacts::ArtifactStore;
+use check::Address;
 use git::Git;
+use login::Login;
 use mirror::{Mirror, Resolved};
 use pack::Packed;
 
 /// What to fetch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GitSource {
-    /// `https://`, `http://`, `file:///` or an absolute path. Never holds credentials.
+    /// `https://`, `http://`, `ssh://`, `user@host:path`, `file:///` or an absolute path. Never holds a secret.
     pub url: String,
     /// Branch whose head is taken when nothing is named like the version.
     pub branch: String,
@@ -39,19 +43,45 @@ pub struct GitSource {
     pub path: Option<String>,
 }
 
-/// Name and password for `http` and `https`.
+/// How to log in to a repository.
 #[derive(Clone)]
-pub struct Credential {
-    /// Name; may be anything with tokens.
-    pub username: String,
-    /// Password or token.
-    pub password: String,
+pub enum Credential {
+    /// User name and password or token.
+    Password {
+        /// Name; may be anything with tokens.
+        username: String,
+        /// Password or token.
+        password: Zeroizing<String>,
+    },
+    /// User name and private key, for SSH.
+    PrivateKey {
+        /// Account, unless the address names one.
+        username: String,
+        /// Key in PEM or OpenSSH form, without a passphrase.
+        private_key: Zeroizing<String>,
+    },
 }
 
 impl std::fmt::Debug for Credential {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Credential").field("username", &self.username).field("password", &"******").finish()
+        let (kind, username) = match self {
+            Self::Password { username, .. } => ("Password", username),
+            Self::PrivateKey { username, .. } => ("PrivateKey", username),
+        };
+        f.debug_struct(kind).field("username", username).field("secret", &"******").finish()
     }
+}
+
+/// What a repository is reached with.
+#[derive(Debug, Clone, Default)]
+pub struct Access {
+    /// How to log in.
+    pub credential: Option<Credential>,
+    /// Keys that the host of a repository over SSH may show, one a line; what it shows first is trusted when there are
+    /// none.
+    pub host_key: Option<String>,
+    /// Certificates in PEM that a repository over https is checked with; the system's when there are none.
+    pub ca_certificate: Option<String>,
 }
 
 drover_shared::words! {
@@ -83,6 +113,8 @@ pub struct Fetched {
     pub files: u64,
     /// What people should know, one sentence each.
     pub notices: Vec<String>,
+    /// Keys that the host showed and that nobody knew before: to be remembered, and to be asked of it from now on.
+    pub trusted: Option<String>,
 }
 
 /// Bounds of a fetch.
@@ -138,6 +170,19 @@ pub enum SourceError {
         url: String,
         /// What git says.
         detail: String,
+    },
+    /// The host is not the one that it was.
+    #[error(
+        "the host of {url} shows another key than the one that is pinned ({pinned}){shown}. Somebody may be in between; \
+         if the host has a new key, change repository.host_key"
+    )]
+    HostKey {
+        /// Address.
+        url: String,
+        /// Fingerprints of the keys that are pinned.
+        pinned: String,
+        /// Fingerprint of the key that it shows, as a clause of its own; empty when that is not known.
+        shown: String,
     },
     /// No answer, or no answer that makes sense.
     #[error("cannot fetch {url}: {detail}")]
@@ -203,9 +248,15 @@ pub enum SourceError {
         /// The limit.
         bytes: u64,
     },
+    /// The source has parts that are kept elsewhere.
+    #[error("{0}")]
+    Incomplete(String),
     /// The server has no git.
     #[error("the server has no `git` program")]
     NoGit,
+    /// The server has no ssh.
+    #[error("the server has no `ssh` program, which repositories over SSH need (Debian: openssh-client)")]
+    NoSsh,
     /// Something on this server refuses.
     #[error("{0}")]
     Storage(String),
@@ -232,6 +283,8 @@ struct Remembered {
     digest: Digest,
     size_bytes: u64,
     files: u64,
+    /// What made an older server doubt that the archive is whole: such a one is packed anew, and refused.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     notices: Vec<String>,
 }
 
@@ -254,20 +307,23 @@ impl Sources {
     pub async fn fetch(
         &self,
         source: &GitSource,
-        credential: Option<&Credential>,
+        access: &Access,
         progress: Progress<'_>,
     ) -> Result<Fetched, SourceError> {
-        check::check(source)?;
+        let address = check::check(source)?;
         let path = check::path(source.path.as_deref())?;
         self.check_place(source)?;
         let key = Digest::of(source.url.as_bytes());
         let turn = self.turn(key);
         let busy = |_| SourceError::Busy { url: source.url.clone() };
         let _turn = timeout(self.limits.wait_max, turn.lock()).await.map_err(busy)?;
-        let git = Git::new(&self.folder, &source.url, credential, Instant::now() + self.limits.time_max);
+        let login = self.login(source, &address, access).await?;
+        let git = Git::new(&self.folder, login, Instant::now() + self.limits.time_max);
         let mirror = Mirror { git: &git, folder: self.folder.join(format!("{key}.git")) };
         progress(format!("Fetching {}", source.url));
-        mirror.update(source).await?;
+        let updated = mirror.update(source).await;
+        updated.map_err(|error| with_pinned(error, access))?;
+        let trusted = git.login().trusted();
         let resolved = mirror.resolve(source).await?;
         progress(describe(source, &resolved));
         let index = self.index(key, &resolved.commit, path.as_deref());
@@ -288,7 +344,8 @@ impl Sources {
             digest: packed.digest,
             size_bytes: packed.size_bytes,
             files: packed.files,
-            notices: packed.notices,
+            notices: notices(&address, access),
+            trusted,
         })
     }
 
@@ -296,8 +353,8 @@ impl Sources {
     ///
     /// # Errors
     /// See [`SourceError`].
-    pub async fn resolve(&self, source: &GitSource, credential: Option<&Credential>) -> Result<String, SourceError> {
-        check::check(source)?;
+    pub async fn resolve(&self, source: &GitSource, access: &Access) -> Result<String, SourceError> {
+        let address = check::check(source)?;
         check::path(source.path.as_deref())?;
         self.check_place(source)?;
         let key = Digest::of(source.url.as_bytes());
@@ -305,10 +362,16 @@ impl Sources {
         let busy = |_| SourceError::Busy { url: source.url.clone() };
         let _turn = timeout(self.limits.wait_max.min(RESOLVE_TIME_MAX), turn.lock()).await.map_err(busy)?;
         let until = Instant::now() + self.limits.time_max.min(RESOLVE_TIME_MAX);
-        let git = Git::new(&self.folder, &source.url, credential, until);
+        let git = Git::new(&self.folder, self.login(source, &address, access).await?, until);
         let mirror = Mirror { git: &git, folder: self.folder.join(format!("{key}.git")) };
-        mirror.update(source).await?;
+        mirror.update(source).await.map_err(|error| with_pinned(error, access))?;
         Ok(mirror.resolve(source).await?.commit)
+    }
+
+    async fn login(&self, source: &GitSource, address: &Address, access: &Access) -> Result<Login, SourceError> {
+        let (folder, url) = (self.folder.clone(), source.url.clone());
+        let (address, access) = (address.clone(), access.clone());
+        blocking(move || Login::prepare(&folder, &url, &address, &access)).await?
     }
 
     /// Refuses repositories among the server's own files: they belong to other applications.
@@ -344,12 +407,19 @@ impl Sources {
     /// What was packed before, if its artifact is still there.
     async fn remembered(&self, index: &Path) -> Option<Remembered> {
         let text = tokio::fs::read(index).await.ok()?;
-        let packed: Remembered = serde_json::from_slice(&text).ok()?;
+        let packed: Remembered =
+            serde_json::from_slice(&text).ok().filter(|packed: &Remembered| packed.notices.is_empty())?;
         let file = self.artifacts.read(packed.digest).ok()?;
         (file.size_bytes() == packed.size_bytes).then_some(packed)
     }
 
     async fn pack(&self, mirror: &Mirror<'_>, commit: &str, path: Option<&str>) -> Result<Remembered, SourceError> {
+        if let Some(name) = mirror.submodule(commit, path).await? {
+            return Err(SourceError::Incomplete(format!(
+                "`{name}` is a submodule, and submodules are not followed: what it holds would be missing. Choose a path \
+                 without it, or put its files into the repository"
+            )));
+        }
         let time = mirror.time_of(commit).await?;
         let mut arguments = vec!["archive".to_owned(), "--format=tar".to_owned()];
         match path {
@@ -381,10 +451,10 @@ impl Sources {
         if !ended.success {
             return Err(SourceError::Storage(format!("git gives no archive: {}", ended.complaint)));
         }
-        let submodules = mirror.type_of(&format!("{commit}:.gitmodules")).await?.is_some();
-        let (files, notices) = (packed.files, notices(&packed, submodules));
+        check_whole(&packed)?;
+        let files = packed.files;
         let stored = blocking(move || packed.artifact.commit()).await??;
-        Ok(Remembered { digest: stored.digest, size_bytes: stored.size_bytes, files, notices })
+        Ok(Remembered { digest: stored.digest, size_bytes: stored.size_bytes, files, notices: Vec::new() })
     }
 }
 
@@ -396,18 +466,34 @@ fn blocking<T: Send + 'static>(
     async move { task.await.map_err(|error| SourceError::Storage(format!("packing stopped: {error}"))) }
 }
 
-fn notices(packed: &Packed, submodules: bool) -> Vec<String> {
-    let mut notices = Vec::new();
-    if submodules {
-        notices
-            .push("The repository has submodules (.gitmodules): their content is not part of the archive.".to_owned());
+/// Refuses an archive that holds pointers in the place of files.
+fn check_whole(packed: &Packed) -> Result<(), SourceError> {
+    let Some((name, count)) = &packed.lfs else { return Ok(()) };
+    Err(SourceError::Incomplete(format!(
+        "{count} files, `{name}` first, are Git LFS pointers, and LFS is not supported: their content would be missing. \
+         Choose a path without them, or put the files into the repository"
+    )))
+}
+
+/// What people should know about the way to the repository.
+fn notices(address: &Address, access: &Access) -> Vec<String> {
+    match (address, &access.credential) {
+        (Address::Http { secure: false }, Some(_)) => {
+            vec!["The password of the repository travels in clear, since its address is http and not https.".to_owned()]
+        }
+        _ => Vec::new(),
     }
-    if let Some((name, count)) = &packed.lfs {
-        notices.push(format!(
-            "{count} files, `{name}` first, are Git LFS pointers: the archive holds the pointers, not the content."
-        ));
+}
+
+/// Says which keys are pinned, to who has to decide about another.
+fn with_pinned(error: SourceError, access: &Access) -> SourceError {
+    match error {
+        SourceError::HostKey { url, shown, .. } => {
+            let pinned = access.host_key.as_deref().map(login::fingerprints).unwrap_or_default();
+            SourceError::HostKey { url, pinned, shown }
+        }
+        error => error,
     }
-    notices
 }
 
 fn describe(source: &GitSource, resolved: &Resolved) -> String {

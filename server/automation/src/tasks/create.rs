@@ -24,7 +24,8 @@ use crate::channel;
 use crate::deploys::rules as deploy_rules;
 use crate::deploys::store::{self as deploy_store, DeployTask};
 use crate::link::keys::random_secret;
-use crate::settings::rules::{TIMEOUT_S_DEFAULT, TIMEOUT_S_MAX};
+use crate::settings::rules::TIMEOUT_S_MAX;
+use crate::settings::{self, store::Loaded};
 
 /// What both kinds ask for.
 pub(super) struct Wanted {
@@ -82,15 +83,15 @@ pub(super) async fn gather(
     wanted: &Wanted,
 ) -> Result<Gathered> {
     let application_id = deploy_task.application_id;
-    let settings = store::settings(read, application_id).await?.filter(|settings| settings.enabled);
-    let settings =
-        settings.ok_or_else(|| Error::conflict("the deploy settings of this application are not enabled"))?;
+    let loaded = settings::store::load(read, application_id).await?;
+    let loaded = Loaded::check_enabled(loaded)?;
+    let owner = loaded.owner_of_repository();
+    let Loaded { values: settings, hooks, .. } = loaded;
     let targets = store::targets(read, application_id, &wanted.instances).await?;
     if let Some(missing) = wanted.instances.iter().find(|id| !targets.iter().any(|target| target.instance_id == **id)) {
         return Err(Error::invalid("instances", format!("{missing} is no instance of this application")));
     }
     let application = store::application(read, application_id).await?;
-    let hooks = store::hooks(read, application_id).await?;
     let addresses = store::addresses(read, targets.iter().map(|target| target.host_id).collect()).await?;
     let host_ids = targets.iter().map(|target| target.host_id).collect();
     let variables = TaskVariables::read(read, application.id, host_ids, wanted.instances.clone()).await?;
@@ -105,12 +106,16 @@ pub(super) async fn gather(
         Action::Revert => releases_to_return_to(&kept, &targets, &version)?,
     };
     let source_path = wanted.source.clone().unwrap_or_else(|| deploy_task.package_source.clone());
-    let source = match (&settings.repository_url, wanted.action) {
-        (Some(url), Action::Upgrade) => Some(Source {
-            url: url.clone(),
-            branch: settings.repository_branch.clone().unwrap_or_else(|| "main".to_owned()),
+    let source = match (&settings.repository, wanted.action) {
+        (Some(repository), Action::Upgrade) => Some(Source {
+            url: repository.url.clone(),
+            branch: repository.branch.clone(),
             version: version.clone(),
             path: source_path.clone(),
+            credential_id: repository.credential_id,
+            host_key: repository.host_key.clone(),
+            ca_certificate: repository.ca_certificate.clone(),
+            owner: Some(owner),
         }),
         _ => None,
     };
@@ -124,8 +129,7 @@ pub(super) async fn gather(
             "this sub-task installs no release that could be taken back",
         ));
     }
-    let timeout_s =
-        wanted.timeout_s.unwrap_or(if settings.timeout_s > 0 { settings.timeout_s } else { TIMEOUT_S_DEFAULT });
+    let timeout_s = wanted.timeout_s.unwrap_or(settings.timeout_s());
     let everyone = plan::everyone(&targets);
     let input = plan::Input {
         action: wanted.action,
@@ -204,7 +208,7 @@ pub(super) async fn look(call: Call<Run>, deploy_task_id: i64, wanted: Wanted) -
     let gathered = gather(&mut read, deploy_task, &creator, &wanted).await?;
     drop(read);
     let planned = render(gathered).await?;
-    let commit = preview::commit(call.kernel(), planned.source.as_ref()).await?;
+    let commit = preview::commit(call.kernel(), call.organisation_id(), planned.source.as_ref()).await?;
     let preview = preview::preview(&mut call.read().await?, planned, commit).await?;
     Ok(Reply::new(Asked::Planned(Box::new(preview))))
 }
@@ -250,7 +254,7 @@ pub(super) async fn store_planned(tx: &mut Tx, planned: Planned) -> Result<Made>
         version: &input.version,
         update_source: source.as_ref().map(|source| source.path.as_str()),
         timeout_s,
-        keep_backups: input.settings.keep_backups,
+        keep_backups: input.settings.keep_backups(),
         source: source.as_ref(),
         creator: &input.creator,
         deadline_at: tx.now().after(allowed),
@@ -268,7 +272,7 @@ pub(super) async fn store_planned(tx: &mut Tx, planned: Planned) -> Result<Made>
         host_id: draft.host_id,
         host_name: draft.host_name,
         previous_status: previous(draft.instance_id),
-        entry: canonical(&plan::complete(draft.entry, task_id, None, input.settings.keep_backups)),
+        entry: canonical(&plan::complete(draft.entry, task_id, None, input.settings.keep_backups())),
         batch: draft.batch,
         revert_entry: draft.instance_id.and_then(|id| reverts.get(&id)).map(canonical),
     };

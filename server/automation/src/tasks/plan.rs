@@ -11,14 +11,16 @@ use drover_kernel::{Error, Result};
 use drover_shared::Digest;
 use drover_shared::limits::{KILL_GRACE_MS_DEFAULT, OUTPUT_BYTES_MAX_DEFAULT};
 use drover_shared::order::{Entry, Step, canonical};
-use drover_shared::words::Action;
+use drover_shared::words::{Action, Word as _};
 
 use super::health::Health;
 use super::rollout::Rollout;
 use super::rules::Role;
-use super::store::{Application, Hook, KeptRelease, Settings, Target};
+use super::store::{Application, KeptRelease, Target};
 use crate::deploys::store::DeployTask;
 use crate::render;
+use crate::settings::rules::{HookName, Values};
+use crate::settings::store::HookRow;
 
 /// Bytes of an entry as it is sent: leaves room in a control message for what is around it.
 const ORDER_BYTES_MAX: usize = drover_shared::limits::CONTROL_BYTES_MAX - 64 * 1024;
@@ -33,8 +35,9 @@ pub(crate) struct Input {
     pub creator: String,
     pub deploy_task: DeployTask,
     pub application: Application,
-    pub settings: Settings,
-    pub hooks: Vec<Hook>,
+    /// What the deploy settings come to, a linked template included.
+    pub settings: Values,
+    pub hooks: Vec<HookRow>,
     pub targets: Vec<Target>,
     /// The targets as scripts see them: [`everyone`] of them.
     pub everyone: render::Targets,
@@ -72,7 +75,7 @@ pub(crate) struct Artifact {
 pub(crate) fn draft(input: &Input) -> Result<Vec<Draft>> {
     let first = input.targets.first().ok_or_else(|| Error::invalid("instances", "give at least one"))?;
     let mut drafts = Vec::with_capacity(input.targets.len() + 2);
-    if let Some(hook) = find(input, "global_pre_exec") {
+    if let Some(hook) = find(input, HookName::GlobalPreExec) {
         drafts.push(global(input, Role::GlobalPre, hook, first)?);
     }
     let batches = input.rollout.as_ref().map(|rollout| rollout.batches(input.targets.len())).unwrap_or_default();
@@ -80,7 +83,7 @@ pub(crate) fn draft(input: &Input) -> Result<Vec<Draft>> {
         let batch = batches.get(index).copied().unwrap_or(0);
         drafts.push(Draft { batch, ..instance(input, target)? });
     }
-    if let Some(hook) = find(input, "global_post_exec") {
+    if let Some(hook) = find(input, HookName::GlobalPostExec) {
         drafts.push(global(input, Role::GlobalPost, hook, first)?);
     }
     for (draft, ordinal) in drafts.iter_mut().zip(1..) {
@@ -125,11 +128,11 @@ fn check_size(entry: &Entry) -> Result<()> {
     Ok(())
 }
 
-fn find<'a>(input: &'a Input, name: &str) -> Option<&'a Hook> {
+fn find(input: &Input, name: HookName) -> Option<&HookRow> {
     input.hooks.iter().find(|hook| hook.hook == name)
 }
 
-fn global(input: &Input, role: Role, hook: &Hook, target: &Target) -> Result<Draft> {
+fn global(input: &Input, role: Role, hook: &HookRow, target: &Target) -> Result<Draft> {
     let mut entry = bare(input, target, None);
     entry.steps.push(script(input, hook, target, None)?);
     Ok(Draft {
@@ -153,11 +156,11 @@ fn instance(input: &Input, target: &Target) -> Result<Draft> {
         // Verified before anything is stopped.
         entry.steps.push(Step::Verify { release: release.release_name.clone(), tree_digest: release.tree_digest });
     }
-    for name in ["pre_exec", "post_exec"] {
+    for name in [HookName::PreExec, HookName::PostExec] {
         if let Some(hook) = find(input, name) {
             entry.steps.push(script(input, hook, target, path)?);
         }
-        if let (Some(release), "pre_exec") = (release, name) {
+        if let (Some(release), HookName::PreExec) = (release, name) {
             entry.steps.push(Step::Switch { release: release.release_name.clone() });
         }
     }
@@ -199,18 +202,18 @@ fn non_empty(text: &str) -> Option<String> {
 }
 
 /// The account of a hook: its own, else the set's, else the application's.
-fn account(input: &Input, hook: &Hook) -> Option<String> {
+fn account(input: &Input, hook: &HookRow) -> Option<String> {
     let own = hook.running_user.clone().filter(|user| !user.is_empty());
     own.or_else(|| input.settings.running_user.clone().filter(|user| !user.is_empty()))
         .or_else(|| non_empty(&input.application.run_user))
 }
 
-fn script(input: &Input, hook: &Hook, target: &Target, deploy_path: Option<&str>) -> Result<Step> {
+fn script(input: &Input, hook: &HookRow, target: &Target, deploy_path: Option<&str>) -> Result<Step> {
     let running_user = account(input, hook);
-    let context = context(input, target, &hook.hook, deploy_path, running_user.as_deref());
-    let content = render::render(&hook.script, &hook.content, &context, &render::Limits::default())
+    let context = context(input, target, hook.hook.as_str(), deploy_path, running_user.as_deref());
+    let content = render::render(&hook.script_name, &hook.content, &context, &render::Limits::default())
         .map_err(|error| Error::invalid(format!("lifecycle_hooks.{}.script", hook.hook), error.to_string()))?;
-    Ok(Step::Script { name: hook.hook.clone(), language: hook.language, content, running_user })
+    Ok(Step::Script { name: hook.hook.to_string(), language: hook.language, content, running_user })
 }
 
 /// The question that proves an update: a template as scripts are.
@@ -258,6 +261,7 @@ fn context(
     running_user: Option<&str>,
 ) -> render::Context {
     let application = &input.application;
+    let repository = input.settings.repository.as_ref();
     render::Context {
         action: input.action,
         task: render::Task { creator: input.creator.clone() },
@@ -291,11 +295,11 @@ fn context(
         instances: input.everyone.clone(),
         hook: hook.to_owned(),
         running_user: running_user.unwrap_or("").to_owned(),
-        keep_backups: input.settings.keep_backups,
+        keep_backups: input.settings.keep_backups(),
         source: render::Source {
-            kind: input.settings.repository_type.clone().unwrap_or_default(),
-            url: input.settings.repository_url.clone().unwrap_or_default(),
-            branch: input.settings.repository_branch.clone().unwrap_or_default(),
+            kind: repository.map(|repository| repository.repository_type.to_string()).unwrap_or_default(),
+            url: repository.map(|repository| repository.url.clone()).unwrap_or_default(),
+            branch: repository.map(|repository| repository.branch.clone()).unwrap_or_default(),
             path: input.source_path.clone(),
         },
         vars: input.variables.on(target.host_id, (!hook.starts_with("global_")).then_some(target.instance_id)),

@@ -17,7 +17,7 @@ use super::plan;
 use super::rollout::Rollout;
 use super::rules::Role;
 use super::store::{self, Source};
-use crate::engine::Engine;
+use crate::engine::{Engine, prepare};
 use crate::source::GitSource;
 
 /// Bytes of scripts and differences in one answer.
@@ -101,9 +101,15 @@ struct Change {
 /// Digest of a plan that has no number yet: what is approved, and what is compared before it runs.
 pub(super) fn digest(planned: &Planned, commit: Option<&str>) -> Digest {
     let input = &planned.input;
+    // What is fetched, not how: a key that comes to be trusted changes nothing of it.
+    let source = planned.source.as_ref().map(|source| {
+        serde_json::json!({
+            "url": source.url, "branch": source.branch, "version": source.version, "path": source.path,
+        })
+    });
     let header = serde_json::json!({
-        "action": input.action, "version": input.version, "commit": commit, "source": planned.source,
-        "timeout_s": planned.timeout_s, "keep_backups": input.settings.keep_backups, "rollout": input.rollout,
+        "action": input.action, "version": input.version, "commit": commit, "source": source,
+        "timeout_s": planned.timeout_s, "keep_backups": input.settings.keep_backups(), "rollout": input.rollout,
     });
     let mut text = canonical(&header);
     for entry in planned.drafts.iter().map(|draft| &draft.entry).chain(planned.reverts.values()) {
@@ -117,7 +123,7 @@ pub(super) fn digest(planned: &Planned, commit: Option<&str>) -> Digest {
 ///
 /// # Errors
 /// A conflict with the repository's reason.
-pub(super) async fn commit(kernel: &Kernel, source: Option<&Source>) -> Result<Option<String>> {
+pub(super) async fn commit(kernel: &Kernel, organisation_id: i64, source: Option<&Source>) -> Result<Option<String>> {
     let Some(source) = source else { return Ok(None) };
     let wanted = GitSource {
         url: source.url.clone(),
@@ -125,8 +131,10 @@ pub(super) async fn commit(kernel: &Kernel, source: Option<&Source>) -> Result<O
         version: source.version.clone(),
         path: (!source.path.is_empty()).then(|| source.path.clone()),
     };
-    let found = kernel.part::<Engine>().sources.resolve(&wanted, None).await;
-    found.map(Some).map_err(|error| Error::conflict(format!("the source cannot be had: {error}")))
+    let failed = |reason: String| Error::conflict(format!("the source cannot be had: {reason}"));
+    let access = prepare::access(kernel, organisation_id, source).await.map_err(failed)?;
+    let found = kernel.part::<Engine>().sources.resolve(&wanted, &access).await;
+    found.map(Some).map_err(|error| failed(error.to_string()))
 }
 
 /// Puts the answer together.
@@ -144,7 +152,7 @@ pub(super) async fn preview(read: &mut Read, planned: Planned, commit: Option<St
         if draft.role == Role::Instance {
             batches.entry(draft.batch).or_default().push(draft.host_name.clone());
         }
-        let entry = plan::with_placeholders(draft.entry.clone(), has_artifact, input.settings.keep_backups);
+        let entry = plan::with_placeholders(draft.entry.clone(), has_artifact, input.settings.keep_backups());
         targets.push(TargetOut {
             id: draft.instance_id,
             hostname: draft.host_name.clone(),

@@ -3,10 +3,11 @@
 use drover_kernel::db::{Condition, Json, Read};
 use drover_kernel::{Error, Paging, Result, Time, Tx, api_words, args, row, sql};
 use drover_shared::Digest;
-use drover_shared::words::{Action, ExecutionState, Language};
+use drover_shared::words::{Action, ExecutionState};
 
 use super::rollout::Rollout;
 use super::rules::{Outcome, Phase, Role};
+use crate::credentials::store::Owner;
 
 /// Executions in the detail of one deploy task; its newest sub-task is shown in any case.
 const EXECUTIONS_SHOWN_MAX: i64 = 10_000;
@@ -68,6 +69,18 @@ pub(crate) struct Source {
     pub version: String,
     /// Path inside; empty for the whole tree.
     pub path: String,
+    /// Credential to log in with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credential_id: Option<i64>,
+    /// Keys that the host may show.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_key: Option<String>,
+    /// Certificates that the server is checked with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_certificate: Option<String>,
+    /// Whose repository it is: there a host key is remembered that was not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<Owner>,
 }
 
 row! {
@@ -128,31 +141,6 @@ row! {
 }
 
 row! {
-    /// An application's settings as planning needs them.
-    pub struct Settings {
-        pub enabled: bool,
-        pub repository_type: Option<String>,
-        pub repository_url: Option<String>,
-        pub repository_branch: Option<String>,
-        pub deploy_path: Option<String>,
-        pub timeout_s: i64,
-        pub keep_backups: i64,
-        pub running_user: Option<String>,
-    }
-}
-
-row! {
-    /// A hook with its script.
-    pub struct Hook {
-        pub hook: String,
-        pub running_user: Option<String>,
-        pub script: String,
-        pub language: Language,
-        pub content: String,
-    }
-}
-
-row! {
     /// An application as planning needs it.
     pub struct Application {
         pub id: i64,
@@ -194,19 +182,6 @@ row! {
         pub is_current: bool,
         pub installed_at: Time,
     }
-}
-
-pub(crate) async fn settings(read: &mut Read, application_id: i64) -> Result<Option<Settings>> {
-    Ok(read.opt(sql!("SELECT * FROM deploy_settings WHERE application_id = $1"), args![application_id]).await?)
-}
-
-pub(crate) async fn hooks(read: &mut Read, application_id: i64) -> Result<Vec<Hook>> {
-    let sql = sql!(
-        "SELECT h.hook, h.running_user, s.name AS script, s.language, s.content FROM deploy_hooks h \
-         JOIN deploy_settings d ON d.id = h.settings_id JOIN deploy_scripts s ON s.id = h.script_id \
-         WHERE d.application_id = $1 ORDER BY h.hook"
-    );
-    Ok(read.all(sql, args![application_id]).await?)
 }
 
 pub(crate) async fn application(read: &mut Read, id: i64) -> Result<Application> {

@@ -17,7 +17,15 @@ macro_rules! migrations {
     };
 }
 
-migrations!("0001_kernel", "0002_identity", "0003_inventory", "0004_automation", "0005_rollouts", "0006_variables");
+migrations!(
+    "0001_kernel",
+    "0002_identity",
+    "0003_inventory",
+    "0004_automation",
+    "0005_rollouts",
+    "0006_variables",
+    "0007_templates"
+);
 
 /// Key of the advisory lock that lets one server migrate at a time.
 const POSTGRES_LOCK: i64 = 0x64_72_6f_76_65_72;

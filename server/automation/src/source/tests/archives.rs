@@ -129,14 +129,48 @@ async fn limits_hold() {
 }
 
 #[tokio::test]
-async fn what_is_left_out_is_noticed() {
+async fn what_would_be_missing_is_refused() {
     let scene = Scene::new();
-    scene.write(".gitmodules", "[submodule \"x\"]\n\tpath = x\n\turl = /x\n");
-    scene.write("big.bin", "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n");
-    scene.commit("one");
-    let notices = scene.fetch(&scene.source("main")).await.unwrap().notices;
-    assert_eq!(notices.len(), 2);
-    assert!(notices[0].contains("submodules") && notices[1].contains("`big.bin`"), "{notices:?}");
+    scene.write("site/index.html", "hello");
+    scene.write("large/big.bin", "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n");
+    scene.write("large/small.bin", "version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n");
+    let commit = scene.commit("one");
+    let at = |path: &str| GitSource { path: Some(path.to_owned()), ..scene.source("main") };
+    let refused = async |source: GitSource| match scene.fetch(&source).await.unwrap_err() {
+        SourceError::Incomplete(reason) => reason,
+        other => panic!("{other}"),
+    };
+    let reason = refused(scene.source("main")).await;
+    assert!(reason.contains("2 files, `large/big.bin` first, are Git LFS pointers"), "{reason}");
+    let reason = refused(at("large/small.bin")).await;
+    assert!(reason.contains("1 files, `small.bin` first"), "{reason}");
+    assert_eq!((scene.fetch(&at("site")).await.unwrap().files, scene.artifacts()), (1, 1));
+
+    // A submodule, whether `.gitmodules` tells of it or not.
+    scene.git(&["update-index", "--add", "--cacheinfo", &format!("160000,{commit},site/vendor/x y")]);
+    scene.git(&["commit", "--quiet", "-m", "two"]);
+    for path in ["site", "site/vendor", "site/vendor/x y"] {
+        let reason = refused(at(path)).await;
+        assert!(reason.starts_with("`site/vendor/x y` is a submodule, and submodules are not followed"), "{reason}");
+    }
+    assert_eq!(scene.fetch(&at("site/index.html")).await.unwrap().files, 1);
+    assert_eq!(scene.artifacts(), 1, "nothing was packed of what was refused");
+}
+
+#[tokio::test]
+async fn what_an_older_server_packed_in_spite_of_pointers_is_refused() {
+    let scene = Scene::new();
+    scene.write("a", "1");
+    let commit = scene.commit("one");
+    let source = scene.source("main");
+    let digest = scene.fetch(&source).await.unwrap().digest;
+    let index = scene.sources.index(Digest::of(source.url.as_bytes()), &commit, None);
+    let mut packed: serde_json::Value = serde_json::from_slice(&std::fs::read(&index).unwrap()).unwrap();
+    packed["notices"] = serde_json::json!(["pointers"]);
+    std::fs::write(&index, packed.to_string()).unwrap();
+    assert_eq!(scene.fetch(&source).await.unwrap().digest, digest);
+    let packed: serde_json::Value = serde_json::from_slice(&std::fs::read(&index).unwrap()).unwrap();
+    assert_eq!(packed.get("notices"), None, "it was packed anew");
 }
 
 #[tokio::test]

@@ -69,8 +69,8 @@ async fn nothing_is_packed_twice_and_progress_is_told() {
     let lines = Mutex::new(Vec::new());
     let tell = |line| lines.lock().unwrap().push(line);
     let source = scene.source("main");
-    let first = scene.sources.fetch(&source, None, &tell).await.unwrap();
-    let second = scene.sources.fetch(&source, None, &tell).await.unwrap();
+    let first = scene.sources.fetch(&source, &Access::default(), &tell).await.unwrap();
+    let second = scene.sources.fetch(&source, &Access::default(), &tell).await.unwrap();
     assert_eq!(first, second);
     let lines = lines.into_inner().unwrap();
     let count = |word: &str| lines.iter().filter(|line| line.starts_with(word)).count();
@@ -90,9 +90,9 @@ async fn what_is_no_repository_is_told() {
     let error = scene.fetch(&nowhere).await.unwrap_err();
     assert!(matches!(&error, SourceError::Missing { .. }), "{error}");
     assert!(error.to_string().starts_with("there is no repository at /nowhere/at-all: "), "{error}");
-    let refused = GitSource { url: "ssh://host/x".to_owned(), ..scene.source("main") };
+    let refused = GitSource { url: "git://host/x".to_owned(), ..scene.source("main") };
     let error = scene.fetch(&refused).await.unwrap_err().to_string();
-    assert_eq!(error, "repository.url must begin with https://, http://, file:/// or /");
+    assert_eq!(error, "repository.url must begin with https://, http://, ssh://, file:/// or /, or be user@host:path");
     for (version, branch, field) in
         [("-x", "main", "version"), ("1", "--all", "repository.branch"), ("1", "a b", "repository.branch")]
     {

@@ -61,7 +61,7 @@ impl Scene {
     }
 
     async fn fetch(&self, source: &GitSource) -> Result<Fetched, SourceError> {
-        self.sources.fetch(source, None, &|_| {}).await
+        self.sources.fetch(source, &Access::default(), &|_| {}).await
     }
 
     /// Name, mode and content (or link target) of each member.

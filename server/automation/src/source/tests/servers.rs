@@ -51,11 +51,17 @@ async fn credentials_open_the_door_and_stay_hidden() {
     let source = at(&scene, port);
     let error = scene.fetch(&source).await.unwrap_err();
     assert!(matches!(error, SourceError::Unauthorised { .. }), "{error}");
-    let credential = |password: &str| Credential { username: "ada".to_owned(), password: password.to_owned() };
-    let error = scene.sources.fetch(&source, Some(&credential("wrong")), &|_| {}).await.unwrap_err();
+    let credential = |password: &str| Access {
+        credential: Some(Credential::Password {
+            username: "ada".to_owned(),
+            password: Zeroizing::new(password.to_owned()),
+        }),
+        ..Access::default()
+    };
+    let error = scene.sources.fetch(&source, &credential("wrong"), &|_| {}).await.unwrap_err();
     assert!(matches!(error, SourceError::Unauthorised { .. }), "{error}");
     assert!(!error.to_string().contains("wrong") && !format!("{:?}", credential("wrong")).contains("wrong"));
-    let fetched = scene.sources.fetch(&source, Some(&credential("s3cret")), &|_| {}).await.unwrap();
+    let fetched = scene.sources.fetch(&source, &credential("s3cret"), &|_| {}).await.unwrap();
     assert_eq!(fetched.commit, commit);
     assert!(asked.lock().unwrap().iter().all(|path: &String| !path.contains("s3cret")));
     // Who has no credential gets nothing from the mirror either.
