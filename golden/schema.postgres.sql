@@ -79,11 +79,15 @@ deploy_settings.repository_type text
 deploy_settings.repository_url text
 deploy_settings.repository_branch text
 deploy_settings.deploy_path text
-deploy_settings.timeout_s bigint NOT NULL
-deploy_settings.keep_backups bigint NOT NULL
 deploy_settings.running_user text
 deploy_settings.four_eyes boolean NOT NULL
 deploy_settings.created_at bigint NOT NULL
+deploy_settings.credential_id bigint
+deploy_settings.template_id bigint
+deploy_settings.repository_host_key text
+deploy_settings.repository_ca_certificate text
+deploy_settings.timeout_s bigint
+deploy_settings.keep_backups bigint
 deploy_task_rights.organisation_id bigint NOT NULL
 deploy_task_rights.deploy_task_id bigint NOT NULL
 deploy_task_rights.user_id bigint NOT NULL
@@ -109,6 +113,27 @@ deploy_tasks.created_at bigint NOT NULL
 deploy_tasks.reviewed_at bigint
 deploy_tasks.started_at bigint
 deploy_tasks.closed_at bigint
+deploy_template_hooks.organisation_id bigint NOT NULL
+deploy_template_hooks.template_id bigint NOT NULL
+deploy_template_hooks.hook text NOT NULL
+deploy_template_hooks.script_id bigint NOT NULL
+deploy_template_hooks.running_user text
+deploy_templates.id bigint NOT NULL IDENTITY
+deploy_templates.organisation_id bigint NOT NULL
+deploy_templates.name text NOT NULL
+deploy_templates.enabled boolean NOT NULL
+deploy_templates.creator text NOT NULL
+deploy_templates.repository_type text
+deploy_templates.repository_url text
+deploy_templates.repository_branch text
+deploy_templates.repository_host_key text
+deploy_templates.repository_ca_certificate text
+deploy_templates.deploy_path text
+deploy_templates.timeout_s bigint
+deploy_templates.keep_backups bigint
+deploy_templates.running_user text
+deploy_templates.created_at bigint NOT NULL
+deploy_templates.credential_id bigint
 executions.id text NOT NULL COLLATE C
 executions.organisation_id bigint NOT NULL
 executions.task_id bigint NOT NULL
@@ -191,6 +216,16 @@ module_rights.right_name text NOT NULL
 organisations.id bigint NOT NULL IDENTITY
 organisations.name text NOT NULL
 organisations.created_at bigint NOT NULL
+repository_credentials.id bigint NOT NULL IDENTITY
+repository_credentials.organisation_id bigint NOT NULL
+repository_credentials.credential_type text NOT NULL
+repository_credentials.name text
+repository_credentials.username text NOT NULL
+repository_credentials.sealed_secret text NOT NULL
+repository_credentials.settings_id bigint
+repository_credentials.template_id bigint
+repository_credentials.creator text NOT NULL
+repository_credentials.created_at bigint NOT NULL
 resource_rights.organisation_id bigint NOT NULL
 resource_rights.subject_type text NOT NULL
 resource_rights.subject_id bigint NOT NULL
@@ -309,7 +344,9 @@ deploy_scripts PRIMARY KEY (id)
 deploy_scripts UNIQUE (organisation_id, name)
 deploy_settings CHECK ((repository_type = ANY (ARRAY['GIT'::text, 'FTP'::text])))
 deploy_settings FOREIGN KEY (application_id) REFERENCES applications(id) ON DELETE CASCADE
+deploy_settings FOREIGN KEY (credential_id) REFERENCES repository_credentials(id)
 deploy_settings FOREIGN KEY (organisation_id) REFERENCES organisations(id)
+deploy_settings FOREIGN KEY (template_id) REFERENCES deploy_templates(id)
 deploy_settings PRIMARY KEY (id)
 deploy_settings UNIQUE (application_id)
 deploy_task_rights FOREIGN KEY (deploy_task_id) REFERENCES deploy_tasks(id) ON DELETE CASCADE
@@ -320,6 +357,15 @@ deploy_tasks CHECK ((status = ANY (ARRAY['wait_review'::text, 'approved'::text, 
 deploy_tasks FOREIGN KEY (application_id) REFERENCES applications(id) ON DELETE CASCADE
 deploy_tasks FOREIGN KEY (organisation_id) REFERENCES organisations(id)
 deploy_tasks PRIMARY KEY (id)
+deploy_template_hooks CHECK ((hook = ANY (ARRAY['global_pre_exec'::text, 'pre_exec'::text, 'post_exec'::text, 'global_post_exec'::text])))
+deploy_template_hooks FOREIGN KEY (organisation_id) REFERENCES organisations(id)
+deploy_template_hooks FOREIGN KEY (script_id) REFERENCES deploy_scripts(id)
+deploy_template_hooks FOREIGN KEY (template_id) REFERENCES deploy_templates(id) ON DELETE CASCADE
+deploy_template_hooks PRIMARY KEY (template_id, hook)
+deploy_templates CHECK ((repository_type = ANY (ARRAY['GIT'::text, 'FTP'::text])))
+deploy_templates FOREIGN KEY (credential_id) REFERENCES repository_credentials(id)
+deploy_templates FOREIGN KEY (organisation_id) REFERENCES organisations(id)
+deploy_templates PRIMARY KEY (id)
 executions CHECK ((role = ANY (ARRAY['global_pre'::text, 'instance'::text, 'global_post'::text])))
 executions CHECK ((state = ANY (ARRAY['queued'::text, 'dispatched'::text, 'running'::text, 'succeeded'::text, 'failed'::text, 'timed_out'::text, 'cancelled'::text, 'lost'::text])))
 executions FOREIGN KEY (organisation_id) REFERENCES organisations(id)
@@ -354,6 +400,11 @@ module_rights FOREIGN KEY (organisation_id) REFERENCES organisations(id)
 module_rights PRIMARY KEY (subject_type, subject_id, module, right_name)
 organisations PRIMARY KEY (id)
 organisations UNIQUE (name)
+repository_credentials CHECK ((credential_type = ANY (ARRAY['PASSWORD'::text, 'SSH_PRIVATE_KEY'::text])))
+repository_credentials FOREIGN KEY (organisation_id) REFERENCES organisations(id)
+repository_credentials FOREIGN KEY (settings_id) REFERENCES deploy_settings(id) ON DELETE CASCADE
+repository_credentials FOREIGN KEY (template_id) REFERENCES deploy_templates(id) ON DELETE CASCADE
+repository_credentials PRIMARY KEY (id)
 resource_rights CHECK ((resource_type = ANY (ARRAY['application'::text, 'host'::text])))
 resource_rights CHECK ((subject_type = ANY (ARRAY['user'::text, 'role'::text])))
 resource_rights FOREIGN KEY (organisation_id) REFERENCES organisations(id)
@@ -396,12 +447,20 @@ CREATE INDEX applications_by_parent ON public.applications USING btree (parent_i
 CREATE INDEX audit_entries_by_list ON public.audit_entries USING btree (organisation_id, list, id)
 CREATE INDEX auth_tokens_by_user ON public.auth_tokens USING btree (user_id)
 CREATE INDEX deploy_hooks_by_script ON public.deploy_hooks USING btree (script_id)
+CREATE INDEX deploy_settings_by_credential ON public.deploy_settings USING btree (credential_id) WHERE (credential_id IS NOT NULL)
+CREATE INDEX deploy_settings_by_template ON public.deploy_settings USING btree (template_id) WHERE (template_id IS NOT NULL)
 CREATE INDEX deploy_tasks_by_application ON public.deploy_tasks USING btree (application_id, id)
+CREATE INDEX deploy_template_hooks_by_script ON public.deploy_template_hooks USING btree (script_id)
+CREATE INDEX deploy_templates_by_credential ON public.deploy_templates USING btree (credential_id) WHERE (credential_id IS NOT NULL)
+CREATE INDEX deploy_templates_by_organisation ON public.deploy_templates USING btree (organisation_id, id)
 CREATE INDEX executions_at_work ON public.executions USING btree (host_id, state) WHERE (state = ANY (ARRAY['queued'::text, 'dispatched'::text, 'running'::text]))
 CREATE INDEX executions_by_instance ON public.executions USING btree (instance_id, id)
 CREATE INDEX idempotency_keys_by_age ON public.idempotency_keys USING btree (created_at)
 CREATE INDEX instances_by_host ON public.instances USING btree (host_id)
 CREATE INDEX ip_addresses_by_host ON public.ip_addresses USING btree (host_id)
+CREATE INDEX repository_credentials_by_organisation ON public.repository_credentials USING btree (organisation_id, id)
+CREATE INDEX repository_credentials_by_settings ON public.repository_credentials USING btree (settings_id) WHERE (settings_id IS NOT NULL)
+CREATE INDEX repository_credentials_by_template ON public.repository_credentials USING btree (template_id) WHERE (template_id IS NOT NULL)
 CREATE INDEX resource_rights_by_resource ON public.resource_rights USING btree (resource_type, resource_id)
 CREATE INDEX role_users_by_user ON public.role_users USING btree (user_id)
 CREATE INDEX sessions_by_end ON public.sessions USING btree (expires_at)
@@ -426,6 +485,8 @@ CREATE UNIQUE INDEX deploy_settings_application_id_key ON public.deploy_settings
 CREATE UNIQUE INDEX deploy_settings_pkey ON public.deploy_settings USING btree (id)
 CREATE UNIQUE INDEX deploy_task_rights_pkey ON public.deploy_task_rights USING btree (deploy_task_id, user_id, right_name)
 CREATE UNIQUE INDEX deploy_tasks_pkey ON public.deploy_tasks USING btree (id)
+CREATE UNIQUE INDEX deploy_template_hooks_pkey ON public.deploy_template_hooks USING btree (template_id, hook)
+CREATE UNIQUE INDEX deploy_templates_pkey ON public.deploy_templates USING btree (id)
 CREATE UNIQUE INDEX executions_pkey ON public.executions USING btree (id)
 CREATE UNIQUE INDEX executions_task_id_ordinal_key ON public.executions USING btree (task_id, ordinal)
 CREATE UNIQUE INDEX hosts_organisation_id_name_key ON public.hosts USING btree (organisation_id, name)
@@ -440,6 +501,7 @@ CREATE UNIQUE INDEX join_tokens_token_hash_key ON public.join_tokens USING btree
 CREATE UNIQUE INDEX module_rights_pkey ON public.module_rights USING btree (subject_type, subject_id, module, right_name)
 CREATE UNIQUE INDEX organisations_name_key ON public.organisations USING btree (name)
 CREATE UNIQUE INDEX organisations_pkey ON public.organisations USING btree (id)
+CREATE UNIQUE INDEX repository_credentials_pkey ON public.repository_credentials USING btree (id)
 CREATE UNIQUE INDEX resource_rights_pkey ON public.resource_rights USING btree (subject_type, subject_id, resource_type, resource_id, right_name)
 CREATE UNIQUE INDEX role_users_pkey ON public.role_users USING btree (role_id, user_id)
 CREATE UNIQUE INDEX roles_organisation_id_name_key ON public.roles USING btree (organisation_id, name)

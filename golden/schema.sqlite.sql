@@ -124,12 +124,14 @@ CREATE TABLE deploy_settings (
     repository_url TEXT,
     repository_branch TEXT,
     deploy_path TEXT,
-    timeout_s BIGINT NOT NULL,
-    keep_backups BIGINT NOT NULL,
     running_user TEXT,
     four_eyes BOOLEAN NOT NULL,
     created_at BIGINT NOT NULL
-);
+, credential_id BIGINT REFERENCES repository_credentials (id), template_id BIGINT REFERENCES deploy_templates (id), repository_host_key TEXT, repository_ca_certificate TEXT, timeout_s BIGINT, keep_backups BIGINT);
+
+CREATE INDEX deploy_settings_by_credential ON deploy_settings (credential_id) WHERE credential_id IS NOT NULL;
+
+CREATE INDEX deploy_settings_by_template ON deploy_settings (template_id) WHERE template_id IS NOT NULL;
 
 CREATE TABLE deploy_task_rights (
     organisation_id BIGINT NOT NULL REFERENCES organisations (id),
@@ -164,6 +166,39 @@ CREATE TABLE deploy_tasks (
 );
 
 CREATE INDEX deploy_tasks_by_application ON deploy_tasks (application_id, id);
+
+CREATE TABLE deploy_template_hooks (
+    organisation_id BIGINT NOT NULL REFERENCES organisations (id),
+    template_id BIGINT NOT NULL REFERENCES deploy_templates (id) ON DELETE CASCADE,
+    hook TEXT NOT NULL CHECK (hook IN ('global_pre_exec', 'pre_exec', 'post_exec', 'global_post_exec')),
+    script_id BIGINT NOT NULL REFERENCES deploy_scripts (id),
+    running_user TEXT,
+    PRIMARY KEY (template_id, hook)
+);
+
+CREATE INDEX deploy_template_hooks_by_script ON deploy_template_hooks (script_id);
+
+CREATE TABLE deploy_templates (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    organisation_id BIGINT NOT NULL REFERENCES organisations (id),
+    name TEXT NOT NULL,
+    enabled BOOLEAN NOT NULL,
+    creator TEXT NOT NULL,
+    repository_type TEXT CHECK (repository_type IN ('GIT', 'FTP')),
+    repository_url TEXT,
+    repository_branch TEXT,
+    repository_host_key TEXT,
+    repository_ca_certificate TEXT,
+    deploy_path TEXT,
+    timeout_s BIGINT,
+    keep_backups BIGINT,
+    running_user TEXT,
+    created_at BIGINT NOT NULL
+, credential_id BIGINT REFERENCES repository_credentials (id));
+
+CREATE INDEX deploy_templates_by_credential ON deploy_templates (credential_id) WHERE credential_id IS NOT NULL;
+
+CREATE INDEX deploy_templates_by_organisation ON deploy_templates (organisation_id, id);
 
 CREATE TABLE executions (
     id TEXT PRIMARY KEY,
@@ -288,6 +323,25 @@ CREATE TABLE organisations (
     name TEXT NOT NULL UNIQUE,
     created_at BIGINT NOT NULL
 );
+
+CREATE TABLE repository_credentials (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    organisation_id BIGINT NOT NULL REFERENCES organisations (id),
+    credential_type TEXT NOT NULL CHECK (credential_type IN ('PASSWORD', 'SSH_PRIVATE_KEY')),
+    name TEXT,
+    username TEXT NOT NULL,
+    sealed_secret TEXT NOT NULL,
+    settings_id BIGINT REFERENCES deploy_settings (id) ON DELETE CASCADE,
+    template_id BIGINT REFERENCES deploy_templates (id) ON DELETE CASCADE,
+    creator TEXT NOT NULL,
+    created_at BIGINT NOT NULL
+);
+
+CREATE INDEX repository_credentials_by_organisation ON repository_credentials (organisation_id, id);
+
+CREATE INDEX repository_credentials_by_settings ON repository_credentials (settings_id) WHERE settings_id IS NOT NULL;
+
+CREATE INDEX repository_credentials_by_template ON repository_credentials (template_id) WHERE template_id IS NOT NULL;
 
 CREATE TABLE resource_rights (
     organisation_id BIGINT NOT NULL REFERENCES organisations (id),
