@@ -44,7 +44,7 @@ both_engines! {
         let first = place.key("host", &["-t", "ed25519"]);
         place.key("client", &["-t", "ed25519"]);
         std::fs::copy(place.path("client.pub"), place.path("authorized")).expect("a copy");
-        let host = place.sshd("host");
+        let host = place.sshd("host").await;
         let shop = Shop::new(&server, 1).await;
         let body = json!({"name": "deploy key", "username": account(), "private_key": place.read("client")});
         let credential = id(&shop.admin.post(&format!("{CREDENTIALS}ssh-private-key/"), body).await.expect(200));
@@ -65,7 +65,7 @@ both_engines! {
 
         // The same place with another key: nothing is fetched until somebody says that it is right.
         let second = place.key("another", &["-t", "ed25519"]);
-        let host = place.sshd("another");
+        let host = place.sshd("another").await;
         let moved = json!({"repository": {"url": url(&place, host.port), "host_key": first}});
         shop.admin.patch(&path, moved).await.expect(200);
         let shop = Shop { instances: vec![another_instance(&shop).await], ..shop };
@@ -81,7 +81,7 @@ both_engines! {
     async fn an_inline_password_fetches(server: TestServer) {
         let place = Place::new();
         let certificate = place.certificate("tls");
-        let web = place.web("");
+        let web = place.web("").await;
         let shop = Shop::new(&server, 1).await;
         let repository = json!({
             "url": format!("https://localhost:{}/git/shop/.git", web.port), "ca_certificate": certificate,

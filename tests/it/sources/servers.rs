@@ -8,12 +8,10 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
+use drover_tests::wait_until;
 use tempfile::TempDir;
 
-/// How long a server may take to answer; far longer than it does on a slow machine.
-const START: Duration = Duration::from_secs(60);
 /// Another program may take a port between our look and our use.
 const ATTEMPTS: usize = 5;
 
@@ -111,13 +109,13 @@ impl Place {
     }
 
     /// An sshd that has this host key and lets those in whose keys are in `authorized`.
-    pub(super) fn sshd(&self, host_key: &str) -> Server {
-        self.sshd_with(host_key, "UsePAM no", &[])
+    pub(super) async fn sshd(&self, host_key: &str) -> Server {
+        self.sshd_with(host_key, "UsePAM no", &[]).await
     }
 
     /// The same that lets this account in with [`PASSWORD`]. Debian's wrapper stands between sshd and the system's own
     /// accounts, whose passwords nobody knows.
-    pub(super) fn sshd_with_password(&self, host_key: &str, account: &str) -> Server {
+    pub(super) async fn sshd_with_password(&self, host_key: &str, account: &str) -> Server {
         let wrapper = PathBuf::from(format!("/usr/lib/{}-linux-gnu", std::env::consts::ARCH));
         let library = wrapper.join("libpam_wrapper.so").display().to_string();
         assert!(
@@ -135,10 +133,10 @@ impl Place {
         self.write("accounts", &format!("{account}:{PASSWORD}:sshd\n"), 0o600);
         let folder = self.path("pam").display().to_string();
         let wrapped = [("LD_PRELOAD", library), ("PAM_WRAPPER", "1".to_owned()), ("PAM_WRAPPER_SERVICE_DIR", folder)];
-        self.sshd_with(host_key, "UsePAM yes", &wrapped)
+        self.sshd_with(host_key, "UsePAM yes", &wrapped).await
     }
 
-    fn sshd_with(&self, host_key: &str, accounts: &str, environment: &[(&str, String)]) -> Server {
+    async fn sshd_with(&self, host_key: &str, accounts: &str, environment: &[(&str, String)]) -> Server {
         if nix::unistd::Uid::effective().is_root() {
             fs::create_dir_all("/run/sshd").expect("sshd's own folder");
         }
@@ -155,10 +153,11 @@ impl Place {
             command.envs(environment.iter().map(|(name, value)| (name, value)));
             command
         })
+        .await
     }
 
     /// A web server that wants `ada` and [`PASSWORD`]; with TLS when `tls.pem` and `tls.key` are there.
-    pub(super) fn web(&self, further: &str) -> Server {
+    pub(super) async fn web(&self, further: &str) -> Server {
         fs::create_dir_all(self.path("cgi")).expect("a folder");
         fs::copy(self.path("snapshot"), self.path("cgi/backend")).expect("a copy");
         self.write("users", &format!("ada:{PASSWORD}\n"), 0o600);
@@ -186,6 +185,7 @@ impl Place {
             command.args(["-D", "-f"]).arg(self.path("lighttpd.conf"));
             command
         })
+        .await
     }
 
     /// A certificate for `localhost` that is its own authority; in `<name>.pem` and `<name>.key`.
@@ -196,7 +196,7 @@ impl Place {
         made.cert.pem()
     }
 
-    fn start(&self, name: &str, command: impl Fn(u16) -> Command) -> Server {
+    async fn start(&self, name: &str, command: impl Fn(u16) -> Command) -> Server {
         for _ in 0..ATTEMPTS {
             let port =
                 TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port").port();
@@ -205,12 +205,14 @@ impl Place {
             let child =
                 command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().expect("the server starts");
             let mut server = Server { child, port };
-            let deadline = Instant::now() + START;
-            while Instant::now() < deadline && server.child.try_wait().expect("a child").is_none() {
-                if TcpStream::connect(("127.0.0.1", port)).is_ok() {
-                    return server;
-                }
-                std::thread::sleep(Duration::from_millis(10));
+            let mut has_ended = false;
+            wait_until(name, async || {
+                has_ended = server.child.try_wait().expect("a child").is_some();
+                has_ended || TcpStream::connect(("127.0.0.1", port)).is_ok()
+            })
+            .await;
+            if !has_ended {
+                return server;
             }
         }
         panic!("{name} does not start: {}", self.read("log"));

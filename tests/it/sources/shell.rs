@@ -32,7 +32,7 @@ async fn a_key_opens_and_is_seen_by_nobody() {
     place.key("old", &["-t", "rsa", "-b", "2048", "-m", "PEM"]);
     place.key("stranger", &["-t", "ed25519"]);
     authorize(&place, &["new", "old"]);
-    let server = place.sshd("host");
+    let server = place.sshd("host").await;
     let url = url(&place, server.port);
     for name in ["new", "old"] {
         let access = Access { host_key: Some(host_key.clone()), ..key(&place, name) };
@@ -59,7 +59,7 @@ async fn a_host_is_trusted_once_and_then_has_to_be_the_same() {
     let second = place.key("another", &["-t", "ed25519"]);
     place.key("client", &["-t", "ed25519"]);
     authorize(&place, &["client"]);
-    let server = place.sshd("host");
+    let server = place.sshd("host").await;
     let store = Store::new();
     let address = url(&place, server.port);
     let fetched = store.fetch(&address, &key(&place, "client")).await.expect("the source");
@@ -71,7 +71,7 @@ async fn a_host_is_trusted_once_and_then_has_to_be_the_same() {
     store.fetch(&address, &both).await.expect("the source");
     drop(server);
 
-    let server = place.sshd("another");
+    let server = place.sshd("another").await;
     let error = store.fetch(&url(&place, server.port), &pinned).await.expect_err("a refusal");
     let SourceError::HostKey { pinned: told, shown, .. } = &error else { panic!("{error}") };
     let fingerprint = |name: &str| {
@@ -88,7 +88,7 @@ async fn a_password_opens_and_a_wrong_one_is_not_asked_for_again() {
     let place = Place::new();
     let host_key = place.key("host", &["-t", "ed25519"]);
     authorize(&place, &[]);
-    let server = place.sshd_with_password("host", &account());
+    let server = place.sshd_with_password("host", &account()).await;
     let access = |password: &str| {
         let credential = Credential::Password { username: account(), password: password.to_owned().into() };
         Access { credential: Some(credential), host_key: Some(host_key.clone()), ca_certificate: None }

@@ -17,7 +17,7 @@ fn password(password: &str) -> Access {
 async fn a_password_opens_and_is_seen_by_nobody() {
     let place = Place::new();
     let certificate = place.certificate("tls");
-    let server = place.web("");
+    let server = place.web("").await;
     let url = format!("https://localhost:{}/git/shop/.git", server.port);
     let store = Store::new();
     let trusting = Access { ca_certificate: Some(certificate), ..password(PASSWORD) };
@@ -47,7 +47,7 @@ async fn a_password_opens_and_is_seen_by_nobody() {
 #[tokio::test]
 async fn a_password_in_clear_is_told() {
     let place = Place::new();
-    let server = place.web("");
+    let server = place.web("").await;
     let url = format!("http://127.0.0.1:{}/git/shop/.git", server.port);
     let fetched = Store::new().fetch(&url, &password(PASSWORD)).await.expect("the source");
     assert!(fetched.notices.len() == 1 && fetched.notices[0].contains("in clear"), "{:?}", fetched.notices);
@@ -65,7 +65,7 @@ async fn a_redirect_elsewhere_gets_no_password() {
     let further = format!(
         "url.redirect = (\"^/moved/(.*)\" => \"http://127.0.0.1:{elsewhere}/git/$1\")\nurl.redirect-code = 302"
     );
-    let server = place.web(&further);
+    let server = place.web(&further).await;
     let asked = std::thread::spawn(move || collect(&listener));
     let url = format!("http://127.0.0.1:{}/moved/shop/.git", server.port);
     let error = Store::new().fetch(&url, &password(PASSWORD)).await.expect_err("a refusal");
