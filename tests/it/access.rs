@@ -32,6 +32,9 @@ async fn objects(server: &TestServer) -> Objects {
     let script_id = id(&admin.post("/applications/deploy-scripts/", script).await.expect(200));
     let role_id = id(&admin.post("/roles/", json!({"name": "keepers"})).await.expect(200));
     let token_id = id(&admin.get("/auth-tokens/").await.expect(200)["results"][0]);
+    let password_id = crate::credentials::password(&admin, "hidden password").await;
+    let key_id = crate::credentials::key(&admin, "hidden key").await;
+    let template_id = crate::templates::made(&admin, "hidden template").await;
     let deploy_task = "INSERT INTO deploy_tasks (id, organisation_id, application_id, version, description, level, \
         package_source, planned_exec_at, creator_id, creator, status, created_at) \
         VALUES (77, 1, $1, '1', '', 'A', '', 0, 1, 'admin', 'running', 0)";
@@ -48,6 +51,9 @@ async fn objects(server: &TestServer) -> Objects {
         ("hosts", host_id.to_string()),
         ("{instance_id}", id(&instances.expect(200)[0]).to_string()),
         ("deploy-scripts", script_id.to_string()),
+        ("password", password_id.to_string()),
+        ("ssh-private-key", key_id.to_string()),
+        ("deploy-templates", template_id.to_string()),
         ("roles", role_id.to_string()),
         ("auth-tokens", token_id.to_string()),
         ("users", "1".to_owned()),
