@@ -8,6 +8,7 @@ mod database;
 pub mod kit;
 pub mod processes;
 mod server;
+pub mod stub_agent;
 mod waiting;
 
 pub use client::{Answer, Client, TestUser};

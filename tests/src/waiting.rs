@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 /// Longest wait: far longer than anything takes on a slow machine.
-const DEADLINE: Duration = Duration::from_secs(60);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Pause between two looks.
 const TICK: Duration = Duration::from_millis(10);

@@ -166,10 +166,26 @@ fn escaped(value: &str) -> Vec<String> {
         markup(&json),
         markup(&ascii),
         value.replace('\'', "'\\''"),
+        value.replace('\'', "'\"'\"'"),
+        behind_backslashes(value, "\\\"$`"),
+        // As `printf %q` of bash does.
+        behind_backslashes(value, " \t'\"\\|&;()<>!{}*[]?^$`,"),
+        behind_backslashes(value, " \t'\"\\|&;()<>!{}*[]?^$`"),
         value.replace('\\', "\\\\").replace('\'', "\\'"),
         json,
         ascii,
     ]
+}
+
+fn behind_backslashes(value: &str, special: &str) -> String {
+    let mut form = String::with_capacity(value.len());
+    for letter in value.chars() {
+        if special.contains(letter) {
+            form.push('\\');
+        }
+        form.push(letter);
+    }
+    form
 }
 
 /// Masks one stream of output.
@@ -267,6 +283,9 @@ mod tests {
         ] {
             assert_eq!(masked(&[secret], &format!("?q={url}&")), "?q=******&");
         }
+        assert_eq!(masked(&[secret], "'p\u{e4}ss/w<o>rd&\"x'\"'\"'? 100%'"), "'******'");
+        assert_eq!(masked(&[secret], "P=\"p\u{e4}ss/w<o>rd&\\\"x'? 100%\""), "P=\"******\"");
+        assert_eq!(masked(&[secret], "p\u{e4}ss/w\\<o\\>rd\\&\\\"x\\'\\?\\ 100%"), "******");
         assert_eq!(masked(&[secret], "+ echo 'p\u{e4}ss/w<o>rd&\"x'\\''? 100%'"), "+ echo '******'");
     }
 

@@ -12,8 +12,8 @@ both_engines! {
         let admin = server.admin();
         let shop = application(&admin, "shop", None).await;
         let path = format!("/applications/{shop}/secrets/");
-        let masked = json!({"secrets": {"DB_PASSWORD": "******", "key": "******"}});
-        let set = json!({"secrets": {"DB_PASSWORD": "correct horse", "key": " battery\nstaple "}});
+        let masked = json!({"secrets": {"DB_PASSWORD": "******", "KEY": "******"}});
+        let set = json!({"secrets": {"DB_PASSWORD": "correct horse", "KEY": " battery\nstaple "}});
         assert_eq!(admin.patch(&path, set).await.expect(200), masked);
         assert_eq!(admin.get(&path).await.expect(200), masked);
         // What is shown may be sent back.
@@ -21,9 +21,9 @@ both_engines! {
         let names = |expected: &[&str]| expected.iter().map(|&name| name.to_owned()).collect::<Vec<String>>();
         let kernel = server.kernel();
         let mut read = server.read().await;
-        let opened = secrets::open(&mut read, kernel.sealer(), 1, shop, &names(&["DB_PASSWORD", "key"])).await.expect("both");
+        let opened = secrets::open(&mut read, kernel.sealer(), 1, shop, &names(&["DB_PASSWORD", "KEY"])).await.expect("both");
         assert_eq!(&**opened["DB_PASSWORD"], b"correct horse");
-        assert_eq!(&**opened["key"], b" battery\nstaple ");
+        assert_eq!(&**opened["KEY"], b" battery\nstaple ");
         drop(read);
         for sql in [
             sql!("SELECT COUNT(*) FROM secrets WHERE sealed LIKE '%horse%' OR sealed NOT LIKE 'v1.%'"),
@@ -31,11 +31,11 @@ both_engines! {
         ] {
             assert_eq!(server.count(sql, args![]).await, 0);
         }
-        admin.patch(&path, json!({"secrets": {"DB_PASSWORD": "new", "key": null, "none": null}})).await.expect(200);
+        admin.patch(&path, json!({"secrets": {"DB_PASSWORD": "newer", "KEY": null, "none": null}})).await.expect(200);
         assert_eq!(admin.get(&path).await.expect(200), json!({"secrets": {"DB_PASSWORD": "******"}}));
         assert_eq!(
             audited(&server, "application", "update").await,
-            ["secrets: DB_PASSWORD set, key set", "secrets: DB_PASSWORD changed, key removed"]
+            ["secrets: DB_PASSWORD set, KEY set", "secrets: DB_PASSWORD changed, KEY removed"]
         );
         admin.delete(&format!("/applications/{shop}/")).await.expect(200);
         assert_eq!(server.count(sql!("SELECT COUNT(*) FROM secrets"), args![]).await, 0);
@@ -44,24 +44,24 @@ both_engines! {
     async fn an_applications_own_comes_before_the_organisations(server: TestServer) {
         let admin = server.admin();
         let (shop, other) = (application(&admin, "shop", None).await, application(&admin, "other", None).await);
-        admin.patch("/secrets/", json!({"secrets": {"token": "everybody's", "wide": "w"}})).await.expect(200);
-        admin.patch(&format!("/applications/{shop}/secrets/"), json!({"secrets": {"token": "own", "narrow": "n"}})).await.expect(200);
+        admin.patch("/secrets/", json!({"secrets": {"TOKEN": "everybody's", "WIDE": "wide"}})).await.expect(200);
+        admin.patch(&format!("/applications/{shop}/secrets/"), json!({"secrets": {"TOKEN": "its own", "NARROW": "narrow"}})).await.expect(200);
         let sealer = server.kernel().sealer();
         let mut read = server.read().await;
-        assert_eq!(secrets::secrets_for(&mut read, 1, shop).await.expect("names"), ["narrow", "token", "wide"]);
-        assert_eq!(secrets::secrets_for(&mut read, 1, other).await.expect("names"), ["token", "wide"]);
-        for (application_id, expected) in [(shop, &b"own"[..]), (other, b"everybody's")] {
-            let opened = secrets::open(&mut read, sealer, 1, application_id, &["token".to_owned()]).await.expect("one");
-            assert_eq!(&**opened["token"], expected);
+        assert_eq!(secrets::secrets_for(&mut read, 1, shop).await.expect("names"), ["NARROW", "TOKEN", "WIDE"]);
+        assert_eq!(secrets::secrets_for(&mut read, 1, other).await.expect("names"), ["TOKEN", "WIDE"]);
+        for (application_id, expected) in [(shop, &b"its own"[..]), (other, b"everybody's")] {
+            let opened = secrets::open(&mut read, sealer, 1, application_id, &["TOKEN".to_owned()]).await.expect("one");
+            assert_eq!(&**opened["TOKEN"], expected);
         }
-        let missing = secrets::open(&mut read, sealer, 1, other, &["narrow".to_owned()]).await;
-        assert!(matches!(missing, Err(Error::Invalid { field, .. }) if field == "narrow"));
+        let missing = secrets::open(&mut read, sealer, 1, other, &["NARROW".to_owned()]).await;
+        assert!(matches!(missing, Err(Error::Invalid { field, .. }) if field == "NARROW"));
         drop(read);
         // A row that is copied over another one does not open.
-        let copy = sql!("UPDATE secrets SET sealed = (SELECT sealed FROM secrets WHERE name = 'wide') WHERE name = 'narrow'");
+        let copy = sql!("UPDATE secrets SET sealed = (SELECT sealed FROM secrets WHERE name = 'WIDE') WHERE name = 'NARROW'");
         server.run(copy, args![]).await;
         let mut read = server.read().await;
-        let moved = secrets::open(&mut read, sealer, 1, shop, &["narrow".to_owned()]).await;
+        let moved = secrets::open(&mut read, sealer, 1, shop, &["NARROW".to_owned()]).await;
         assert!(matches!(moved, Err(Error::Internal(_))));
     }
 
@@ -70,7 +70,7 @@ both_engines! {
         let shop = application(&admin, "shop", None).await;
         let path = format!("/applications/{shop}/secrets/");
         let user = server.user("ann").await;
-        let set = json!({"secrets": {"a": "b"}});
+        let set = json!({"secrets": {"A": "bbbb"}});
         user.get("/secrets/").await.expect_error(403, 10003);
         user.patch(&path, set.clone()).await.expect_error(404, 10004);
         grant(&server, user.id, "application", shop, json!({"view_app": true})).await;
@@ -79,17 +79,20 @@ both_engines! {
         grant(&server, user.id, "application", shop, json!({"edit_app": true})).await;
         user.patch(&path, set).await.expect(200);
         for (secrets, field) in [
-            (json!({"A": "x", "a-b": "x"}), "secrets.a-b"),
-            (json!({"A": "x", "none": "******"}), "secrets.none"),
+            (json!({"A": "xxxx", "A-B": "xxxx"}), "secrets.A-B"),
+            (json!({"lower": "xxxx"}), "secrets.lower"),
+            (json!({"_A": "xxxx"}), "secrets._A"),
+            (json!({"A": "xxx"}), "secrets.A"),
+            (json!({"A": "xxxx", "NONE": "******"}), "secrets.NONE"),
             (json!({"A": ""}), "secrets.A"),
-            (json!({"A": "\u{0}"}), "secrets.A"),
+            (json!({"A": "a\u{0}bcd"}), "secrets.A"),
             (json!({"A": 5}), "secrets.A"),
-            (json!({"A": "x".repeat(70_000)}), "secrets.A"),
+            (json!({"A": "x".repeat(16 * 1024 + 1)}), "secrets.A"),
         ] {
             refused(&admin, "PATCH", &path, json!({"secrets": secrets}), field).await;
         }
-        let many: serde_json::Map<String, Value> = (0..101).map(|number| (format!("v{number}"), json!("x"))).collect();
+        let many: serde_json::Map<String, Value> = (0..101).map(|number| (format!("V{number}"), json!("xxxx"))).collect();
         refused(&admin, "PATCH", "/secrets/", json!({"secrets": many}), "secrets").await;
-        assert_eq!(admin.get(&path).await.expect(200), json!({"secrets": {"a": "******"}}), "nothing half done");
+        assert_eq!(admin.get(&path).await.expect(200), json!({"secrets": {"A": "******"}}), "nothing half done");
     }
 }

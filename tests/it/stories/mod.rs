@@ -12,6 +12,7 @@ mod output;
 mod restarts;
 mod reverting;
 mod rollouts;
+mod secrets;
 mod sources;
 mod viewers;
 mod volume;

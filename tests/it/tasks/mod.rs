@@ -9,6 +9,7 @@ mod reading;
 mod rendering;
 mod reverting;
 mod rollouts;
+mod secrets;
 
 use drover_kernel::{args, sql};
 use drover_tests::TestServer;

@@ -8,6 +8,7 @@ mod expire;
 pub(crate) mod prepare;
 mod results;
 pub(crate) mod rollout;
+mod sending;
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,9 +18,7 @@ use drover_inventory::instances;
 use drover_kernel::jobs::{Jobs, Work};
 use drover_kernel::{Audit, Error, Kernel, Result, Time, Tx};
 use drover_shared::Digest;
-use drover_shared::message::ToAgent;
 use drover_shared::order::{Order, Statement, canonical};
-use drover_shared::secret::Secrets;
 
 use crate::artifacts::ArtifactStore;
 use crate::executions::rules::Event;
@@ -32,6 +31,7 @@ use crate::tasks::rules::{self, Facts, Next, Outcome, Role};
 use crate::tasks::store::{self as task_store, Execution, Task};
 
 pub(crate) use results::{accepted, finished, lost, rejected};
+pub(crate) use sending::send_missing;
 
 /// Topic of the engine's wake-ups; the key is a task.
 pub(crate) const TOPIC: &str = "task";
@@ -189,9 +189,7 @@ async fn send_again(kernel: &Kernel, now: Time) -> Result<()> {
     let unanswered = execution_store::unanswered(&mut kernel.work().read().await?, before).await?;
     for execution in unanswered {
         if let Some(session) = engine.hub.find(execution.host_id) {
-            session
-                .send(ToAgent::Run { order: order(kernel, &session, &execution), secrets: Secrets::default() })
-                .await;
+            sending::send_again(kernel, &session, &execution).await?;
         }
     }
     Ok(())
@@ -365,6 +363,8 @@ pub(crate) async fn dispatch_host(kernel: &Kernel, session: &Arc<Session>) -> Re
     loop {
         let waiting = execution_store::queued_for_host(&mut work.read().await?, session.host_id, SEND_BATCH).await?;
         let Some(first) = waiting.first() else { return Ok(()) };
+        // Before anything is marked as sent: what cannot be read now is sent later.
+        let needs = sending::needs_of(kernel, session, &waiting).await?;
         let mut tx = work.begin(first.organisation_id).await?;
         let ids = waiting.iter().map(|execution| execution.id.clone()).collect();
         let sent: HashSet<String> =
@@ -373,12 +373,9 @@ pub(crate) async fn dispatch_host(kernel: &Kernel, session: &Arc<Session>) -> Re
         if sent.is_empty() {
             return Ok(());
         }
-        for execution in waiting.iter().filter(|execution| sent.contains(&execution.id)) {
+        for (execution, needs) in waiting.iter().zip(needs).filter(|(one, _)| sent.contains(&one.id)) {
             // A session that ends here takes nothing along: the agent does not list it, and it is sent again.
-            if !session
-                .send(ToAgent::Run { order: order(kernel, session, execution), secrets: Secrets::default() })
-                .await
-            {
+            if !sending::send(kernel, session, execution, needs).await? {
                 return Ok(());
             }
         }
@@ -386,7 +383,7 @@ pub(crate) async fn dispatch_host(kernel: &Kernel, session: &Arc<Session>) -> Re
 }
 
 /// The signed order for an execution.
-pub(crate) fn order(kernel: &Kernel, session: &Session, execution: &Sendable) -> Order {
+fn order(kernel: &Kernel, session: &Session, execution: &Sendable) -> Order {
     let engine = kernel.part::<Engine>();
     let left = execution.deadline_at.millis() - kernel.clock().now().millis();
     let least = if execution.role == Role::GlobalPost { GLOBAL_POST_MS_MIN } else { 1 };

@@ -6,7 +6,7 @@ use drover_kernel::{Audit, Kernel, Result, Tx};
 use drover_shared::message::Finished;
 use drover_shared::words::{ExecutionState as State, Word as _};
 
-use super::{TOPIC, rollout, say_and_wake, wake};
+use super::{TOPIC, restore_instance, rollout, say_and_wake, wake};
 use crate::executions::rules::{Event, reported};
 use crate::executions::store::{self as store, Known};
 use crate::link::hub::Session;
@@ -39,6 +39,21 @@ pub(crate) async fn rejected(kernel: &Kernel, session: &Session, id: &str, attem
         return Ok(());
     }
     stop_instance(&mut tx, known.instance_id).await?;
+    ended(tx, &known).await
+}
+
+/// The order was not sent, because it could not be carried out: the instance is as it was.
+pub(super) async fn withheld(kernel: &Kernel, session: &Session, id: &str, attempt: i64, reason: &str) -> Result<()> {
+    let Some(known) = find(kernel, session, id, attempt).await? else { return Ok(()) };
+    let mut tx = kernel.work().begin(known.organisation_id).await?;
+    rollout::lock(&mut tx, &known).await?;
+    if !store::advance(&mut tx, &known, Event::Rejected, Some(reason)).await? {
+        return Ok(());
+    }
+    let previous = store::previous_status(&mut tx, id).await?;
+    restore_instance(&mut tx, known.instance_id, previous.as_deref()).await?;
+    let (task_id, line) = (known.task_id, format!("{}: not started: {reason}", known.host_name));
+    tx.after_commit(move |kernel| say_and_wake(kernel, task_id, line));
     ended(tx, &known).await
 }
 

@@ -14,6 +14,7 @@ row! {
         pub id: String,
         pub organisation_id: i64,
         pub task_id: i64,
+        pub application_id: i64,
         pub ordinal: i64,
         pub attempt: i64,
         pub state: State,
@@ -50,7 +51,7 @@ row! {
 pub(crate) async fn queued_for_host(read: &mut Read, host_id: i64, limit: i64) -> Result<Vec<Sendable>> {
     let sql = sql!(
         "SELECT e.id, e.organisation_id, e.task_id, e.ordinal, e.attempt, e.state, e.host_id, e.host_name, e.role, \
-         e.entry, e.entry_digest, t.plan_digest, t.deadline_at, t.created_at FROM executions e \
+         e.entry, e.entry_digest, t.plan_digest, t.deadline_at, t.created_at, t.application_id FROM executions e \
          JOIN tasks t ON t.id = e.task_id WHERE e.host_id = $1 AND e.state = 'queued' AND t.plan_digest IS NOT NULL \
          AND e.batch <= t.batch_admitted AND t.held_by IS NULL AND t.phase = CASE e.role WHEN 'instance' THEN 'instances' ELSE e.role END ORDER BY e.id LIMIT $2"
     );
@@ -79,7 +80,7 @@ pub(crate) async fn hosts_waiting(read: &mut Read, task_id: i64) -> Result<Vec<W
 pub(crate) async fn out_on_host(read: &mut Read, host_id: i64) -> Result<Vec<Sendable>> {
     let sql = sql!(
         "SELECT e.id, e.organisation_id, e.task_id, e.ordinal, e.attempt, e.state, e.host_id, e.host_name, e.role, \
-         e.entry, e.entry_digest, t.plan_digest, t.deadline_at, t.created_at FROM executions e \
+         e.entry, e.entry_digest, t.plan_digest, t.deadline_at, t.created_at, t.application_id FROM executions e \
          JOIN tasks t ON t.id = e.task_id WHERE e.host_id = $1 AND e.state IN ('dispatched', 'running') ORDER BY e.id"
     );
     Ok(read.all(sql, args![host_id]).await?)
@@ -89,7 +90,7 @@ pub(crate) async fn out_on_host(read: &mut Read, host_id: i64) -> Result<Vec<Sen
 pub(crate) async fn unanswered(read: &mut Read, before: Time) -> Result<Vec<Sendable>> {
     let sql = sql!(
         "SELECT e.id, e.organisation_id, e.task_id, e.ordinal, e.attempt, e.state, e.host_id, e.host_name, e.role, \
-         e.entry, e.entry_digest, t.plan_digest, t.deadline_at, t.created_at FROM executions e \
+         e.entry, e.entry_digest, t.plan_digest, t.deadline_at, t.created_at, t.application_id FROM executions e \
          JOIN tasks t ON t.id = e.task_id WHERE e.state = 'dispatched' AND e.dispatched_at < $1 ORDER BY e.id LIMIT 200"
     );
     Ok(read.all(sql, args![before]).await?)
@@ -169,4 +170,9 @@ pub(crate) async fn set_releases(tx: &mut Tx, instance_id: i64, releases: &[Rele
          tree_digest, is_current, installed_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)"
     );
     Ok(tx.insert_many(sql, rows).await?)
+}
+
+/// The status that an execution's instance had before its task.
+pub(crate) async fn previous_status(read: &mut Read, id: &str) -> Result<Option<String>> {
+    Ok(read.value(sql!("SELECT previous_status FROM executions WHERE id = $1"), args![id]).await?)
 }

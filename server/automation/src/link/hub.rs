@@ -24,6 +24,8 @@ pub struct Session {
     pub organisation_id: i64,
     /// Fencing number.
     pub epoch: i64,
+    /// Optional abilities of the agent.
+    pub features: Vec<String>,
     /// Held by whoever sends executions, so that there is one at a time, and until the agent has been welcomed.
     pub(crate) sending: Arc<tokio::sync::Mutex<()>>,
     /// Set when the session is over, or when a newer one has taken its place.
@@ -37,6 +39,7 @@ impl Session {
         agent: &super::store::Agent,
         host_name: String,
         epoch: i64,
+        features: Vec<String>,
         control: mpsc::Sender<ToAgent>,
     ) -> Self {
         Self {
@@ -45,11 +48,17 @@ impl Session {
             agent_id: agent.id.clone(),
             organisation_id: agent.organisation_id,
             epoch,
+            features,
             sending: Arc::default(),
             closed: CancellationToken::new(),
             control,
             cancelled: Mutex::default(),
         }
+    }
+
+    /// Whether the agent has an optional ability.
+    pub(crate) fn can(&self, feature: &str) -> bool {
+        self.features.iter().any(|one| one == feature)
     }
 
     /// Queues a message, waiting while the queue is full. False when the session is over.
@@ -62,12 +71,17 @@ impl Session {
 
     /// Tells the agent to end an execution, once in a session: what it was told it does.
     pub(crate) async fn cancel(&self, execution: &Known, reason: &str, timed_out: bool) {
-        if !lock(&self.cancelled).insert(execution.id.clone()) {
+        self.cancel_one(&execution.id, execution.attempt, reason, timed_out).await;
+    }
+
+    /// As [`cancel`](Self::cancel), for who knows no more than its name.
+    pub(crate) async fn cancel_one(&self, id: &str, attempt: i64, reason: &str, timed_out: bool) {
+        if !lock(&self.cancelled).insert(id.to_owned()) {
             return;
         }
         let message = ToAgent::Cancel {
-            execution_id: execution.id.clone(),
-            attempt: u32::try_from(execution.attempt).unwrap_or(u32::MAX),
+            execution_id: id.to_owned(),
+            attempt: u32::try_from(attempt).unwrap_or(u32::MAX),
             reason: reason.to_owned(),
             timed_out,
         };
@@ -143,7 +157,7 @@ mod tests {
     fn session(agent: &str, epoch: i64) -> Arc<Session> {
         let agent =
             Agent { id: agent.to_owned(), organisation_id: 1, host_id: 7, public_key: String::new(), boot_id: None };
-        Arc::new(Session::new(&agent, "web-1".to_owned(), epoch, mpsc::channel(1).0))
+        Arc::new(Session::new(&agent, "web-1".to_owned(), epoch, Vec::new(), mpsc::channel(1).0))
     }
 
     #[test]

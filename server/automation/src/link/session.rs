@@ -16,7 +16,6 @@ use drover_shared::limits::{
     HEARTBEAT_DEADLINE_MS, HEARTBEAT_MS, HOLDINGS_MAX, OUTPUT_WINDOW_BYTES, PROTOCOL_VERSIONS,
 };
 use drover_shared::message::{Finished, Hello, HoldingAnswer, ToAgent, ToServer, hello_bytes};
-use drover_shared::secret::Secrets;
 use drover_shared::words::ExecutionState as State;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt as _, StreamExt as _};
@@ -48,6 +47,9 @@ const DATA_QUEUE: usize = 16;
 const DURABLE_QUEUE: usize = 256;
 /// Transfers that one agent may have under way.
 const TRANSFERS_MAX: usize = 16;
+/// Optional abilities of one agent that are remembered, and the length of a name.
+const FEATURES_MAX: usize = 64;
+const FEATURE_BYTES_MAX: usize = 64;
 /// Interval at which a sign of life reaches the database.
 const SEEN: Duration = Duration::from_secs(60);
 
@@ -160,12 +162,18 @@ async fn open(kernel: &Kernel, socket: &mut Socket) -> Result<Option<Opened>, En
     let epoch = store::open_session(&mut tx, &hello).await?;
     tx.finish(Audit::none("an agent connects")).await?;
     let (sender, control) = mpsc::channel(CONTROL_QUEUE);
-    let session = Arc::new(Session::new(&agent, host_name, epoch, sender));
+    let session = Arc::new(Session::new(&agent, host_name, epoch, features(&hello), sender));
     let turn = session.sending.clone().lock_owned().await;
     if !kernel.part::<Engine>().hub.register(&session) {
         return refuse(socket, "a newer session of this agent is open".to_owned(), true).await;
     }
     Ok(Some((session, hello, control, turn)))
+}
+
+/// What the agent says that it can do, as far as anybody could ask for.
+fn features(hello: &Hello) -> Vec<String> {
+    let known = |name: &&String| name.len() <= FEATURE_BYTES_MAX;
+    hello.features.iter().filter(known).take(FEATURES_MAX).cloned().collect()
 }
 
 async fn refuse(socket: &mut Socket, reason: String, retry: bool) -> Result<Option<Opened>, Ended> {
@@ -322,8 +330,7 @@ impl Reader {
                 continue;
             }
             if execution.state == State::Dispatched || holding.is_some() {
-                let order = engine::order(&self.kernel, &self.session, &execution);
-                self.session.send(ToAgent::Run { order, secrets: Secrets::default() }).await;
+                engine::send_missing(&self.kernel, &self.session, &execution, holding.is_some()).await?;
             } else {
                 let reason = "the agent no longer knows of it: its data directory was emptied or replaced";
                 engine::lost(&self.kernel, &self.session, &execution.id, execution.attempt, reason).await?;

@@ -1,11 +1,13 @@
 //! The variables of hook scripts. What each means is said once, in `docs/templates.md`.
 //!
 //! Invariant: nothing here depends on the time or on chance, so a plan that is rendered again is the same plan. None of
-//! it is secret.
+//! it is secret: of secrets the names are known, and what stands for their values.
 #![expect(missing_docs, reason = "docs/templates.md describes every variable, and a test keeps it complete")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
+use drover_shared::secret;
 use drover_shared::words::Action;
 use minijinja::value::Value;
 use serde::Serialize;
@@ -30,6 +32,8 @@ pub struct Context {
     pub keep_backups: i64,
     pub source: Source,
     pub vars: BTreeMap<String, serde_json::Value>,
+    #[serde(skip)]
+    pub secrets: SecretNames,
 }
 
 /// See [`Context::task`].
@@ -117,4 +121,27 @@ pub struct Source {
     pub url: String,
     pub branch: String,
     pub path: String,
+}
+
+/// Names of the secrets that scripts may ask for; scripts see a placeholder for each. Copies cost nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SecretNames {
+    pub(super) values: Value,
+    names: Arc<BTreeSet<String>>,
+}
+
+impl SecretNames {
+    /// The names.
+    #[must_use]
+    pub fn names(&self) -> &BTreeSet<String> {
+        &self.names
+    }
+}
+
+impl FromIterator<String> for SecretNames {
+    fn from_iter<I: IntoIterator<Item = String>>(names: I) -> Self {
+        let names: BTreeSet<String> = names.into_iter().collect();
+        let values = Value::from_pairs(names.iter().map(|name| (name.clone(), Value::from(secret::placeholder(name)))));
+        Self { values, names: Arc::new(names) }
+    }
 }

@@ -11,11 +11,12 @@ mod tests;
 
 use std::io;
 
+use drover_shared::secret::{self, Piece};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Value, ValueKind};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, Output, State, UndefinedBehavior};
 
-pub use context::{Application, Context, DeployTask, Host, Instance, Source, Target, Targets, Task};
+pub use context::{Application, Context, DeployTask, Host, Instance, SecretNames, Source, Target, Targets, Task};
 
 /// Characters of an expression that an error shows.
 const SHOWN_CHARACTERS_MAX: usize = 80;
@@ -123,9 +124,17 @@ fn shell_quote(state: &State<'_, '_>, value: Value) -> Result<String, Error> {
                 let reason = "a shell word cannot hold the character with the number zero";
                 return Err(Error::new(ErrorKind::InvalidOperation, reason));
             }
-            Ok(format!("'{}'", text.replace('\'', r"'\''")))
+            Ok(secret::pieces(&text).map(quoted).reduce(|all, one| all + &one).unwrap_or_else(|| "''".to_owned()))
         }
         kind => Err(Error::new(ErrorKind::InvalidOperation, format!("a {kind} cannot be a shell word"))),
+    }
+}
+
+/// A part of a shell word. A secret is read from its variable there, whatever characters its value has.
+fn quoted(piece: Piece<'_>) -> String {
+    match piece {
+        Piece::Text(text) => format!("'{}'", text.replace('\'', r"'\''")),
+        Piece::Secret(name) => format!("\"${{{}}}\"", secret::variable(name)),
     }
 }
 
@@ -133,7 +142,9 @@ fn shell_quote(state: &State<'_, '_>, value: Value) -> Result<String, Error> {
 fn values(context: &Context) -> serde_json::Result<Value> {
     let serde_json::Value::Object(members) = serde_json::to_value(context)? else { return Ok(Value::from(())) };
     let members = members.into_iter().map(|(name, member)| (name, value(member)));
-    Ok(Value::from_pairs(members.chain([("instances".to_owned(), context.instances.0.clone())])))
+    let shared =
+        [("instances".to_owned(), context.instances.0.clone()), ("secrets".to_owned(), context.secrets.values.clone())];
+    Ok(Value::from_pairs(members.chain(shared)))
 }
 
 fn value(json: serde_json::Value) -> Value {
@@ -208,7 +219,12 @@ fn reason(error: &Error, expression: Option<&str>, limits: &Limits) -> String {
         ErrorKind::OutOfFuel => format!("rendering takes more than {} steps", limits.fuel),
         ErrorKind::WriteFailure => format!("the rendered script is longer than {} bytes", limits.output_bytes_max),
         ErrorKind::UndefinedError => match expression {
-            Some(expression) => format!("`{expression}` is not defined"),
+            Some(expression) => match expression.strip_prefix("secrets.") {
+                Some(name) => {
+                    format!("there is no secret `{name}`, neither of the application nor of the organisation")
+                }
+                None => format!("`{expression}` is not defined"),
+            },
             None => said,
         },
         ErrorKind::TemplateNotFound | ErrorKind::BadInclude => "a script cannot include another".to_owned(),

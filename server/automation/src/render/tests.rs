@@ -55,6 +55,7 @@ fn context() -> Context {
             path: "dist".to_owned(),
         },
         vars: BTreeMap::from([("NAME".to_owned(), serde_json::json!("value"))]),
+        secrets: ["NAME".to_owned(), "OTHER".to_owned()].into_iter().collect(),
     }
 }
 
@@ -77,6 +78,10 @@ fn variables_filters_and_newlines() {
         ("{{ previous_version or 'none' }}{% if previous_version %}x{% endif %}", "none"),
         ("{% if instance %}{{ instance.id }}{% endif %}", "9"),
         ("{{ extra | default('nothing') }}{% if extra is defined %}x{% endif %}", "nothing"),
+        ("{{ secrets.NAME }}", "@@drover-secret:NAME@@"),
+        ("{{ secrets.NAME | shell_quote }}", "\"${DROVER_SECRET_NAME}\""),
+        ("{{ (\"it's \" ~ secrets.NAME ~ '!') | shell_quote }}", r#"'it'\''s '"${DROVER_SECRET_NAME}"'!'"#),
+        ("{% if secrets.NOPE is defined %}x{% endif %}{% if secrets.NAME is defined %}y{% endif %}", "y"),
         ("{% raw %}{{ kept }}{% endraw %}", "{{ kept }}"),
         ("${HOME} $(( 1 + 2 )) # {a,b}", "${HOME} $(( 1 + 2 )) # {a,b}"),
         ("{% raw %}${#a[@]}{% endraw %}{# unseen #}", "${#a[@]}"),
@@ -94,6 +99,7 @@ fn an_error_names_script_line_and_column() {
         ("{{ host.nmae.first }}", 1, 4, "`host.nmae.first` is not defined"),
         ("a\nb {{ 'x' ~ nothing }}", 2, 6, "`'x' ~ nothing` is not defined"),
         ("\n{% if nothing %}x{% endif %}", 2, 7, "`nothing` is not defined"),
+        ("{{ secrets.NOPE }}", 1, 4, "there is no secret `NOPE`, neither of the application nor of the organisation"),
         ("{{ nothing | shell_quote }}", 1, 4, "`nothing | shell_quote` is not defined"),
         (
             "x\n{{ previous_version }}",
@@ -208,6 +214,7 @@ fn the_page_describes_every_variable_and_nothing_else() {
     let mut context = serde_json::to_value(context()).unwrap();
     // Shared among contexts, and therefore not among the members.
     context["instances"] = serde_json::to_value([Target { id: 9, host: String::new(), version: None }]).unwrap();
+    context["secrets"] = serde_json::json!({"NAME": ""});
     let mut expected = BTreeSet::new();
     names("", &context, &mut expected);
     let section = page.split("## Variables").nth(1).unwrap().split("\n## ").next().unwrap();

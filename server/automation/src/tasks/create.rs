@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use drover_inventory::instances;
+use drover_inventory::secrets::secrets_for;
 use drover_inventory::variables::TaskVariables;
 use drover_kernel::db::Read;
 use drover_kernel::fields::{Many, Number, Reference};
@@ -95,6 +96,7 @@ pub(super) async fn gather(
     let addresses = store::addresses(read, targets.iter().map(|target| target.host_id).collect()).await?;
     let host_ids = targets.iter().map(|target| target.host_id).collect();
     let variables = TaskVariables::read(read, application.id, host_ids, wanted.instances.clone()).await?;
+    let secrets = secrets_for(read, application.organisation_id, application.id).await?;
     let version = wanted.version.clone().unwrap_or_else(|| deploy_task.version.clone());
     let takes_back = wanted.rollout.as_ref().is_some_and(|rollout| rollout.auto_revert);
     let mut kept = Vec::new();
@@ -146,6 +148,7 @@ pub(super) async fn gather(
         releases,
         rollout: wanted.rollout.clone(),
         variables: Arc::new(variables),
+        secrets: secrets.into_iter().collect(),
     };
     Ok(Gathered { input, kept, source, timeout_s })
 }

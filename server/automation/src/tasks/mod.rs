@@ -11,6 +11,7 @@ pub(crate) mod plan;
 pub(crate) mod preview;
 pub mod rollout;
 pub mod rules;
+mod secrets;
 pub(crate) mod store;
 mod view;
 

@@ -16,6 +16,7 @@ use drover_shared::words::{Action, Word as _};
 use super::health::Health;
 use super::rollout::Rollout;
 use super::rules::Role;
+use super::secrets;
 use super::store::{Application, KeptRelease, Target};
 use crate::deploys::store::DeployTask;
 use crate::render;
@@ -49,6 +50,8 @@ pub(crate) struct Input {
     pub rollout: Option<Rollout>,
     /// What scripts see as `vars`.
     pub variables: Arc<TaskVariables>,
+    /// What scripts see as `secrets`.
+    pub secrets: render::SecretNames,
 }
 
 /// A target's part before the artifact is known.
@@ -135,6 +138,7 @@ fn find(input: &Input, name: HookName) -> Option<&HookRow> {
 fn global(input: &Input, role: Role, hook: &HookRow, target: &Target) -> Result<Draft> {
     let mut entry = bare(input, target, None);
     entry.steps.push(script(input, hook, target, None)?);
+    name_secrets(input, &mut entry)?;
     Ok(Draft {
         role,
         ordinal: 0,
@@ -167,6 +171,7 @@ fn instance(input: &Input, target: &Target) -> Result<Draft> {
     if let Some(health) = input.rollout.as_ref().and_then(|rollout| rollout.health.as_ref()) {
         entry.steps.push(health_step(input, target, health, path)?);
     }
+    name_secrets(input, &mut entry)?;
     Ok(Draft {
         role: Role::Instance,
         ordinal: 0,
@@ -175,6 +180,17 @@ fn instance(input: &Input, target: &Target) -> Result<Draft> {
         host_name: target.host_name.clone(),
         batch: 0,
         entry,
+    })
+}
+
+fn name_secrets(input: &Input, entry: &mut Entry) -> Result<()> {
+    secrets::name(entry, input.secrets.names()).map_err(|(step, why)| {
+        let health = input.rollout.as_ref().and_then(|rollout| rollout.health.as_ref());
+        let field = match health.filter(|_| step == "health") {
+            Some(health) => format!("rollout.health.{}", health.template().0),
+            None => format!("lifecycle_hooks.{step}.script"),
+        };
+        Error::invalid(field, why)
     })
 }
 
@@ -303,6 +319,8 @@ fn context(
             path: input.source_path.clone(),
         },
         vars: input.variables.on(target.host_id, (!hook.starts_with("global_")).then_some(target.instance_id)),
+        // A path is stored and shown.
+        secrets: if hook.is_empty() { render::SecretNames::from_iter([]) } else { input.secrets.clone() },
     }
 }
 

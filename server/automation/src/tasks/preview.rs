@@ -63,6 +63,8 @@ struct TargetOut {
     /// The batch in which its turn comes, from 1 on.
     batch: i64,
     deploy_path: Option<String>,
+    /// Names of the secrets that its scripts get.
+    secrets: Vec<String>,
     /// The steps in order.
     steps: Vec<StepOut>,
 }
@@ -159,6 +161,7 @@ pub(super) async fn preview(read: &mut Read, planned: Planned, commit: Option<St
             role: draft.role,
             batch: draft.batch + 1,
             deploy_path: draft.entry.deploy_path.clone(),
+            secrets: draft.entry.secrets.clone(),
             steps: entry.steps.iter().map(|step| shown.step(step)).collect(),
         });
     }

@@ -144,6 +144,7 @@ row! {
     /// An application as planning needs it.
     pub struct Application {
         pub id: i64,
+        pub organisation_id: i64,
         pub name: String,
         pub full_name: String,
         pub application_type: String,

@@ -10,14 +10,13 @@ use std::collections::BTreeMap;
 use drover_kernel::call::Administrator;
 use drover_kernel::db::Read;
 use drover_kernel::fields::{Masked, Secret};
-use drover_kernel::secrets::SECRET_BYTES_MAX;
 use drover_kernel::{Audit, AuditEntry, AuditList, Body, Call, Error, Path, Reply, Result, Routes, Sealer, Tx};
+use drover_shared::secret::{self, MASKED_BYTES_MIN, VALUE_BYTES_MAX};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::applications;
-use crate::variables::rules::is_name;
 
 /// Secrets of one application, or of the organisation itself.
 pub const SECRETS_MAX: usize = 100;
@@ -46,12 +45,26 @@ struct SecretsOut {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(rename = "SecretsChange")]
 struct SecretsBody {
-    /// Values by name; `******` keeps the present one, null removes it.
-    secrets: BTreeMap<String, Option<Secret<SECRET_BYTES_MAX>>>,
+    /// Values by name, which is written in capitals; `******` keeps the present one, null removes it.
+    secrets: BTreeMap<String, Option<Secret<VALUE_BYTES_MAX>>>,
 }
 
 fn shown(names: Vec<String>) -> SecretsOut {
     SecretsOut { secrets: names.into_iter().map(|name| (name, Masked(true))).collect() }
+}
+
+/// Refuses what no agent takes, or could not mask.
+fn check(name: &str, value: &str) -> Result<(), String> {
+    if !secret::is_name(name) {
+        return Err("a name is a capital letter, then capital letters, digits and _, 64 at most".to_owned());
+    }
+    if value.contains('\0') {
+        return Err("must not contain the character NUL".to_owned());
+    }
+    if value.len() < MASKED_BYTES_MIN {
+        return Err(format!("must have at least {MASKED_BYTES_MIN} bytes: shorter ones cannot be masked in output"));
+    }
+    Ok(())
 }
 
 /// What a value belongs to.
@@ -75,15 +88,7 @@ async fn change(mut tx: Tx, application_id: i64, body: SecretsBody, entry: Audit
             }
             None => {}
             Some(Secret::Set(value)) => {
-                if !is_name(&name) {
-                    return Err(Error::invalid(
-                        field(),
-                        "a name is a letter or _, then letters, digits and _, 64 at most",
-                    ));
-                }
-                if value.is_empty() || value.contains('\0') {
-                    return Err(Error::invalid(field(), "must neither be empty nor contain the character NUL"));
-                }
+                check(&name, &value).map_err(|why| Error::invalid(field(), why))?;
                 let about = about(organisation_id, application_id, &name);
                 let sealed = tx.kernel().sealer().seal(&about, value.as_bytes())?;
                 store::set(&mut tx, application_id, &name, &sealed).await?;
@@ -146,6 +151,7 @@ pub async fn secrets_for(read: &mut Read, organisation_id: i64, application_id: 
     names.extend(store::names(read, organisation_id, application_id).await?);
     names.sort_unstable();
     names.dedup();
+    names.retain(|name| secret::is_name(name));
     Ok(names)
 }
 

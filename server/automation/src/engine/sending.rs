@@ -1,0 +1,108 @@
+//! Sending executions: the signed order, and beside it the values of the secrets that it needs.
+//!
+//! Invariants: values are opened when an order is sent and are kept nowhere; an agent that would run a script without
+//! its secrets, or a release without its shared paths, gets no order; what cannot be sent fails before anything runs,
+//! and says why.
+
+use std::collections::BTreeMap;
+
+use drover_inventory::secrets;
+use drover_kernel::{Error, Kernel, Result};
+use drover_shared::message::ToAgent;
+use drover_shared::order::Entry;
+use drover_shared::secret::{FEATURE, Secrets};
+
+use super::{order, results};
+use crate::executions::store::Sendable;
+use crate::link::hub::Session;
+
+/// The secrets of an execution, or why it cannot be carried out.
+type Needs = Result<Secrets, String>;
+
+/// What executions that are about to be sent need beside their orders.
+///
+/// # Errors
+/// When the database is not available.
+pub(super) async fn needs_of(kernel: &Kernel, session: &Session, executions: &[Sendable]) -> Result<Vec<Needs>> {
+    let mut needs = Vec::with_capacity(executions.len());
+    for execution in executions {
+        needs.push(needs_of_one(kernel, session, execution).await?);
+    }
+    Ok(needs)
+}
+
+async fn needs_of_one(kernel: &Kernel, session: &Session, execution: &Sendable) -> Result<Needs> {
+    // Most need nothing, and entries are long.
+    if !execution.entry.contains("\"secrets\":[") {
+        return Ok(Ok(Secrets::default()));
+    }
+    let entry: Entry = serde_json::from_str(&execution.entry).map_err(Error::internal)?;
+    if entry.secrets.is_empty() {
+        return Ok(Ok(Secrets::default()));
+    }
+    if !session.can(FEATURE) {
+        return Ok(Err(format!("the agent of {} is too old for hooks with secrets: update it", session.host_name)));
+    }
+    let mut read = kernel.work().read().await?;
+    let (organisation_id, application_id) = (execution.organisation_id, execution.application_id);
+    let opened = secrets::open(&mut read, kernel.sealer(), organisation_id, application_id, &entry.secrets).await;
+    drop(read);
+    let opened = match opened {
+        Ok(opened) => opened,
+        Err(Error::Invalid { field, .. }) => {
+            return Ok(Err(format!("the secret `{field}` was deleted since the sub-task was made")));
+        }
+        Err(Error::Internal(detail)) => {
+            tracing::error!(execution = execution.id, detail, "secrets cannot be opened");
+            let names = entry.secrets.join(", ");
+            return Ok(Err(format!("the secrets {names} cannot be opened: the server's log has the details")));
+        }
+        Err(error) => return Err(error),
+    };
+    let mut values = BTreeMap::new();
+    for (name, value) in opened {
+        let Ok(text) = std::str::from_utf8(&value) else { return Ok(Err(format!("the secret `{name}` is no text"))) };
+        values.insert(name, text.to_owned());
+    }
+    let secrets = Secrets(values);
+    Ok(secrets.check(&entry.secrets).map(|()| secrets))
+}
+
+/// Sends an execution that is marked as sent, or fails it. False when the session is over.
+///
+/// # Errors
+/// When the database is not available.
+pub(super) async fn send(kernel: &Kernel, session: &Session, execution: &Sendable, needs: Needs) -> Result<bool> {
+    match needs {
+        Ok(secrets) => Ok(session.send(ToAgent::Run { order: order(kernel, session, execution), secrets }).await),
+        Err(reason) => {
+            results::withheld(kernel, session, &execution.id, execution.attempt, &reason).await?;
+            Ok(true)
+        }
+    }
+}
+
+/// Sends what the agent has not answered. What cannot be sent any more is left alone: the agent may be at it.
+///
+/// # Errors
+/// When the database is not available.
+pub(super) async fn send_again(kernel: &Kernel, session: &Session, execution: &Sendable) -> Result<()> {
+    match needs_of_one(kernel, session, execution).await? {
+        Ok(secrets) => drop(send(kernel, session, execution, Ok(secrets)).await?),
+        Err(reason) => tracing::warn!(execution = execution.id, reason, "an order cannot be sent again"),
+    }
+    Ok(())
+}
+
+/// Sends what an agent that has just connected does not hold, or holds without its secrets.
+///
+/// # Errors
+/// When the database is not available.
+pub(crate) async fn send_missing(kernel: &Kernel, session: &Session, execution: &Sendable, held: bool) -> Result<()> {
+    match needs_of_one(kernel, session, execution).await? {
+        // The agent has accepted it and waits: it is the one to end it.
+        Err(reason) if held => session.cancel_one(&execution.id, execution.attempt, &reason, false).await,
+        needs => drop(send(kernel, session, execution, needs).await?),
+    }
+    Ok(())
+}

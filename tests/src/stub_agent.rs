@@ -1,0 +1,153 @@
+//! An agent that only talks: the messages of a real one over the real link, with no host behind them.
+//!
+//! For what a real agent never does, such as being older than its server. It enrols a host of its own; its epoch and
+//! its orders are the server's. Invariant: no wait is longer than a minute.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use drover_agent::identity::AgentKey;
+use drover_agent::tls::{trusting_ca, trusting_fingerprint};
+use drover_automation::engine::Engine;
+use drover_automation::link;
+use drover_automation::link::enrol::JoinTokenOptions;
+use drover_automation::link::keys::certificate_names;
+use drover_shared::message::{Abilities, Hello, Holding, ToAgent, ToServer, hello_bytes};
+use drover_shared::token::JoinToken;
+use futures_util::{SinkExt as _, StreamExt as _};
+use rustls_pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::{WebSocketStream, client_async};
+
+use crate::server::TestServer;
+use crate::waiting::DEADLINE;
+
+type Socket = WebSocketStream<TlsStream<TcpStream>>;
+
+/// Path of the link.
+const PATH: &str = "/agent/v1/link";
+
+/// Listens for agents as the server's program does, until the server ends.
+///
+/// # Panics
+/// When there is no port.
+pub async fn listen(server: &TestServer) -> SocketAddr {
+    let kernel = server.kernel().clone();
+    let listener = link::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.expect("a port");
+    let address = listener.local_addr().expect("its address");
+    let tls = kernel.part::<Engine>().keys.server_config(certificate_names("127.0.0.1")).expect("a certificate");
+    kernel.spawn(link::serve(kernel.clone(), listener, tls));
+    address
+}
+
+/// An enrolled agent.
+pub struct StubAgent {
+    address: SocketAddr,
+    features: Vec<String>,
+    key: AgentKey,
+    agent_id: String,
+    ca_pem: String,
+    socket: Option<Socket>,
+}
+
+impl StubAgent {
+    /// Enrols an agent for a host and opens its session.
+    ///
+    /// # Panics
+    /// When the server does not let it in.
+    pub async fn enrol(server: &TestServer, address: SocketAddr, host: &str, features: &[&str]) -> Self {
+        let keys = &server.kernel().part::<Engine>().keys;
+        let options = JoinTokenOptions {
+            url: format!("wss://{address}"),
+            host_name: Some(host.to_owned()),
+            ttl: Duration::from_secs(3600),
+            uses: 1,
+        };
+        let token = link::create_join_token(&server.work(), keys, options).await.expect("a join token");
+        let token = JoinToken::decode(&token).expect("the token's parts");
+        let tls = trusting_fingerprint(token.ca_fingerprint).expect("TLS");
+        let mut agent = Self {
+            address,
+            features: features.iter().map(|&name| name.to_owned()).collect(),
+            key: AgentKey::generate().expect("a key"),
+            agent_id: String::new(),
+            ca_pem: String::new(),
+            socket: Some(dial(address, tls).await),
+        };
+        let ToAgent::Challenge { nonce, .. } = agent.hear().await else { panic!("no challenge") };
+        let (name, public_key) = (host.to_owned(), agent.key.public());
+        agent.say(&ToServer::Enrol { secret: token.secret, name, public_key }).await;
+        let ToAgent::Enrolled { agent_id, ca_pem, .. } = agent.hear().await else { panic!("not enrolled") };
+        (agent.agent_id, agent.ca_pem) = (agent_id, ca_pem);
+        agent.hello(&nonce, Vec::new()).await;
+        agent
+    }
+
+    /// Comes back in a new session with these executions in its spool.
+    ///
+    /// # Panics
+    /// When the server does not let it in.
+    pub async fn come_back(&mut self, holdings: Vec<Holding>) {
+        self.socket = None;
+        self.socket = Some(dial(self.address, trusting_ca(&self.ca_pem).expect("TLS")).await);
+        let ToAgent::Challenge { nonce, .. } = self.hear().await else { panic!("no challenge") };
+        self.hello(&nonce, holdings).await;
+    }
+
+    /// Hangs up.
+    pub fn leave(&mut self) {
+        self.socket = None;
+    }
+
+    async fn hello(&mut self, nonce: &str, holdings: Vec<Holding>) {
+        let hello = Hello {
+            agent_id: self.agent_id.clone(),
+            version: 1,
+            features: self.features.clone(),
+            signature: self.key.sign(&hello_bytes(nonce, &self.agent_id)),
+            agent_version: "stub".to_owned(),
+            boot_id: "boot".to_owned(),
+            time_ms: 0,
+            abilities: Abilities::default(),
+            holdings,
+        };
+        self.say(&ToServer::Hello(Box::new(hello))).await;
+        let ToAgent::Welcome { .. } = self.hear().await else { panic!("not welcome") };
+    }
+
+    /// Says something.
+    ///
+    /// # Panics
+    /// When the session is over.
+    pub async fn say(&mut self, message: &ToServer) {
+        let text = serde_json::to_string(message).expect("a message");
+        self.socket.as_mut().expect("a session").send(Message::text(text)).await.expect("the server listens");
+    }
+
+    /// The next message of the server.
+    ///
+    /// # Panics
+    /// When the session ends, or nothing comes within a minute.
+    pub async fn hear(&mut self) -> ToAgent {
+        let socket = self.socket.as_mut().expect("a session");
+        loop {
+            let next = tokio::time::timeout(DEADLINE, socket.next()).await.expect("a message within a minute");
+            match next.expect("an open session").expect("a frame") {
+                Message::Text(text) => return serde_json::from_str(&text).expect("a message"),
+                Message::Close(_) => panic!("the session is closed"),
+                _ => {}
+            }
+        }
+    }
+}
+
+async fn dial(address: SocketAddr, tls: Arc<rustls::ClientConfig>) -> Socket {
+    let stream = TcpStream::connect(address).await.expect("the server listens");
+    let name = ServerName::from(address.ip());
+    let stream = TlsConnector::from(tls).connect(name, stream).await.expect("TLS");
+    client_async(format!("wss://{address}{PATH}"), stream).await.expect("a websocket").0
+}
