@@ -107,6 +107,11 @@ impl Server {
         self.call(Method::GET, path, query, None)
     }
 
+    /// As [`find`](Self::find), for what takes its time.
+    pub(crate) fn wait_for(&self, path: &str, query: &[(&str, &str)], longest: Duration) -> Result<Value> {
+        self.call_within(Method::GET, path, query, None, longest)
+    }
+
     /// Opens what may be long, from a byte on.
     pub(crate) fn open(&self, path: &str, query: &[(&str, &str)], from: u64) -> Result<Opened> {
         let address = self.address(path, query);
@@ -188,6 +193,17 @@ impl Server {
     }
 
     fn call(&self, method: Method, path: &str, query: &[(&str, &str)], body: Option<&Value>) -> Result<Value> {
+        self.call_within(method, path, query, body, CALL)
+    }
+
+    fn call_within(
+        &self,
+        method: Method,
+        path: &str,
+        query: &[(&str, &str)],
+        body: Option<&Value>,
+        longest: Duration,
+    ) -> Result<Value> {
         let address = self.address(path, query);
         let mut request = Request::builder().method(method).uri(&address).header("accept", "application/json");
         if let Some(authorization) = self.authorization() {
@@ -197,9 +213,13 @@ impl Server {
         let answer = match body {
             Some(body) => {
                 let request = request.header("content-type", "application/json").body(body.to_string());
-                self.agent.run(request.map_err(wrong)?)
+                let request = self.agent.configure_request(request.map_err(wrong)?);
+                self.agent.run(request.timeout_global(Some(longest)).build())
             }
-            None => self.agent.run(request.body(()).map_err(wrong)?),
+            None => {
+                let request = self.agent.configure_request(request.body(()).map_err(wrong)?);
+                self.agent.run(request.timeout_global(Some(longest)).build())
+            }
         };
         match answer {
             Ok(answer) if answer.status() == StatusCode::UNAUTHORIZED && self.token.is_some() => read(&address, answer)

@@ -74,6 +74,9 @@ pub(crate) enum Command {
     Task(Task),
     /// Show the output of a deploy task's sub-task
     Logs(Logs),
+    /// Look at the releases that hosts keep
+    #[command(subcommand)]
+    Release(crate::commands::release::Release),
     /// Look at hosts
     #[command(subcommand)]
     Host(Host),

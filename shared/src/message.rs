@@ -16,6 +16,12 @@ use crate::words::{ExecutionState, StepState};
 /// Prefix of what an agent signs to prove who it is; the challenge's nonce and the agent's id follow.
 const HELLO_PREFIX: &str = "drover-hello-v1";
 
+/// Word in the features of [`Hello`] of an agent that answers [`ToAgent::Inspect`].
+pub const INSPECT_FEATURE: &str = "inspect";
+
+/// Word in the features of [`Hello`] of an agent that knows [`shared_paths`](crate::order::Entry::shared_paths).
+pub const SHARED_PATHS_FEATURE: &str = "shared_paths";
+
 /// The bytes that an agent signs for its hello.
 #[must_use]
 pub fn hello_bytes(nonce: &str, agent_id: &str) -> Vec<u8> {

@@ -8,6 +8,7 @@ mod golden;
 mod identity;
 mod inventory;
 mod probes;
+mod releases;
 mod schema;
 mod scripts;
 mod settings;

@@ -17,7 +17,8 @@ use drover_shared::Digest;
 use drover_shared::frame::{FrameError, Header, Kind};
 use drover_shared::limits::PROTOCOL_VERSIONS;
 use drover_shared::message::{
-    Abilities, Finished, Hello, Holding, HoldingAnswer, Inspect, Inspected, ToAgent, ToServer, hello_bytes,
+    Abilities, Finished, Hello, Holding, HoldingAnswer, INSPECT_FEATURE, Inspect, Inspected, SHARED_PATHS_FEATURE,
+    ToAgent, ToServer, hello_bytes,
 };
 use drover_shared::order::{Entry, Order, Statement};
 use drover_shared::secret::{self, Secrets};
@@ -310,7 +311,7 @@ impl Session {
         let hello = Hello {
             agent_id,
             version: PROTOCOL_VERSIONS.1,
-            features: vec![secret::FEATURE.to_owned()],
+            features: [secret::FEATURE, INSPECT_FEATURE, SHARED_PATHS_FEATURE].map(str::to_owned).into(),
             signature,
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             boot_id: self.profile.boot_id.clone(),

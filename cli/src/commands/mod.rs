@@ -4,6 +4,7 @@ mod deploy;
 mod inventory;
 mod logs;
 mod plan;
+pub(crate) mod release;
 mod revert;
 mod rollout;
 mod session;
@@ -33,6 +34,7 @@ pub(crate) fn run(Arguments { global, command }: Arguments) -> Result<()> {
         Command::Retry(retry) => sub_task::retry(&server(&global)?, &retry, global.json),
         Command::Task(task) => task::run(&server(&global)?, &task, global.json),
         Command::Logs(logs) => logs::run(&server(&global)?, &logs, global.json),
+        Command::Release(release) => release::run(&server(&global)?, &release, global.json),
         Command::Host(Host::List(list)) => inventory::hosts(&server(&global)?, &list, global.json),
         Command::App(App::List(list)) => inventory::applications(&server(&global)?, &list, global.json),
     }

@@ -13,6 +13,7 @@ pub mod executions;
 pub mod link;
 pub mod logs;
 pub mod output;
+pub mod releases;
 pub mod render;
 pub mod scripts;
 pub mod settings;
@@ -28,6 +29,7 @@ use drover_kernel::resources::Resources;
 #[must_use]
 pub fn routes() -> Routes {
     let tasks = deploys::routes().merge(tasks::routes()).merge(output::routes()).merge(channel::routes());
+    let tasks = tasks.merge(releases::routes());
     let settings = credentials::routes().merge(templates::routes()).merge(settings::routes());
     scripts::routes().merge(settings).merge(tasks)
 }

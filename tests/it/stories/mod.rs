@@ -9,6 +9,7 @@ mod enrolment;
 mod failures;
 mod interruptions;
 mod output;
+mod releases;
 mod restarts;
 mod reverting;
 mod rollouts;

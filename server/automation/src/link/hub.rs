@@ -7,6 +7,7 @@ use drover_shared::message::ToAgent;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::asking::Questions;
 use crate::executions::store::Known;
 
 /// Absences that are remembered, so that each is mentioned once; beyond that they are mentioned again.
@@ -30,6 +31,8 @@ pub struct Session {
     pub(crate) sending: Arc<tokio::sync::Mutex<()>>,
     /// Set when the session is over, or when a newer one has taken its place.
     pub(crate) closed: CancellationToken,
+    /// What somebody waits for.
+    pub(super) questions: Questions,
     control: mpsc::Sender<ToAgent>,
     cancelled: Mutex<HashSet<String>>,
 }
@@ -51,6 +54,7 @@ impl Session {
             features,
             sending: Arc::default(),
             closed: CancellationToken::new(),
+            questions: Questions::default(),
             control,
             cancelled: Mutex::default(),
         }

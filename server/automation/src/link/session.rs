@@ -399,8 +399,8 @@ impl Reader {
             ToServer::FetchDone { channel } => drop(self.transfers.remove(&channel)),
             ToServer::Heartbeat { .. } => drop(self.session.send(ToAgent::HeartbeatAck {}).await),
             ToServer::Enrol { .. } | ToServer::Hello(_) => return Err(Ended("said hello twice".to_owned())),
-            // Nothing asks yet.
-            ToServer::Inspected(_) | ToServer::Unknown => {}
+            ToServer::Inspected(answer) => self.session.questions.answered(*answer),
+            ToServer::Unknown => {}
         }
         Ok(())
     }
