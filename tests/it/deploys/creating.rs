@@ -23,6 +23,7 @@ both_engines! {
             "version": "1.0", "description": "the new shelf", "level": "A", "package_source": "dist",
             "planned_exec_time": 1_714_600_000, "upgrade_checklist": "look", "upgrade_steps": null,
             "rollback_steps": null, "creator": "admin", "assignee": null, "reviewer": null, "status": "wait_review",
+            "status_reason": null, "plan": null, "plan_digest": null, "plan_commit": null, "auto_start": false,
             "created_time": "2024-05-01T12:00:00+00:00", "reviewed_time": null, "started_time": null,
             "closed_time": null, "sub_tasks": [],
         });

@@ -1,14 +1,18 @@
 //! Deploy tasks, over HTTP.
 
+mod approving;
 mod creating;
 mod delegating;
 mod listing;
 mod moving;
 mod repeating;
+mod repository;
 
 use drover_kernel::{args, sql};
 use drover_tests::{Client, TestServer};
 use serde_json::{Value, json};
+
+pub(crate) use self::repository::Repository;
 
 /// Where deploy tasks live.
 pub(crate) const PATH: &str = "/applications/deploy-tasks/";

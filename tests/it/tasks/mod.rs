@@ -5,6 +5,8 @@ mod engine;
 mod following;
 mod large;
 mod output;
+mod preparing;
+mod previewing;
 mod reading;
 mod rendering;
 mod reverting;

@@ -2,12 +2,14 @@
 //!
 //! Invariants: a deploy task's state moves only by `rules`; whoever was given a task may do on it what the giver might.
 
+pub(crate) mod carried;
+pub(crate) mod moving;
 pub mod rules;
 pub(crate) mod store;
 
 use drover_identity::visible_applications;
 use drover_kernel::db::Condition;
-use drover_kernel::fields::{Id, Line, Name, Number, Patch, Prose};
+use drover_kernel::fields::{Flag, Id, Line, Name, Number, Patch, Prose};
 use drover_kernel::resources::{ResourceKind, Resources};
 use drover_kernel::room::Room;
 use drover_kernel::{
@@ -20,6 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::settings::{self, store::Loaded};
 use crate::tasks::{self, SubTaskOut};
+use carried::{Carried, CarriedNew};
 use rules::{Event, Facts, Status};
 use store::{Content, DeployTask};
 
@@ -44,10 +47,11 @@ pub fn routes() -> Routes {
         .post(base, "deploy-task-create", "Ask for a version of an application to be deployed.", create)
         .get(&at(""), "deploy-task-detail", "Read one deploy task with its sub-tasks.", detail)
         .patch(&at(""), "deploy-task-update", "Change a deploy task that is not approved yet.", update)
-        .post(&at("actions/approve/"), "deploy-task-approve", "Approve a deploy task that waits for review.", approve)
-        .post(&at("actions/reject/"), "deploy-task-reject", "Turn a deploy task down.", reject)
-        .post(&at("actions/start/"), "deploy-task-start", "Begin carrying out an approved deploy task.", start)
-        .post(&at("actions/close/"), "deploy-task-close", "End a deploy task.", close)
+        .get(&at("plan/"), "deploy-task-plan", "See what the update that a deploy task carries would do.", moving::plan)
+        .post(&at("actions/approve/"), "deploy-task-approve", "Approve a deploy task that waits for review.", moving::approve)
+        .post(&at("actions/reject/"), "deploy-task-reject", "Turn a deploy task down.", moving::reject)
+        .post(&at("actions/start/"), "deploy-task-start", "Begin carrying out an approved deploy task.", moving::start)
+        .post(&at("actions/close/"), "deploy-task-close", "End a deploy task.", moving::close)
         .post(&at("actions/delegate/"), "deploy-task-delegate", "Hand a deploy task over to another user.", delegate)
 }
 
@@ -102,6 +106,16 @@ pub struct DeployTaskOut {
     assignee: Option<Assignee>,
     reviewer: Option<String>,
     status: Status,
+    /// Why it is where it is, when nobody put it there.
+    status_reason: Option<String>,
+    /// The update that it carries.
+    plan: Option<Carried>,
+    /// Digest of the plan that was approved.
+    plan_digest: Option<String>,
+    /// Commit that was approved.
+    plan_commit: Option<String>,
+    /// Whether it starts by itself at its time once it is approved.
+    auto_start: bool,
     created_time: String,
     reviewed_time: Option<String>,
     started_time: Option<String>,
@@ -148,6 +162,11 @@ fn shown(kernel: &Kernel, task: DeployTask, sub_tasks: Option<Vec<SubTaskOut>>) 
         assignee: task.assignee_id.zip(task.assignee).map(|(id, username)| Assignee { id, username }),
         reviewer: task.reviewer,
         status: task.status,
+        status_reason: task.status_reason,
+        plan: task.plan.map(|plan| plan.0),
+        plan_digest: task.approval.as_ref().map(|approval| approval.0.digest.to_string()),
+        plan_commit: task.approval.and_then(|approval| approval.0.commit),
+        auto_start: task.auto_start,
         created_time: kernel.show(task.created_at),
         reviewed_time: show(task.reviewed_at),
         started_time: show(task.started_at),
@@ -237,6 +256,12 @@ struct DeployTaskNew {
     /// How to go back.
     #[serde(default)]
     rollback_steps: Option<Prose>,
+    /// The update to be approved with it.
+    #[serde(default)]
+    plan: Option<CarriedNew>,
+    /// Whether the plan starts by itself at the planned time, once it is approved.
+    #[serde(default)]
+    auto_start: Option<Flag>,
 }
 
 /// The answer to a new deploy task.
@@ -260,7 +285,10 @@ async fn create(call: Call<Create>, body: Body<DeployTaskNew>) -> Result<Reply<C
         upgrade_checklist: new.upgrade_checklist.map(|text| text.0),
         upgrade_steps: new.upgrade_steps.map(|text| text.0),
         rollback_steps: new.rollback_steps.map(|text| text.0),
+        plan: new.plan.map(CarriedNew::check).transpose()?,
+        auto_start: new.auto_start.is_some_and(|flag| flag.0),
     };
+    carried::check(&content)?;
     let mut read = call.read().await?;
     call.require(&mut read, "application", application_id, "deploy_app").await?;
     drop(read);
@@ -317,6 +345,12 @@ struct DeployTaskPatch {
     /// How to go back.
     #[serde(default)]
     rollback_steps: Patch<Prose>,
+    /// The update to be approved with it.
+    #[serde(default)]
+    plan: Patch<CarriedNew>,
+    /// Whether the plan starts by itself at the planned time, once it is approved.
+    #[serde(default)]
+    auto_start: Option<Flag>,
 }
 
 async fn update(call: Call<Deploy>, id: Path<i64>, body: Body<DeployTaskPatch>) -> Result<Reply<DeployTaskOut>> {
@@ -339,63 +373,20 @@ async fn update(call: Call<Deploy>, id: Path<i64>, body: Body<DeployTaskPatch>) 
         upgrade_checklist: text(patch.upgrade_checklist, &task.upgrade_checklist),
         upgrade_steps: text(patch.upgrade_steps, &task.upgrade_steps),
         rollback_steps: text(patch.rollback_steps, &task.rollback_steps),
+        plan: match patch.plan {
+            Patch::Absent => task.plan.as_ref().map(|plan| plan.0.clone()),
+            Patch::Null => None,
+            Patch::Value(new) => Some(new.check()?),
+        },
+        auto_start: patch.auto_start.map_or(task.auto_start, |flag| flag.0),
     };
+    carried::check(&content)?;
     store::update(&mut tx, &task, &content).await?;
     let after = store::load(&mut tx, organisation_id, id.0).await?;
     let entry = AuditEntry::new(AuditList::General, "update", "deploy_task", task.id, content.version)
         .detail(format!("version {} -> {}, level {} -> {}", task.version, after.version, task.level, after.level));
     let kernel = tx.kernel().clone();
     tx.commit(Audit::of(entry), shown(&kernel, after, None)).await
-}
-
-async fn approve(call: Call<Review>, id: Path<i64>) -> Result<Reply<Message>> {
-    review(call, id.0, Event::Approve).await
-}
-
-async fn reject(call: Call<Review>, id: Path<i64>) -> Result<Reply<Message>> {
-    review(call, id.0, Event::Reject).await
-}
-
-async fn review(call: Call<Review>, id: i64, event: Event) -> Result<Reply<Message>> {
-    let user_id = call.caller()?.user_id;
-    let server_asks = call.kernel().settings().four_eyes;
-    let mut tx = call.begin().await?;
-    let organisation_id = tx.organisation_id();
-    let task = store::load(&mut tx, organisation_id, id).await?;
-    let settings = settings::store::load(&mut tx, task.application_id).await?;
-    let four_eyes = settings.is_some_and(|settings| settings.own.four_eyes);
-    // Whoever wrote what is reviewed does not review it, whether they made the task or changed it last.
-    let own = task.creator_id == user_id || task.editor_id == Some(user_id);
-    let facts = Facts { lacks_second_person: (four_eyes || server_asks) && own, busy: false };
-    let status = rules::step(task.status, event, facts)?;
-    store::advance(&mut tx, &task, status).await?;
-    finish(tx, &task, event).await
-}
-
-async fn start(call: Call<Deploy>, id: Path<i64>) -> Result<Reply<Message>> {
-    let mut tx = call.begin().await?;
-    let organisation_id = tx.organisation_id();
-    let task = store::load(&mut tx, organisation_id, id.0).await?;
-    let status = rules::step(task.status, Event::Start, Facts::default())?;
-    store::advance(&mut tx, &task, status).await?;
-    finish(tx, &task, Event::Start).await
-}
-
-async fn close(call: Call<Deploy>, id: Path<i64>) -> Result<Reply<Message>> {
-    let mut tx = call.begin().await?;
-    let organisation_id = tx.organisation_id();
-    let task = store::load(&mut tx, organisation_id, id.0).await?;
-    store::lock(&mut tx, &task).await?;
-    let facts = Facts { busy: store::is_busy(&mut tx, task.id).await?, ..Facts::default() };
-    let status = rules::step(task.status, Event::Close, facts)?;
-    store::advance(&mut tx, &task, status).await?;
-    finish(tx, &task, Event::Close).await
-}
-
-async fn finish(tx: drover_kernel::Tx, task: &DeployTask, event: Event) -> Result<Reply<Message>> {
-    let entry = AuditEntry::new(AuditList::General, event.as_str(), "deploy_task", task.id, task.version.clone())
-        .detail(format!("application {}", task.application_full_name));
-    tx.commit(Audit::of(entry), Message::success()).await
 }
 
 /// Whom to hand a task to.

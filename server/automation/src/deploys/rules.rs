@@ -37,6 +37,8 @@ drover_shared::words! {
         Update = "update",
         /// Make a sub-task.
         MakeSubTask = "make_sub_task",
+        /// Take the approval back, because what was approved is not what would run.
+        Void = "void",
     }
 }
 
@@ -90,9 +92,14 @@ pub fn step(status: Status, event: Event, facts: Facts) -> Result<Status, Refuse
         (WaitReview | Approved | Running, Event::Delegate) => Ok(status),
         (WaitReview | Rejected, Event::Update) => Ok(WaitReview),
         (Running, Event::MakeSubTask) => Ok(Running),
-        (WaitReview, Event::Start | Event::MakeSubTask)
+        (Approved | Running, Event::Void) if facts.busy => Err(Refused::Busy),
+        (Approved | Running, Event::Void) => Ok(WaitReview),
+        (WaitReview, Event::Start | Event::MakeSubTask | Event::Void)
         | (Approved, Event::Approve | Event::Reject | Event::Update | Event::MakeSubTask)
-        | (Rejected, Event::Approve | Event::Reject | Event::Start | Event::Delegate | Event::MakeSubTask)
+        | (
+            Rejected,
+            Event::Approve | Event::Reject | Event::Start | Event::Delegate | Event::MakeSubTask | Event::Void,
+        )
         | (Running, Event::Approve | Event::Reject | Event::Start | Event::Update)
         | (
             Closed,
@@ -102,7 +109,8 @@ pub fn step(status: Status, event: Event, facts: Facts) -> Result<Status, Refuse
             | Event::Close
             | Event::Delegate
             | Event::Update
-            | Event::MakeSubTask,
+            | Event::MakeSubTask
+            | Event::Void,
         ) => Err(Refused::State(status, event)),
     }
 }

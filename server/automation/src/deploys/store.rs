@@ -1,9 +1,11 @@
 //! Deploy tasks in the database.
 
-use drover_kernel::db::{Condition, Read};
+use drover_kernel::db::{Condition, Json, Read};
 use drover_kernel::{Error, Paging, Result, Time, Tx, args, row, sql};
 
+use super::carried::Carried;
 use super::rules::Status;
+use crate::tasks::binding::Binding;
 
 row! {
     /// A deploy task with the names of what it refers to.
@@ -31,6 +33,10 @@ row! {
         pub reviewed_at: Option<Time>,
         pub started_at: Option<Time>,
         pub closed_at: Option<Time>,
+        pub plan: Option<Json<Carried>>,
+        pub approval: Option<Json<Binding>>,
+        pub auto_start: bool,
+        pub status_reason: Option<String>,
     }
 }
 
@@ -45,6 +51,14 @@ pub(crate) struct Content {
     pub upgrade_checklist: Option<String>,
     pub upgrade_steps: Option<String>,
     pub rollback_steps: Option<String>,
+    pub plan: Option<Carried>,
+    pub auto_start: bool,
+}
+
+impl Content {
+    fn plan(&self) -> Result<Option<serde_json::Value>> {
+        self.plan.as_ref().map(serde_json::to_value).transpose().map_err(Error::internal)
+    }
 }
 
 /// One page of deploy tasks, newest first.
@@ -92,12 +106,15 @@ pub(crate) async fn insert(tx: &mut Tx, application_id: i64, creator: (i64, &str
         creator.0,
         creator.1,
         Status::WaitReview,
-        tx.now()
+        tx.now(),
+        content.plan()?,
+        content.auto_start
     ];
     let sql = sql!(
         "INSERT INTO deploy_tasks (organisation_id, application_id, version, description, level, package_source, \
-         planned_exec_at, upgrade_checklist, upgrade_steps, rollback_steps, creator_id, creator, status, created_at) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) RETURNING id"
+         planned_exec_at, upgrade_checklist, upgrade_steps, rollback_steps, creator_id, creator, status, created_at, \
+         plan, auto_start) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16) RETURNING id"
     );
     Ok(tx.value(sql, arguments).await?)
 }
@@ -116,11 +133,14 @@ pub(crate) async fn update(tx: &mut Tx, task: &DeployTask, content: &Content) ->
         content.upgrade_steps.clone(),
         content.rollback_steps.clone(),
         Status::WaitReview,
-        tx.user_id()
+        tx.user_id(),
+        content.plan()?,
+        content.auto_start
     ];
     let sql = sql!(
         "UPDATE deploy_tasks SET version = $3, description = $4, level = $5, package_source = $6, planned_exec_at = $7, \
-         upgrade_checklist = $8, upgrade_steps = $9, rollback_steps = $10, status = $11, editor_id = $12 WHERE id = $1 AND status = $2"
+         upgrade_checklist = $8, upgrade_steps = $9, rollback_steps = $10, status = $11, editor_id = $12, plan = $13, \
+         auto_start = $14, approval = NULL, status_reason = NULL WHERE id = $1 AND status = $2"
     );
     tx.run_one(sql, arguments).await
 }
@@ -154,6 +174,47 @@ pub(crate) async fn advance(tx: &mut Tx, task: &DeployTask, status: Status) -> R
             tx.run_one(sql, args![id, from, status]).await
         }
     }
+}
+
+/// Notes what the approval is bound to. The deploy task is approved in the same transaction.
+pub(crate) async fn bind(tx: &mut Tx, id: i64, binding: &Binding) -> Result<()> {
+    let binding = serde_json::to_value(binding).map_err(Error::internal)?;
+    let sql = sql!("UPDATE deploy_tasks SET approval = $2, status_reason = NULL WHERE id = $1");
+    tx.run_one(sql, args![id, binding]).await
+}
+
+/// Has a deploy task wait for review again, and says why.
+pub(crate) async fn take_back_approval(tx: &mut Tx, task: &DeployTask, status: Status, reason: &str) -> Result<()> {
+    let sql = sql!(
+        "UPDATE deploy_tasks SET status = $3, approval = NULL, status_reason = $4, reviewer = NULL, \
+         reviewed_at = NULL WHERE id = $1 AND status = $2"
+    );
+    tx.run_one(sql, args![task.id, task.status, status, reason]).await
+}
+
+row! {
+    /// A deploy task whose time to start by itself has come.
+    pub struct Due {
+        pub id: i64,
+        pub organisation_id: i64,
+    }
+}
+
+/// Approved deploy tasks whose time to start by themselves has come, beyond an id; a hundred at a time.
+pub(crate) async fn due(read: &mut Read, now: Time, beyond: i64) -> Result<Vec<Due>> {
+    let sql = sql!(
+        "SELECT id, organisation_id FROM deploy_tasks WHERE auto_start AND status = 'approved' \
+         AND planned_exec_at <= $1 AND id > $2 ORDER BY id LIMIT 100"
+    );
+    Ok(read.all(sql, args![now, beyond]).await?)
+}
+
+/// Says why a deploy task did not start by itself, and whether it will still try.
+pub(crate) async fn put_off(tx: &mut Tx, task: &DeployTask, reason: &str, tries_again: bool) -> Result<()> {
+    let sql = sql!(
+        "UPDATE deploy_tasks SET status_reason = $3, auto_start = $4 WHERE id = $1 AND status = $2 AND auto_start"
+    );
+    tx.run_one(sql, args![task.id, task.status, reason, tries_again]).await
 }
 
 /// Makes a user the assignee, with the rights that the delegating user has on this task.

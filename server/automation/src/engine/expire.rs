@@ -12,6 +12,7 @@ use drover_shared::words::ExecutionState as State;
 use super::{Engine, advance, known, prepare, restore_instance, results, rollout};
 use crate::executions::rules::Event;
 use crate::executions::store as execution_store;
+use crate::tasks::rollout::PATIENCE;
 use crate::tasks::rules::{Phase, Role};
 use crate::tasks::store::{self as task_store, Execution, Task};
 
@@ -57,6 +58,9 @@ async fn due(kernel: &Kernel, task: &Task, execution: &Execution) -> Option<(Eve
     let grace = if is_last_hook { LAST_HOOK_GRACE * 3 } else { LAST_HOOK_GRACE };
     let hopeless = now >= task.deadline_at.after(grace);
     match (execution.state, session) {
+        (State::Queued, _) if task.held_at.is_some_and(|held_at| now >= held_at.after(PATIENCE)) => {
+            Some((Event::TimedOut, "it was held for too long"))
+        }
         // Its time has not begun.
         (State::Queued, _) if task.held_by.is_some() || execution.batch > task.batch_admitted => None,
         (State::Queued, session) if session.is_none() || !is_last_hook => {

@@ -4,13 +4,14 @@
 //! due: a wake-up that gets lost is repaired by the sweep. Invariants: every move is one transaction with everything
 //! that belongs to it; nothing waits for the network inside one; an execution is marked as sent before it is sent.
 
+mod auto_start;
 mod expire;
 pub(crate) mod prepare;
 mod results;
 pub(crate) mod rollout;
 mod sending;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use drover_kernel::jobs::{Jobs, Work};
 use drover_kernel::{Audit, Error, Kernel, Result, Time, Tx};
 use drover_shared::Digest;
 use drover_shared::order::{Order, Statement, canonical};
+use tokio_util::sync::CancellationToken;
 
 use crate::artifacts::ArtifactStore;
 use crate::executions::rules::Event;
@@ -64,7 +66,9 @@ pub struct Engine {
     /// CA and signing key.
     pub keys: Keys,
     /// Tasks whose source this server is fetching.
-    preparing: Mutex<HashSet<i64>>,
+    preparing: Mutex<HashMap<i64, CancellationToken>>,
+    /// Deploy tasks that were tried to start by themselves, and before when they are not tried again.
+    starting: Mutex<HashMap<i64, Time>>,
     /// Tasks that ended and whose log has no end yet, because the disk was full for example.
     unclosed: Mutex<HashSet<(i64, Outcome)>>,
     /// What the output of tasks was told about their batches, so that it is told once.
@@ -82,6 +86,7 @@ impl Engine {
             hub: Hub::default(),
             keys,
             preparing: Mutex::default(),
+            starting: Mutex::default(),
             unclosed: Mutex::default(),
             told: Mutex::default(),
         }
@@ -157,6 +162,9 @@ pub async fn sweep_once(kernel: &Kernel, full: bool) -> Result<()> {
     let work = kernel.work();
     let now = kernel.clock().now();
     close_logs(kernel).await;
+    if let Err(error) = auto_start::look(kernel).await {
+        tracing::warn!(%error, "cannot look which deploy tasks start by themselves; the next round does");
+    }
     let mut beyond = 0;
     loop {
         let overdue = task_store::overdue(&mut work.read().await?, now, beyond).await?;
@@ -224,6 +232,9 @@ pub(crate) async fn advance(kernel: &Kernel, task_id: i64) -> Result<()> {
         }
         if task.plan_digest.is_none() {
             drop(read);
+            if task.stop_reason.is_some() {
+                return prepare::give_up(kernel, &task).await;
+            }
             prepare::start(kernel, task);
             return Ok(());
         }
@@ -297,7 +308,6 @@ fn known(task: &Task, execution: &Execution) -> Known {
         host_name: execution.host_name.clone(),
         attempt: execution.attempt,
         state: execution.state,
-        entry: String::new(),
         by_rule: task.rollout.is_some(),
     }
 }

@@ -1,7 +1,10 @@
 //! Completing a plan: the source is fetched once, and every entry gets the artifact that its agent will verify.
 
+use std::collections::hash_map::Entry;
+
 use drover_kernel::{Audit, Error, Kernel, Result};
-use drover_shared::order::Entry;
+use drover_shared::order;
+use tokio_util::sync::CancellationToken;
 
 use super::{Engine, advance, close_log, end, entry_texts, lock, plan_digest};
 use crate::credentials::rules::CredentialType;
@@ -19,9 +22,11 @@ const PROGRESS_LINES: usize = 256;
 /// Begins to fetch a task's source, unless this server is at it already.
 pub(super) fn start(kernel: &Kernel, task: Task) {
     let engine = kernel.part::<Engine>();
-    if !lock(&engine.preparing).insert(task.id) {
-        return;
-    }
+    let given_up = CancellationToken::new();
+    match lock(&engine.preparing).entry(task.id) {
+        Entry::Occupied(_) => return,
+        Entry::Vacant(place) => place.insert(given_up.clone()),
+    };
     let owner = kernel.clone();
     kernel.spawn(async move {
         let task_id = task.id;
@@ -30,6 +35,7 @@ pub(super) fn start(kernel: &Kernel, task: Task) {
             outcome = prepare(&owner, &task) => outcome,
             // The next start fetches it again.
             () = stop.cancelled() => Ok(()),
+            () = given_up.cancelled() => Ok(()),
         };
         lock(&owner.part::<Engine>().preparing).remove(&task_id);
         let moved = match outcome {
@@ -62,7 +68,7 @@ async fn fetch(kernel: &Kernel, task: &Task, source: &Source) -> Result<crate::s
     let wanted = GitSource {
         url: source.url.clone(),
         branch: source.branch.clone(),
-        version: source.version.clone(),
+        version: source.commit.clone().unwrap_or_else(|| source.version.clone()),
         path: (!source.path.is_empty()).then(|| source.path.clone()),
     };
     let access = access(kernel, task.organisation_id, source).await?;
@@ -136,15 +142,15 @@ async fn complete(kernel: &Kernel, task: &Task, artifact: Artifact, commit: &str
     if task.plan_digest.is_some() || task.outcome.is_some() {
         return Ok(());
     }
-    let executions = task_store::executions(&mut tx, task.id).await?;
-    let mut entries = Vec::with_capacity(executions.len());
-    for execution in &executions {
-        let draft: Entry = serde_json::from_str(&execution.entry).map_err(Error::internal)?;
+    let scripts = task_store::scripts(&mut tx, task.id).await?;
+    let mut entries = Vec::with_capacity(scripts.len());
+    for script in &scripts {
+        let draft: order::Entry = serde_json::from_str(&script.entry).map_err(Error::internal)?;
         entries.push(plan::complete(draft, task.id, Some(artifact), task.keep_backups));
     }
     let texts = entry_texts(&entries);
-    for (execution, text) in executions.iter().zip(&texts) {
-        task_store::set_entry(&mut tx, &execution.id, text).await?;
+    for (script, text) in scripts.iter().zip(&texts) {
+        task_store::set_entry(&mut tx, &script.execution_id, text).await?;
     }
     let digest = plan_digest(&task, Some(commit), &texts);
     task_store::complete_plan(&mut tx, task.id, digest, Some(artifact.digest), Some(commit)).await?;
@@ -153,14 +159,27 @@ async fn complete(kernel: &Kernel, task: &Task, artifact: Artifact, commit: &str
 
 /// Ends a task that could not be prepared; everything else is as it was.
 pub(super) async fn fail(kernel: &Kernel, task: &Task, reason: &str) -> Result<()> {
+    let text = format!("The source cannot be had: {reason}");
+    kernel.part::<Engine>().notice(task.id, kernel.clock().now(), &text).await;
+    end_unprepared(kernel, task, Some(reason)).await
+}
+
+/// Ends a task that a person stopped while its source was being fetched. Nothing of it ever started.
+pub(super) async fn give_up(kernel: &Kernel, task: &Task) -> Result<()> {
+    end_unprepared(kernel, task, None).await
+}
+
+async fn end_unprepared(kernel: &Kernel, task: &Task, reason: Option<&str>) -> Result<()> {
     let engine = kernel.part::<Engine>();
-    engine.notice(task.id, kernel.clock().now(), &format!("The source cannot be had: {reason}")).await;
+    if let Some(fetching) = lock(&engine.preparing).get(&task.id) {
+        fetching.cancel();
+    }
     let mut tx = kernel.work().begin(task.organisation_id).await?;
     let Some(task) = task_store::lock(&mut tx, task.id).await? else { return Ok(()) };
     if task.outcome.is_some() {
         return Ok(());
     }
-    end(&mut tx, &task, Outcome::Failed, Some(reason)).await?;
+    end(&mut tx, &task, Outcome::Failed, reason).await?;
     tx.finish(Audit::none("a task ends by itself")).await?;
     close_log(&engine, task.id, Outcome::Failed).await
 }

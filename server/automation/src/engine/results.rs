@@ -39,7 +39,7 @@ pub(crate) async fn rejected(kernel: &Kernel, session: &Session, id: &str, attem
         return Ok(());
     }
     stop_instance(&mut tx, known.instance_id).await?;
-    ended(tx, &known).await
+    ended(tx, &known, true).await
 }
 
 /// The order was not sent, because it could not be carried out: the instance is as it was.
@@ -66,7 +66,7 @@ pub(crate) async fn lost(kernel: &Kernel, session: &Session, id: &str, attempt: 
         return Ok(());
     }
     stop_instance(&mut tx, known.instance_id).await?;
-    ended(tx, &known).await
+    ended(tx, &known, true).await
 }
 
 /// An instance whose execution failed is not serving, as far as anybody can say.
@@ -83,7 +83,10 @@ pub(crate) async fn finished(kernel: &Kernel, session: &Session, news: &Finished
     let Some(known) = find(kernel, session, &news.execution_id, i64::from(news.attempt)).await? else { return Ok(()) };
     let Some(event) = reported(news.state) else { return Ok(()) };
     let mut tx = kernel.work().begin(known.organisation_id).await?;
-    rollout::lock(&mut tx, &known).await?;
+    let failed = news.state != State::Succeeded;
+    if failed {
+        rollout::lock(&mut tx, &known).await?;
+    }
     if !store::advance(&mut tx, &known, event, news.reason.as_deref()).await? {
         return Ok(());
     }
@@ -104,7 +107,7 @@ pub(crate) async fn finished(kernel: &Kernel, session: &Session, news: &Finished
         let task_id = known.task_id;
         tx.after_commit(move |kernel| say_and_wake(kernel, task_id, text));
     }
-    ended(tx, &known).await
+    ended(tx, &known, failed).await
 }
 
 /// What an execution leaves behind on its instance.
@@ -116,7 +119,7 @@ async fn settle_instance(tx: &mut Tx, instance_id: i64, known: &Known, news: &Fi
     }
     let succeeded = news.state == State::Succeeded;
     if succeeded && version.is_none() {
-        version = entry_version(&known.entry);
+        version = entry_version(&store::entry(tx, &known.id).await?);
     }
     let status = if succeeded { InstanceStatus::Running } else { InstanceStatus::Stopped };
     finish_change(tx, instance_id, status, version.as_deref()).await
@@ -127,9 +130,11 @@ fn entry_version(entry: &str) -> Option<String> {
 }
 
 /// Commits the end of an execution and has its task looked after.
-async fn ended(mut tx: Tx, known: &Known) -> Result<()> {
+async fn ended(mut tx: Tx, known: &Known, failed: bool) -> Result<()> {
     let task_id = known.task_id;
-    rollout::settle(&mut tx, known).await?;
+    if failed {
+        rollout::settle(&mut tx, known).await?;
+    }
     tx.enqueue(TOPIC, &task_id.to_string()).await?;
     tx.after_commit(move |kernel| wake(kernel, task_id));
     tx.finish(Audit::none("an execution ended")).await

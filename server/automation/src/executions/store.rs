@@ -41,7 +41,6 @@ row! {
         pub host_name: String,
         pub attempt: i64,
         pub state: State,
-        pub entry: String,
         /// Whether its task goes by a rollout rule, which has to hear of it.
         pub by_rule: bool,
     }
@@ -100,10 +99,15 @@ pub(crate) async fn unanswered(read: &mut Read, before: Time) -> Result<Vec<Send
 pub(crate) async fn find(read: &mut Read, host_id: i64, id: &str) -> Result<Option<Known>> {
     let sql = sql!(
         "SELECT e.id, e.organisation_id, e.task_id, e.ordinal, e.instance_id, e.host_id, e.host_name, e.attempt, e.state, \
-         e.entry, t.rollout IS NOT NULL AS by_rule FROM executions e JOIN tasks t ON t.id = e.task_id \
+         t.rollout IS NOT NULL AS by_rule FROM executions e JOIN tasks t ON t.id = e.task_id \
          WHERE e.host_id = $1 AND e.id = $2"
     );
     Ok(read.opt(sql, args![host_id, id]).await?)
+}
+
+/// What an execution was sent.
+pub(crate) async fn entry(read: &mut Read, id: &str) -> Result<String> {
+    Ok(read.value(sql!("SELECT entry FROM executions WHERE id = $1"), args![id]).await?)
 }
 
 /// Marks executions as sent in the session with this epoch. Gives the ids that were still queued.

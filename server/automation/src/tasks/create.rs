@@ -15,6 +15,7 @@ use drover_shared::words::{Action, Word as _};
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use super::binding::Binding;
 use super::follow_up::Made;
 use super::preview::{self, Preview};
 use super::rollout::Rollout;
@@ -22,6 +23,7 @@ use super::store::{self, NewExecution, NewTask, Source};
 use super::view::SubTaskReceipt;
 use super::{Run, plan};
 use crate::channel;
+use crate::deploys::carried::{self, Standing};
 use crate::deploys::rules as deploy_rules;
 use crate::deploys::store::{self as deploy_store, DeployTask};
 use crate::link::keys::random_secret;
@@ -29,7 +31,7 @@ use crate::settings::rules::TIMEOUT_S_MAX;
 use crate::settings::{self, store::Loaded};
 
 /// What both kinds ask for.
-pub(super) struct Wanted {
+pub(crate) struct Wanted {
     pub action: Action,
     pub instances: Vec<i64>,
     pub version: Option<String>,
@@ -38,7 +40,7 @@ pub(super) struct Wanted {
     pub rollout: Option<Rollout>,
 }
 
-pub(super) fn wanted_instances(references: &Many<Reference>) -> Result<Vec<i64>> {
+pub(crate) fn wanted_instances(references: &Many<Reference>) -> Result<Vec<i64>> {
     let mut ids: Vec<i64> = Vec::with_capacity(references.0.len());
     for reference in &references.0 {
         if !ids.contains(&reference.id.0) {
@@ -48,7 +50,7 @@ pub(super) fn wanted_instances(references: &Many<Reference>) -> Result<Vec<i64>>
     if ids.is_empty() { Err(Error::invalid("instances", "give at least one")) } else { Ok(ids) }
 }
 
-pub(super) fn wanted_timeout(timeout: Option<Number>) -> Result<Option<i64>> {
+pub(crate) fn wanted_timeout(timeout: Option<Number>) -> Result<Option<i64>> {
     match timeout {
         Some(Number(seconds)) if !(1..=TIMEOUT_S_MAX).contains(&seconds) => {
             Err(Error::invalid("timeout", format!("must be 1 to {TIMEOUT_S_MAX} seconds")))
@@ -58,7 +60,7 @@ pub(super) fn wanted_timeout(timeout: Option<Number>) -> Result<Option<i64>> {
 }
 
 /// What a plan is made from.
-pub(super) struct Gathered {
+pub(crate) struct Gathered {
     pub input: plan::Input,
     /// Releases that instances have now, if the rollout is to take back what it changes.
     kept: Vec<store::KeptRelease>,
@@ -67,7 +69,7 @@ pub(super) struct Gathered {
 }
 
 /// A plan, and what it was made from.
-pub(super) struct Planned {
+pub(crate) struct Planned {
     pub input: plan::Input,
     pub drafts: Vec<plan::Draft>,
     /// What takes an instance back, if the rollout is to do so.
@@ -76,8 +78,17 @@ pub(super) struct Planned {
     pub timeout_s: i64,
 }
 
+impl Planned {
+    /// Has the source fetched at the commit that this plan is bound to, wherever its version points by then.
+    pub(crate) fn pin(&mut self, binding: &Binding) {
+        if let Some(source) = &mut self.source {
+            source.commit.clone_from(&binding.commit);
+        }
+    }
+}
+
 /// Reads everything that the plan needs, and checks it. Nothing is written.
-pub(super) async fn gather(
+pub(crate) async fn gather(
     read: &mut Read,
     deploy_task: DeployTask,
     creator: &str,
@@ -117,6 +128,7 @@ pub(super) async fn gather(
             credential_id: repository.credential_id,
             host_key: repository.host_key.clone(),
             ca_certificate: repository.ca_certificate.clone(),
+            commit: None,
             owner: Some(owner),
         }),
         _ => None,
@@ -155,7 +167,7 @@ pub(super) async fn gather(
 
 /// Renders the plan, on a thread of its own: for many targets it takes a processor for a while, and requests beside it
 /// do not wait.
-pub(super) async fn render(gathered: Gathered) -> Result<Planned> {
+pub(crate) async fn render(gathered: Gathered) -> Result<Planned> {
     let Gathered { input, kept, source, timeout_s } = gathered;
     let rendering = tokio::task::spawn_blocking(move || {
         let drafts = plan::draft(&input)?;
@@ -205,39 +217,79 @@ pub(super) enum Asked {
 
 /// Shows what a sub-task would do.
 pub(super) async fn look(call: Call<Run>, deploy_task_id: i64, wanted: Wanted) -> Result<Reply<Asked>> {
-    let creator = call.caller()?.username.clone();
     let mut read = call.read().await?;
     let deploy_task = deploy_store::load(&mut read, call.organisation_id(), deploy_task_id).await?;
+    let creator = creator(&call, &deploy_task, &wanted)?;
     let gathered = gather(&mut read, deploy_task, &creator, &wanted).await?;
     drop(read);
     let planned = render(gathered).await?;
     let commit = preview::commit(call.kernel(), call.organisation_id(), planned.source.as_ref()).await?;
-    let preview = preview::preview(&mut call.read().await?, planned, commit).await?;
+    let binding = Binding::of(&planned, commit);
+    let preview = preview::preview(&mut call.read().await?, planned, binding).await?;
     Ok(Reply::new(Asked::Planned(Box::new(preview))))
 }
 
+/// Whom scripts are told as the one who deploys: for an approved plan who wrote it, whoever carries it out.
+fn creator(call: &Call<Run>, deploy_task: &DeployTask, wanted: &Wanted) -> Result<String> {
+    let is_bound = deploy_task.plan.is_some() && wanted.action == Action::Upgrade;
+    Ok(if is_bound { deploy_task.creator.clone() } else { call.caller()?.username.clone() })
+}
+
 pub(super) async fn create(call: Call<Run>, deploy_task_id: i64, wanted: Wanted) -> Result<Reply<Asked>> {
-    let creator = call.caller()?.username.clone();
+    let username = call.caller()?.username.clone();
     let mut read = call.read().await?;
     let deploy_task = deploy_store::load(&mut read, call.organisation_id(), deploy_task_id).await?;
     deploy_rules::step(deploy_task.status, deploy_rules::Event::MakeSubTask, deploy_rules::Facts::default())?;
+    let creator = creator(&call, &deploy_task, &wanted)?;
     let gathered = gather(&mut read, deploy_task, &creator, &wanted).await?;
     drop(read);
-    let planned = render(gathered).await?;
+    let mut planned = render(gathered).await?;
     let addresses = channel::addresses(&call);
     let (action, instances) = (wanted.action, wanted.instances.len());
     let version = planned.input.version.clone();
+    let call = match hold_to_what_was_approved(call, &mut planned).await? {
+        Held::Good(call) => call,
+        Held::Void(tx, why) => {
+            carried::make_void(tx, &planned.input.deploy_task, &why).await?;
+            return Err(Error::conflict(format!("the approval of this deploy task is void: {why}")));
+        }
+    };
     let mut tx = call.begin().await?;
     deploy_store::lock(&mut tx, &planned.input.deploy_task).await?;
-    let made = store_planned(&mut tx, planned).await?;
+    let made = store_planned(&mut tx, planned, &username).await?;
     let entry = AuditEntry::new(AuditList::General, action.as_str(), "task", made.task_id, version)
         .detail(format!("deploy task {deploy_task_id}, {instances} instances"));
     let receipt = SubTaskReceipt { task_id: made.task_id.to_string(), task_output: addresses.of(&made.channel) };
     tx.commit(Audit::of(entry), Asked::Made(receipt)).await
 }
 
+enum Held {
+    Good(Call<Run>),
+    Void(Tx, String),
+}
+
+/// An update within a deploy task that was approved with its plan has to be that plan.
+async fn hold_to_what_was_approved(call: Call<Run>, planned: &mut Planned) -> Result<Held> {
+    let deploy_task = &planned.input.deploy_task;
+    let Some(approval) = deploy_task.approval.clone().filter(|_| planned.input.action == Action::Upgrade) else {
+        return Ok(Held::Good(call));
+    };
+    let organisation_id = call.organisation_id();
+    let commit = preview::commit(call.kernel(), organisation_id, planned.source.as_ref()).await?;
+    let asked = Binding::of(planned, commit);
+    if asked.digest == approval.0.digest {
+        planned.pin(&asked);
+        return Ok(Held::Good(call));
+    }
+    if let Standing::Void(why) = carried::standing(call.kernel(), organisation_id, deploy_task).await? {
+        return Ok(Held::Void(call.begin().await?, why));
+    }
+    let differences = approval.0.differences(&asked);
+    Err(Error::conflict(format!("this is not what was approved: {differences} differ")))
+}
+
 /// Stores a plan as a task, marks its instances as busy and wakes the engine.
-pub(super) async fn store_planned(tx: &mut Tx, planned: Planned) -> Result<Made> {
+pub(crate) async fn store_planned(tx: &mut Tx, planned: Planned, creator: &str) -> Result<Made> {
     let Planned { input, drafts, reverts, source, timeout_s } = planned;
     let channel = random_secret().map_err(Error::internal)?;
     let instances: Vec<i64> = input.targets.iter().map(|target| target.instance_id).collect();
@@ -259,7 +311,7 @@ pub(super) async fn store_planned(tx: &mut Tx, planned: Planned) -> Result<Made>
         timeout_s,
         keep_backups: input.settings.keep_backups(),
         source: source.as_ref(),
-        creator: &input.creator,
+        creator,
         deadline_at: tx.now().after(allowed),
         rollout: input.rollout.as_ref(),
         origin: None,

@@ -3,7 +3,7 @@
 //! Invariant: nothing is rendered here. What runs was rendered, and approved, with the task that is followed; a retry
 //! leaves out the steps that succeeded.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use drover_inventory::instances;
@@ -14,7 +14,7 @@ use drover_shared::words::{Action, ExecutionState as State};
 use super::plan;
 use super::rollout::Rollout;
 use super::rules::Role;
-use super::store::{self, Execution, NewExecution, NewTask, Origin, Task};
+use super::store::{self, Execution, NewExecution, Script, NewTask, Origin, Task};
 use crate::link::keys::random_secret;
 
 /// Hosts that a remark names.
@@ -85,17 +85,25 @@ pub(crate) async fn retry(tx: &mut Tx, task: &Task, executions: &[Execution], re
     let instances = failed.iter().filter(|one| one.role == Role::Instance).count();
     let mut batches = rollout.map(|rollout| rollout.batches(instances)).unwrap_or_default().into_iter();
     let mut parts = Vec::with_capacity(failed.len());
+    let mut scripts = scripts(tx, task).await?;
     for execution in failed {
-        let entry: Entry = serde_json::from_str(&execution.entry).map_err(Error::internal)?;
+        let Some(script) = scripts.remove(&execution.id) else { continue };
+        let entry: Entry = serde_json::from_str(&script.entry).map_err(Error::internal)?;
         let batch = if execution.role == Role::Instance { batches.next().unwrap_or(0) } else { 0 };
-        let entry = if retry.from_failed_step { without_done(entry, execution) } else { entry };
-        parts.push(Part { revert_entry: execution.revert_entry.clone(), ..part(execution, batch, entry) });
+        let entry = if retry.from_failed_step { without_done(entry, &script) } else { entry };
+        parts.push(Part { revert_entry: script.revert_entry, ..part(execution, batch, entry) });
     }
     let complete = task.plan_digest.is_some();
     let (version, creator) = (task.version.as_str(), retry.creator);
     let follow_up =
         FollowUp { origin: Origin::Retry, of: task, kind: task.kind, version, creator, rollout, parts, complete };
     insert(tx, follow_up).await
+}
+
+/// The texts of a task's executions, by execution.
+async fn scripts(tx: &mut Tx, task: &Task) -> Result<HashMap<String, Script>> {
+    let scripts = store::scripts(tx, task.id).await?;
+    Ok(scripts.into_iter().map(|script| (script.execution_id.clone(), script)).collect())
 }
 
 fn part(execution: &Execution, batch: i64, entry: Entry) -> Part {
@@ -112,9 +120,9 @@ fn part(execution: &Execution, batch: i64, entry: Entry) -> Part {
 
 /// The entry without the steps that were done. The artifact is fetched in any case, which costs nothing when the host
 /// still has it.
-fn without_done(mut entry: Entry, execution: &Execution) -> Entry {
+fn without_done(mut entry: Entry, script: &Script) -> Entry {
     let done = |index: usize| {
-        let steps = execution.steps.as_ref().and_then(|steps| steps.0.as_array())?;
+        let steps = script.steps.as_ref().and_then(|steps| steps.0.as_array())?;
         steps.get(index)?.get("state")?.as_str().map(|state| state == "succeeded")
     };
     let first = (0..entry.steps.len()).find(|index| done(*index) != Some(true)).unwrap_or(0);
@@ -133,12 +141,14 @@ pub(crate) async fn auto_revert(tx: &mut Tx, task: &Task, executions: &[Executio
     let started = |one: &&Execution| one.role == Role::Instance && one.dispatched_at.is_some() && !one.excluded;
     let mut parts = Vec::new();
     let mut left = Vec::new();
+    let mut scripts = scripts(tx, task).await?;
     for execution in executions.iter().filter(started) {
-        match (&execution.revert_entry, execution.state) {
+        let way_back = scripts.remove(&execution.id).and_then(|script| script.revert_entry);
+        match (way_back, execution.state) {
             (_, State::Lost) => left.push(format!("{} cannot say where it stands", execution.host_name)),
             (None, _) => left.push(format!("{} has no earlier release", execution.host_name)),
             (Some(entry), _) => {
-                let entry = serde_json::from_str(entry).map_err(Error::internal)?;
+                let entry = serde_json::from_str(&entry).map_err(Error::internal)?;
                 parts.push(part(execution, 0, entry));
             }
         }

@@ -3,8 +3,9 @@
 //! Making one renders the whole plan, marks its instances as busy and wakes the engine, in one transaction. Invariants:
 //! an instance is in one running task at a time; what runs is what was rendered when the task was made.
 
+pub(crate) mod binding;
 mod control;
-mod create;
+pub(crate) mod create;
 pub(crate) mod follow_up;
 pub mod health;
 pub(crate) mod plan;

@@ -100,17 +100,13 @@ pub(crate) fn draft(input: &Input) -> Result<Vec<Draft>> {
 /// emergency was seen before.
 pub(crate) fn draft_reverts(input: &Input, kept: Vec<KeptRelease>) -> Result<BTreeMap<i64, Entry>> {
     let mut reverts = BTreeMap::new();
+    let mut back = Input { action: Action::Revert, ..input.clone() };
     for release in kept.into_iter().filter(|release| release.is_current) {
         let Some(target) = input.targets.iter().find(|target| target.instance_id == release.instance_id) else {
             continue;
         };
-        let back = Input {
-            action: Action::Revert,
-            version: release.version.clone(),
-            releases: vec![release],
-            rollout: input.rollout.clone(),
-            ..input.clone()
-        };
+        back.version.clone_from(&release.version);
+        back.releases = vec![release];
         let entry = instance(&back, target)?.entry;
         check_size(&entry)?;
         reverts.insert(target.instance_id, entry);

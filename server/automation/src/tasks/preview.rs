@@ -7,11 +7,12 @@ use std::collections::{BTreeMap, HashMap};
 use drover_kernel::db::Read;
 use drover_kernel::{Error, Kernel, Result};
 use drover_shared::Digest;
-use drover_shared::order::{Entry, Probe, Step, canonical};
+use drover_shared::order::{Entry, Probe, Step};
 use drover_shared::words::Action;
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use super::binding::Binding;
 use super::create::Planned;
 use super::plan;
 use super::rollout::Rollout;
@@ -30,7 +31,7 @@ const CONTEXT_LINES: usize = 3;
 /// A plan that was not stored.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "SubTaskPlan")]
-pub(super) struct Preview {
+pub(crate) struct Preview {
     /// SHA-256 of everything that would run, and where.
     digest: String,
     #[schemars(with = "String")]
@@ -100,32 +101,11 @@ struct Change {
     diff: String,
 }
 
-/// Digest of a plan that has no number yet: what is approved, and what is compared before it runs.
-pub(super) fn digest(planned: &Planned, commit: Option<&str>) -> Digest {
-    let input = &planned.input;
-    // What is fetched, not how: a key that comes to be trusted changes nothing of it.
-    let source = planned.source.as_ref().map(|source| {
-        serde_json::json!({
-            "url": source.url, "branch": source.branch, "version": source.version, "path": source.path,
-        })
-    });
-    let header = serde_json::json!({
-        "action": input.action, "version": input.version, "commit": commit, "source": source,
-        "timeout_s": planned.timeout_s, "keep_backups": input.settings.keep_backups(), "rollout": input.rollout,
-    });
-    let mut text = canonical(&header);
-    for entry in planned.drafts.iter().map(|draft| &draft.entry).chain(planned.reverts.values()) {
-        text.push('\n');
-        text.push_str(&Digest::of(canonical(entry).as_bytes()).to_string());
-    }
-    Digest::of(text.as_bytes())
-}
-
 /// The commit that a source is at now. Asks the repository.
 ///
 /// # Errors
 /// A conflict with the repository's reason.
-pub(super) async fn commit(kernel: &Kernel, organisation_id: i64, source: Option<&Source>) -> Result<Option<String>> {
+pub(crate) async fn commit(kernel: &Kernel, organisation_id: i64, source: Option<&Source>) -> Result<Option<String>> {
     let Some(source) = source else { return Ok(None) };
     let wanted = GitSource {
         url: source.url.clone(),
@@ -143,8 +123,9 @@ pub(super) async fn commit(kernel: &Kernel, organisation_id: i64, source: Option
 ///
 /// # Errors
 /// When the database is not available.
-pub(super) async fn preview(read: &mut Read, planned: Planned, commit: Option<String>) -> Result<Preview> {
-    let digest = digest(&planned, commit.as_deref()).to_string();
+pub(crate) async fn preview(read: &mut Read, planned: Planned, binding: Binding) -> Result<Preview> {
+    let Binding { digest, commit, .. } = binding;
+    let digest = digest.to_string();
     let Planned { input, drafts, source, timeout_s, .. } = planned;
     let has_artifact = source.is_some();
     let mut shown = Shown::default();

@@ -78,6 +78,9 @@ pub(crate) struct Source {
     /// Certificates that the server is checked with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_certificate: Option<String>,
+    /// The commit to fetch, when it was approved; else the version is looked up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub commit: Option<String>,
     /// Whose repository it is: there a host key is remembered that was not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<Owner>,
@@ -96,12 +99,18 @@ row! {
         pub previous_status: Option<String>,
         pub attempt: i64,
         pub state: ExecutionState,
-        pub entry: String,
-        pub reason: Option<String>,
         pub batch: i64,
         pub excluded: bool,
         pub dispatched_at: Option<Time>,
         pub finished_at: Option<Time>,
+    }
+}
+
+row! {
+    /// What an execution was made from and did, which is long: read only by what makes or completes a plan.
+    pub struct Script {
+        pub execution_id: String,
+        pub entry: String,
         pub steps: Option<Json<serde_json::Value>>,
         pub revert_entry: Option<String>,
     }
@@ -348,7 +357,9 @@ pub(crate) async fn insert_executions(tx: &mut Tx, task_id: i64, executions: &[N
 /// Stores the finished text of an execution's entry, once its artifact is known.
 pub(crate) async fn set_entry(tx: &mut Tx, execution_id: &str, entry: &str) -> Result<()> {
     let digest = Digest::of(entry.as_bytes());
-    let sql = sql!("UPDATE executions SET entry = $2, entry_digest = $3 WHERE id = $1 AND state = 'queued'");
+    // One that a person took out meanwhile is completed as well: the plan covers it, and it may be tried again.
+    let sql =
+        sql!("UPDATE executions SET entry = $2, entry_digest = $3 WHERE id = $1 AND state IN ('queued', 'cancelled')");
     tx.run_one(sql, args![execution_id, entry, digest]).await
 }
 
@@ -428,7 +439,19 @@ pub(crate) async fn of_deploy_task(read: &mut Read, deploy_task_id: i64) -> Resu
 }
 
 pub(crate) async fn executions(read: &mut Read, task_id: i64) -> Result<Vec<Execution>> {
-    Ok(read.all(sql!("SELECT * FROM executions WHERE task_id = $1 ORDER BY ordinal"), args![task_id]).await?)
+    let sql = sql!(
+        "SELECT id, task_id, ordinal, role, instance_id, host_id, host_name, previous_status, attempt, state, batch, \
+         excluded, dispatched_at, finished_at FROM executions WHERE task_id = $1 ORDER BY ordinal"
+    );
+    Ok(read.all(sql, args![task_id]).await?)
+}
+
+/// The long texts of a task's executions, in the order of [`executions`].
+pub(crate) async fn scripts(read: &mut Read, task_id: i64) -> Result<Vec<Script>> {
+    let sql = sql!(
+        "SELECT id AS execution_id, entry, steps, revert_entry FROM executions WHERE task_id = $1 ORDER BY ordinal"
+    );
+    Ok(read.all(sql, args![task_id]).await?)
 }
 
 /// Who speaks in the output of a task.

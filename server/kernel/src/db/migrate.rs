@@ -24,7 +24,8 @@ migrations!(
     "0004_automation",
     "0005_rollouts",
     "0006_variables",
-    "0007_templates"
+    "0007_templates",
+    "0008_approvals"
 );
 
 /// Key of the advisory lock that lets one server migrate at a time.

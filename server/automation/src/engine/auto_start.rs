@@ -1,0 +1,109 @@
+//! Deploy tasks that start by themselves: at their time, once they are approved, with exactly the plan that was approved.
+//!
+//! Invariants: one that cannot start yet says why and is tried again, for an hour; one whose time passed longer ago never
+//! starts by itself; one whose plan became another one waits for review again.
+
+use std::time::Duration;
+
+use drover_kernel::room::Room;
+use drover_kernel::{Audit, AuditEntry, AuditList, Error, Kernel, Result};
+use drover_shared::words::{Action, Word as _};
+
+use super::{Engine, lock};
+use crate::deploys::carried::{self, Standing};
+use crate::deploys::moving::unchanged;
+use crate::deploys::rules::{self, Event, Facts};
+use crate::deploys::store::{self, DeployTask, Due};
+use crate::tasks::create::{Planned, store_planned};
+
+/// How long one that cannot start yet is left alone.
+const AGAIN: Duration = Duration::from_secs(30);
+
+/// Starts what is due, each beside the others.
+pub(super) async fn look(kernel: &Kernel) -> Result<()> {
+    let now = kernel.clock().now();
+    let engine = kernel.part::<Engine>();
+    let mut beyond = 0;
+    loop {
+        let due = store::due(&mut kernel.work().read().await?, now, beyond).await?;
+        let Some(last) = due.last() else { return Ok(()) };
+        beyond = last.id;
+        for one in due {
+            let free = lock(&engine.starting).get(&one.id).is_none_or(|not_before| now >= *not_before);
+            if free {
+                // At most one attempt at a time: the next one is not before this one had its time.
+                lock(&engine.starting).insert(one.id, now.after(AGAIN));
+                let owner = kernel.clone();
+                kernel.spawn(async move { attempt(&owner, &one).await });
+            }
+        }
+    }
+}
+
+async fn attempt(kernel: &Kernel, due: &Due) {
+    let outcome = match start(kernel, due).await {
+        Err(error @ Error::Internal(_)) => Err(error),
+        Err(error) => put_off(kernel, due, &error.to_string()).await,
+        Ok(()) => {
+            lock(&kernel.part::<Engine>().starting).remove(&due.id);
+            Ok(())
+        }
+    };
+    if let Err(error) = outcome {
+        tracing::warn!(deploy_task_id = due.id, %error, "a deploy task could not start by itself; it is tried again");
+    }
+}
+
+async fn start(kernel: &Kernel, due: &Due) -> Result<()> {
+    let task = store::load(&mut kernel.work().read().await?, due.organisation_id, due.id).await?;
+    if carried::is_too_late(task.planned_exec_at, kernel.clock().now()) {
+        return Err(Error::conflict("its time has passed"));
+    }
+    kernel.part::<Room>().require().await?;
+    match carried::standing(kernel, due.organisation_id, &task).await? {
+        Standing::Good(planned) => carry_out(kernel, due, &task, *planned).await,
+        Standing::Void(why) => {
+            let mut tx = kernel.work().begin(due.organisation_id).await?;
+            let task = unchanged(&mut tx, &task).await?;
+            carried::make_void(tx, &task, &why).await
+        }
+        Standing::Unbound => Err(Error::conflict("it was approved without its plan")),
+    }
+}
+
+/// Starts the deploy task and makes its update, in one transaction.
+async fn carry_out(kernel: &Kernel, due: &Due, task: &DeployTask, planned: Planned) -> Result<()> {
+    let mut tx = kernel.work().begin(due.organisation_id).await?;
+    let task = unchanged(&mut tx, task).await?;
+    let status = rules::step(task.status, Event::Start, Facts::default())?;
+    store::advance(&mut tx, &task, status).await?;
+    let instances = planned.input.targets.len();
+    let made = store_planned(&mut tx, planned, &task.creator).await?;
+    let about = "by itself at the planned time";
+    let started = AuditEntry::new(AuditList::General, "start", "deploy_task", task.id, task.version.clone());
+    let updated = AuditEntry::new(AuditList::General, Action::Upgrade.as_str(), "task", made.task_id, task.version);
+    let detail = format!("deploy task {}, {instances} instances, {about}", task.id);
+    tx.finish(Audit::all(vec![started.detail(about.to_owned()), updated.detail(detail)])).await
+}
+
+/// Says why it does not start yet, or why it never will.
+async fn put_off(kernel: &Kernel, due: &Due, why: &str) -> Result<()> {
+    let mut tx = kernel.work().begin(due.organisation_id).await?;
+    let task = store::load(&mut tx, due.organisation_id, due.id).await?;
+    let gives_up = carried::is_too_late(task.planned_exec_at, tx.now());
+    let before = task.status_reason.as_deref().filter(|_| gives_up).map(|before| format!(" ({before})"));
+    let reason = if gives_up {
+        format!("it did not start by itself: its time passed more than an hour ago{}", before.unwrap_or_default())
+    } else {
+        format!("it cannot start yet: {why}")
+    };
+    if task.status_reason.as_deref() == Some(&reason) {
+        return Ok(());
+    }
+    store::put_off(&mut tx, &task, &reason, !gives_up).await?;
+    if gives_up {
+        lock(&kernel.part::<Engine>().starting).remove(&due.id);
+    }
+    let entry = AuditEntry::new(AuditList::General, "put_off", "deploy_task", task.id, task.version).detail(reason);
+    tx.finish(Audit::of(entry)).await
+}

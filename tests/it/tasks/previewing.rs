@@ -1,0 +1,90 @@
+//! `?dry_run=true`: the plan of a sub-task, and nothing of it stored.
+
+use drover_kernel::{args, sql};
+use drover_tests::both_engines;
+use serde_json::{Value, json};
+
+use super::{counts, instances, references, reverts, upgrade, upgrades};
+use crate::deploys::{Repository, Shop};
+
+/// What an update of all instances would do.
+async fn look(shop: &Shop, deploy_task: i64, more: Value) -> Value {
+    let mut body = json!({"instances": references(&shop.instances)});
+    body.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+    shop.admin.post(&format!("{}?dry_run=true", upgrades(deploy_task)), body).await.expect(200)
+}
+
+both_engines! {
+    async fn a_plan_shows_every_script_and_stores_nothing(server: TestServer) {
+        let shop = Shop::new(&server, 3).await;
+        shop.hook("pre_exec", "echo {{ host.name }}").await;
+        shop.hook("post_exec", "echo same").await;
+        // It needs no approval: looking changes nothing.
+        let deploy_task = shop.task().await;
+        let before = counts(&server).await;
+        let plan = look(&shop, deploy_task, json!({"rollout": {"canary": 1}, "timeout": 77})).await;
+        assert_eq!(counts(&server).await, before);
+        assert_eq!(instances(&shop).await, ["stopped", "stopped", "stopped"]);
+        assert_eq!((&plan["kind"], &plan["version"], &plan["timeout"]), (&json!("upgrade"), &json!("1.0"), &json!(77)));
+        assert_eq!(plan["commit"], Value::Null);
+        assert_eq!(plan["batches"], json!([["web-1"], ["web-2", "web-3"]]));
+        let targets = plan["targets"].as_array().expect("targets");
+        let script = |target: &Value, step: usize| {
+            let digest = target["steps"][step]["script"].as_str().expect("a digest").to_owned();
+            plan["scripts"][&digest]["content"].as_str().expect("a text").to_owned()
+        };
+        let said: Vec<String> = targets.iter().map(|target| script(target, 0)).collect();
+        assert_eq!(said, ["echo web-1", "echo web-2", "echo web-3"]);
+        assert_eq!(plan["scripts"].as_object().map(serde_json::Map::len), Some(4), "equal texts are shown once");
+        let changes = plan["changes"].as_array().expect("changes");
+        let added = changes.iter().find(|change| change["step"] == "post_exec").expect("a change");
+        assert_eq!((&added["kind"], &added["hostnames"]), (&json!("added"), &json!(["web-1", "web-2", "web-3"])));
+        assert_eq!(plan, look(&shop, deploy_task, json!({"rollout": {"canary": 1}, "timeout": 77})).await);
+        let other = look(&shop, deploy_task, json!({"rollout": {"canary": 2}, "timeout": 77})).await;
+        assert_ne!(plan["digest"], other["digest"]);
+    }
+
+    async fn a_difference_is_against_what_last_ran(server: TestServer) {
+        let shop = Shop::new(&server, 2).await;
+        let script = shop.hook("pre_exec", "echo first\necho kept\n").await;
+        let deploy_task = shop.started().await;
+        let task = upgrade(&shop, deploy_task, &shop.instances).await;
+        server.run(sql!("UPDATE executions SET state = 'succeeded', dispatched_at = 1 WHERE task_id = $1"), args![task]).await;
+        assert_eq!(look(&shop, deploy_task, json!({})).await["changes"], json!([]));
+        let path = format!("/applications/deploy-scripts/{script}/");
+        shop.admin.patch(&path, json!({"content": "echo second\necho kept\n"})).await.expect(200);
+        let changes = look(&shop, deploy_task, json!({})).await["changes"].clone();
+        assert_eq!(changes.as_array().map(Vec::len), Some(1), "{changes:#}");
+        assert_eq!((&changes[0]["kind"], &changes[0]["hostnames"]), (&json!("changed"), &json!(["web-1", "web-2"])));
+        let diff = changes[0]["diff"].as_str().expect("text");
+        assert!(diff.contains("\n-echo first\n+echo second\n echo kept\n"), "{diff}");
+    }
+
+    async fn a_plan_names_the_commit_that_it_would_fetch(server: TestServer) {
+        let shop = Shop::new(&server, 1).await;
+        let repository = Repository::new();
+        shop.set(json!({"repository": repository.settings(), "deploy_path": "/srv/shop"})).await;
+        let deploy_task = shop.task().await;
+        let more = json!({"version": "main", "update_source": ""});
+        let first = look(&shop, deploy_task, more.clone()).await;
+        let commit = repository.commit("index.html", "two\n");
+        let second = look(&shop, deploy_task, more).await;
+        assert_eq!(second["commit"], commit.as_str());
+        assert_ne!((&first["commit"], &first["digest"]), (&second["commit"], &second["digest"]));
+    }
+
+    async fn what_cannot_be_planned_is_refused_as_it_would_be(server: TestServer) {
+        let shop = Shop::new(&server, 1).await;
+        shop.hook("pre_exec", "echo {{ nothing }}").await;
+        let deploy_task = shop.started().await;
+        let before = counts(&server).await;
+        let body = json!({"instances": references(&shop.instances)});
+        let made = shop.admin.post(&upgrades(deploy_task), body.clone()).await;
+        let looked = shop.admin.post(&format!("{}?dry_run=true", upgrades(deploy_task)), body).await;
+        assert_eq!((made.status, looked.status), (400, 400));
+        assert_eq!((&made.body["field"], &made.body["message"]), (&looked.body["field"], &looked.body["message"]));
+        let body = json!({"instances": references(&shop.instances), "version": "0.9"});
+        shop.admin.post(&format!("{}?dry_run=true", reverts(deploy_task)), body).await.expect_error(409, 10006);
+        assert_eq!(counts(&server).await, before);
+    }
+}
