@@ -113,6 +113,10 @@ deploy_tasks.created_at bigint NOT NULL
 deploy_tasks.reviewed_at bigint
 deploy_tasks.started_at bigint
 deploy_tasks.closed_at bigint
+deploy_tasks.plan jsonb
+deploy_tasks.approval jsonb
+deploy_tasks.auto_start boolean NOT NULL
+deploy_tasks.status_reason text
 deploy_template_hooks.organisation_id bigint NOT NULL
 deploy_template_hooks.template_id bigint NOT NULL
 deploy_template_hooks.hook text NOT NULL
@@ -450,6 +454,7 @@ CREATE INDEX deploy_hooks_by_script ON public.deploy_hooks USING btree (script_i
 CREATE INDEX deploy_settings_by_credential ON public.deploy_settings USING btree (credential_id) WHERE (credential_id IS NOT NULL)
 CREATE INDEX deploy_settings_by_template ON public.deploy_settings USING btree (template_id) WHERE (template_id IS NOT NULL)
 CREATE INDEX deploy_tasks_by_application ON public.deploy_tasks USING btree (application_id, id)
+CREATE INDEX deploy_tasks_starting ON public.deploy_tasks USING btree (planned_exec_at) WHERE (auto_start AND (status = 'approved'::text))
 CREATE INDEX deploy_template_hooks_by_script ON public.deploy_template_hooks USING btree (script_id)
 CREATE INDEX deploy_templates_by_credential ON public.deploy_templates USING btree (credential_id) WHERE (credential_id IS NOT NULL)
 CREATE INDEX deploy_templates_by_organisation ON public.deploy_templates USING btree (organisation_id, id)

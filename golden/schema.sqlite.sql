@@ -163,9 +163,11 @@ CREATE TABLE deploy_tasks (
     reviewed_at BIGINT,
     started_at BIGINT,
     closed_at BIGINT
-);
+, plan TEXT, approval TEXT, auto_start BOOLEAN NOT NULL DEFAULT FALSE, status_reason TEXT);
 
 CREATE INDEX deploy_tasks_by_application ON deploy_tasks (application_id, id);
+
+CREATE INDEX deploy_tasks_starting ON deploy_tasks (planned_exec_at) WHERE auto_start AND status = 'approved';
 
 CREATE TABLE deploy_template_hooks (
     organisation_id BIGINT NOT NULL REFERENCES organisations (id),

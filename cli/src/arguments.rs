@@ -127,6 +127,9 @@ pub(crate) struct Deploy {
     /// Make and approve the task, but do not start it
     #[arg(long)]
     pub(crate) no_start: bool,
+    /// Have it start by itself at this time, such as 2026-12-01T02:00+01:00, exactly as it was approved
+    #[arg(long, value_name = "TIME", value_parser = time, conflicts_with_all = ["task", "no_start"])]
+    pub(crate) at: Option<i64>,
     #[command(flatten)]
     pub(crate) following: Following,
 }
@@ -193,6 +196,13 @@ impl Rollout {
     }
 }
 
+/// A time with its distance from UTC, as seconds since 1970 UTC.
+fn time(text: &str) -> Result<i64, String> {
+    let seconds = chrono::DateTime::parse_from_rfc3339(text).map(|time| time.timestamp());
+    let minutes = || chrono::DateTime::parse_from_str(text, "%Y-%m-%dT%H:%M%#z").map(|time| time.timestamp());
+    seconds.or_else(|_| minutes()).map_err(|_| "write it as 2026-12-01T02:00+01:00 or 2026-12-01T01:00:00Z".to_owned())
+}
+
 /// Options of `plan`.
 #[derive(Debug, Args)]
 pub(crate) struct Plan {
@@ -231,7 +241,7 @@ pub(crate) struct Skip {
 pub(crate) struct Retry {
     #[command(flatten)]
     pub(crate) action: Action,
-    /// Only on these hosts, separated by commas; on all that failed when left out, but for lost ones
+    /// Only on these hosts, separated by commas; when left out on all that did not succeed, but for lost and skipped ones
     #[arg(long, value_name = "HOST", value_delimiter = ',')]
     pub(crate) hosts: Vec<String>,
     /// Run every step again, in place of going on at the failed one
@@ -321,7 +331,7 @@ pub(crate) enum Task {
     /// List tasks, newest first
     List(TaskList),
     /// Approve a task that waits for review
-    Approve(TaskId),
+    Approve(Approve),
     /// Turn a task down
     Reject(TaskId),
     /// Start an approved task
@@ -335,6 +345,16 @@ pub(crate) enum Task {
 pub(crate) struct TaskId {
     /// Id of the deploy task
     pub(crate) id: u64,
+}
+
+/// Options of `task approve`.
+#[derive(Debug, Args)]
+pub(crate) struct Approve {
+    /// Id of the deploy task
+    pub(crate) id: u64,
+    /// Only if this is still its plan: the digest that `drover plan` shows last
+    #[arg(long, value_name = "DIGEST")]
+    pub(crate) plan: Option<String>,
 }
 
 /// Options of `task list`.

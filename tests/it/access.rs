@@ -27,7 +27,10 @@ async fn objects(server: &TestServer) -> Objects {
     let application_id = id(&admin.post("/applications/", json!({"name": "classified"})).await.expect(200));
     let host_id = id(&admin.post("/hosts/", json!({"name": "vault", "host_type": "PHY_HOST"})).await.expect(200));
     let instances =
-        admin.post(&format!("/applications/{application_id}/instances/"), json!([{"hostid": host_id}])).await;
+        admin.post(&format!("/applications/{application_id}/instances/"), json!([{"hostid": host_id}])).await.expect(200);
+    let instance_id = id(&instances[0]);
+    let settings = format!("/applications/{application_id}/deploy-settings/");
+    admin.patch(&settings, json!({"enabled": true})).await.expect(200);
     let script = json!({"name": "hidden", "language": "bash", "content": "true"});
     let script_id = id(&admin.post("/applications/deploy-scripts/", script).await.expect(200));
     let role_id = id(&admin.post("/roles/", json!({"name": "keepers"})).await.expect(200));
@@ -36,9 +39,10 @@ async fn objects(server: &TestServer) -> Objects {
     let key_id = crate::credentials::key(&admin, "hidden key").await;
     let template_id = crate::templates::made(&admin, "hidden template").await;
     let deploy_task = "INSERT INTO deploy_tasks (id, organisation_id, application_id, version, description, level, \
-        package_source, planned_exec_at, creator_id, creator, status, created_at) \
-        VALUES (77, 1, $1, '1', '', 'A', '', 0, 1, 'admin', 'running', 0)";
-    server.run(Sql::literal(deploy_task), args![application_id]).await;
+        package_source, planned_exec_at, creator_id, creator, status, created_at, plan) \
+        VALUES (77, 1, $1, '1', '', 'A', '', 0, 1, 'admin', 'running', 0, $2)";
+    let plan = json!({"instances": [instance_id], "timeout": null, "rollout": null});
+    server.run(Sql::literal(deploy_task), args![application_id, plan]).await;
     for (task_id, kind) in [(78, "upgrade"), (79, "revert")] {
         let task = "INSERT INTO tasks (id, organisation_id, deploy_task_id, application_id, kind, channel, version, \
             timeout_s, keep_backups, phase, creator, created_at, deadline_at) \
@@ -49,7 +53,7 @@ async fn objects(server: &TestServer) -> Objects {
     let ids = [
         ("applications", application_id.to_string()),
         ("hosts", host_id.to_string()),
-        ("{instance_id}", id(&instances.expect(200)[0]).to_string()),
+        ("{instance_id}", instance_id.to_string()),
         ("deploy-scripts", script_id.to_string()),
         ("password", password_id.to_string()),
         ("ssh-private-key", key_id.to_string()),

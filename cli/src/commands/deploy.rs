@@ -16,6 +16,8 @@ struct Job {
     version: String,
     source: String,
     instances: Vec<Instance>,
+    timeout: Option<u32>,
+    rollout: Option<Value>,
 }
 
 pub(crate) fn run(server: &Server, deploy: &Deploy, json: bool) -> Result<()> {
@@ -29,12 +31,12 @@ pub(crate) fn run(server: &Server, deploy: &Deploy, json: bool) -> Result<()> {
         rollout::act(server, task, "approve").map_err(|failure| left(failure, task, "waits for review"))?;
         status = "approved";
     }
-    if status == "approved" && !deploy.no_start {
+    if status == "approved" && !deploy.no_start && deploy.at.is_none() {
         rollout::act(server, task, "start").map_err(|failure| left(failure, task, "is approved"))?;
         status = "running";
     }
     if status != "running" {
-        return stopped(task, status, json);
+        return stopped(task, status, deploy.at.is_some(), json);
     }
     if deploy.no_start {
         return Err(Failure::usage(format!("task {task} has been started already")));
@@ -46,7 +48,7 @@ pub(crate) fn run(server: &Server, deploy: &Deploy, json: bool) -> Result<()> {
         &job.instances,
         &job.version,
         Some(source),
-        (deploy.following.timeout, deploy.rollout.as_json()),
+        (job.timeout, job.rollout.clone()),
     )?;
     if !json {
         eprintln!("Task {} deploys version {} to {}.", sub_task.name(), job.version, rollout::hosts(&job.instances));
@@ -64,15 +66,20 @@ fn made(server: &Server, deploy: &Deploy, json: bool) -> Result<Job> {
     let question = format!("Deploy {} {version} to {}?", application.full_name, rollout::hosts(&instances));
     rollout::confirm(&question, deploy.following.yes, json)?;
     let source = deploy.source.clone().unwrap_or_default();
+    let (timeout, rollout) = (deploy.following.timeout, deploy.rollout.as_json());
+    // What somebody else reviews, or what runs later, is bound to what it was when it was approved.
+    let later = deploy.no_approve || deploy.no_start || deploy.at.is_some();
     let new = NewTask {
         application: application.id,
         version,
         source: &source,
         level: deploy.level.as_str(),
         description: &deploy.description,
+        plan: later.then(|| rollout::plan(&instances, (timeout, rollout.clone()))),
+        at: deploy.at,
     };
     let task = rollout::make_task(server, &new)?;
-    Ok(Job { task, status: "wait_review".to_owned(), version: version.clone(), source, instances })
+    Ok(Job { task, status: "wait_review".to_owned(), version: version.clone(), source, instances, timeout, rollout })
 }
 
 /// Finds the deploy task that somebody made before.
@@ -83,11 +90,20 @@ fn found(server: &Server, deploy: &Deploy, task: u64, json: bool) -> Result<Job>
         return Err(Failure::usage(format!("task {task} is {status}: make a new one")));
     }
     let application = Application::find(server, &application_id(&detail)?.to_string())?;
-    let instances = application.instances(server, &deploy.targets)?;
+    let mut instances = application.instances(server, &deploy.targets)?;
+    let (mut timeout, mut rollout) = (deploy.following.timeout, deploy.rollout.as_json());
+    let says_nothing = deploy.targets.hosts.is_empty() && timeout.is_none() && rollout.is_none();
+    if let Some(ids) = detail["plan"]["instances"].as_array().filter(|_| says_nothing) {
+        let place = |instance: &Instance| ids.iter().position(|id| id.as_u64() == Some(instance.id));
+        instances.retain(|instance| place(instance).is_some());
+        instances.sort_by_key(place);
+        timeout = detail["plan"]["timeout"].as_u64().and_then(|seconds| u32::try_from(seconds).ok());
+        rollout = Some(detail["plan"]["rollout"].clone()).filter(|rollout| !rollout.is_null());
+    }
     let version = output::cell(&detail, "version");
     let question = format!("Deploy {} {version} to {}?", application.full_name, rollout::hosts(&instances));
     rollout::confirm(&question, deploy.following.yes, json)?;
-    Ok(Job { task, status, version, source: output::cell(&detail, "package_source"), instances })
+    Ok(Job { task, status, version, source: output::cell(&detail, "package_source"), instances, timeout, rollout })
 }
 
 fn application_id(task: &Value) -> Result<u64> {
@@ -105,12 +121,16 @@ fn left(failure: Failure, task: u64, state: &str) -> Failure {
 }
 
 /// The caller wanted no more than this.
-fn stopped(task: u64, status: &str, json: bool) -> Result<()> {
+fn stopped(task: u64, status: &str, by_itself: bool, json: bool) -> Result<()> {
     if json {
         return output::json(&json!({ "deploy_task_id": task, "status": status }));
     }
     output::line(&task.to_string())?;
     let next = if status == "wait_review" { "It waits for review" } else { "It is approved" };
-    eprintln!("{next}; go on with `drover deploy --task {task}`.");
+    if by_itself {
+        eprintln!("{next}; once approved it starts by itself at its time. See it with `drover plan {task}`.");
+    } else {
+        eprintln!("{next}; see it with `drover plan {task}`, go on with `drover deploy --task {task}`.");
+    }
     Ok(())
 }

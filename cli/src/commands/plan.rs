@@ -1,8 +1,8 @@
 //! `plan`: what a deploy task would do now, and how that differs from what last ran.
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use super::rollout::{Application, TASKS};
+use super::rollout::{self, Application, TASKS};
 use crate::api::Server;
 use crate::arguments::Plan;
 use crate::failure::{Failure, Result};
@@ -11,14 +11,16 @@ use crate::output;
 
 pub(super) fn run(server: &Server, plan: &Plan, json: bool) -> Result<()> {
     let task = server.get(&format!("{TASKS}{}/", plan.task))?;
-    let application = Application::find(server, &output::cell(&task, "application_id"))?;
-    let instances = application.instances(server, &plan.targets)?;
-    let ids: Vec<Value> = instances.iter().map(|instance| json!({ "id": instance.id })).collect();
-    let mut body = json!({ "instances": ids });
-    if let Some(rollout) = plan.rollout.as_json() {
-        body["rollout"] = rollout;
-    }
-    let told = server.post(&format!("{}?dry_run=true", Kind::Upgrade.path(plan.task)), &body)?;
+    let rule = plan.rollout.as_json();
+    let says_nothing = plan.targets.hosts.is_empty() && !plan.targets.all && rule.is_none();
+    let told = if says_nothing && task["plan"].is_object() {
+        server.get(&format!("{TASKS}{}/plan/", plan.task))?
+    } else {
+        let application = Application::find(server, &output::cell(&task, "application_id"))?;
+        let instances = application.instances(server, &plan.targets)?;
+        let body = rollout::plan(&instances, (None, rule));
+        server.post(&format!("{}?dry_run=true", Kind::Upgrade.path(plan.task)), &body)?
+    };
     if json {
         output::json(&told)?;
     } else {

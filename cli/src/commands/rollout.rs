@@ -38,6 +38,10 @@ pub(crate) struct NewTask<'a> {
     pub(crate) source: &'a str,
     pub(crate) level: &'a str,
     pub(crate) description: &'a str,
+    /// The update that it carries, if it is to be approved with it.
+    pub(crate) plan: Option<Value>,
+    /// When it starts by itself, in seconds since 1970 UTC.
+    pub(crate) at: Option<i64>,
 }
 
 impl Application {
@@ -111,7 +115,9 @@ pub(crate) fn make_task(server: &Server, task: &NewTask<'_>) -> Result<u64> {
             "package_source": task.source,
             "level": task.level,
             "description": task.description,
-            "planned_exec_time": clock::now_seconds(),
+            "planned_exec_time": task.at.map_or_else(|| json!(clock::now_seconds()), |at| json!(at)),
+            "auto_start": task.at.is_some(),
+            "plan": task.plan,
         }),
     )?;
     let id = made["id"].as_u64();
@@ -123,6 +129,25 @@ pub(crate) fn act(server: &Server, task: u64, action: &str) -> Result<()> {
     server.act(&format!("{TASKS}{task}/actions/{action}/")).map(drop)
 }
 
+/// Approves a deploy task, if its plan is still the one that was looked at.
+pub(crate) fn approve(server: &Server, task: u64, plan: Option<&str>) -> Result<()> {
+    let body = plan.map_or_else(|| json!({}), |digest| json!({ "plan_digest": digest }));
+    server.post(&format!("{TASKS}{task}/actions/approve/"), &body).map(drop)
+}
+
+/// The update of these instances, as a deploy task carries it.
+pub(crate) fn plan(instances: &[Instance], (timeout, rollout): (Option<u32>, Option<Value>)) -> Value {
+    let ids: Vec<Value> = instances.iter().map(|instance| json!({ "id": instance.id })).collect();
+    let mut plan = json!({ "instances": ids });
+    if let Some(seconds) = timeout {
+        plan["timeout"] = json!(seconds);
+    }
+    if let Some(rollout) = rollout {
+        plan["rollout"] = rollout;
+    }
+    plan
+}
+
 /// Makes a sub-task.
 pub(crate) fn make_sub_task(
     server: &Server,
@@ -132,16 +157,10 @@ pub(crate) fn make_sub_task(
     source: Option<&str>,
     (timeout, rollout): (Option<u32>, Option<Value>),
 ) -> Result<SubTask> {
-    let ids: Vec<Value> = instances.iter().map(|instance| json!({ "id": instance.id })).collect();
-    let mut body = json!({ "instances": ids, "version": version });
+    let mut body = plan(instances, (timeout, rollout));
+    body["version"] = json!(version);
     if kind == Kind::Upgrade {
         body["update_source"] = json!(source.unwrap_or_default());
-    }
-    if let Some(seconds) = timeout {
-        body["timeout"] = json!(seconds);
-    }
-    if let Some(rollout) = rollout {
-        body["rollout"] = rollout;
     }
     let receipt = server.post(&kind.path(deploy_task), &body)?;
     let (Some(id), Some(task_output)) = (receipt["task_id"].as_str(), receipt["task_output"].as_str()) else {

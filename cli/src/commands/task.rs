@@ -34,7 +34,10 @@ pub(crate) fn run(server: &Server, task: &Task, json: bool) -> Result<()> {
     match task {
         Task::Show(id) => show(server, id.id, json),
         Task::List(list) => self::list(server, list, json),
-        Task::Approve(id) => act(server, id.id, ("approve", "approved"), json),
+        Task::Approve(approve) => {
+            rollout::approve(server, approve.id, approve.plan.as_deref())?;
+            said(approve.id, "approved", json)
+        }
         Task::Reject(id) => act(server, id.id, ("reject", "rejected"), json),
         Task::Start(id) => act(server, id.id, ("start", "running"), json),
         Task::Close(id) => act(server, id.id, ("close", "closed"), json),
@@ -54,10 +57,14 @@ fn show(server: &Server, id: u64, json: bool) -> Result<()> {
         ("source", cell(&task, "package_source")),
         ("level", cell(&task, "level")),
         ("status", cell(&task, "status")),
+        ("because", cell(&task, "status_reason")),
+        ("plan", cell(&task, "plan_digest")),
+        ("commit", cell(&task, "plan_commit")),
         ("description", cell(&task, "description")),
         ("creator", cell(&task, "creator")),
         ("created", cell(&task, "created_time")),
         ("planned for", planned.unwrap_or_default()),
+        ("starts", if task["auto_start"] == true { "by itself".to_owned() } else { String::new() }),
         ("reviewer", cell(&task, "reviewer")),
         ("reviewed", cell(&task, "reviewed_time")),
         ("assignee", cell(&task["assignee"], "username")),
@@ -103,6 +110,10 @@ fn list(server: &Server, list: &TaskList, json: bool) -> Result<()> {
 
 fn act(server: &Server, id: u64, (action, status): (&str, &str), json: bool) -> Result<()> {
     rollout::act(server, id, action)?;
+    said(id, status, json)
+}
+
+fn said(id: u64, status: &str, json: bool) -> Result<()> {
     if json {
         return output::json(&json!({ "deploy_task_id": id, "status": status }));
     }

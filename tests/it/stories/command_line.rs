@@ -80,3 +80,36 @@ async fn logs_are_read_later_and_followed() {
     assert!(output.lines().count() > 1 && output.contains("now v1"), "{output}");
     shop.says(4, &["--token", &token, "logs", "99"]).await;
 }
+
+#[tokio::test]
+async fn what_a_reviewer_saw_is_what_runs() {
+    let shop = Shop::with_versions(&["web-1", "web-2"]).await;
+    shop.hook("post_exec", "bash", "echo \"now {{ version }}\"").await;
+    let token = shop.api().token().to_owned();
+    let says = async |code: i32, arguments: &[&str]| shop.says(code, &[&["--token", &token], arguments].concat()).await;
+    let made = ["deploy", "shop", "--version", "v1", "--hosts", "web-2", "--batch", "1", "--no-approve", "--yes"];
+    assert_eq!(says(0, &made).await, "1\n");
+    let plan = says(2, &["plan", "1"]).await;
+    assert!(plan.contains("batch 1: web-2\n") && plan.contains("+echo \"now v1\"") && !plan.contains("web-1"), "{plan}");
+    let digest = plan.lines().last().expect("a digest").trim_start_matches("plan ").to_owned();
+    let change = json!({"content": "echo \"{{ version }} is here\""});
+    shop.api().patch("/applications/deploy-scripts/1/", change).await.expect(200);
+    says(2, &["task", "approve", "1", "--plan", &digest]).await;
+    let plan = says(2, &["plan", "1"]).await;
+    let digest = plan.lines().last().expect("a digest").trim_start_matches("plan ").to_owned();
+    says(0, &["task", "approve", "1", "--plan", &digest]).await;
+    let output = says(0, &["deploy", "--task", "1", "--yes"]).await;
+    assert!(output.contains("v1 is here"), "{output}");
+    assert_eq!(shop.current("web-2", "index.html").as_deref(), Some("one\n"));
+    assert_eq!(shop.current("web-1", "index.html"), None, "the plan was for the other host");
+
+    // At its time it starts by itself.
+    let made = ["deploy", "shop", "--version", "v2", "--at", "2020-01-01T00:00Z", "--yes"];
+    says(2, &made).await;
+    let now = Command::new("date").arg("+%Y-%m-%dT%H:%M:%S%:z").output().expect("the time");
+    let now = String::from_utf8(now.stdout).expect("text");
+    says(0, &["deploy", "shop", "--version", "v2", "--at", now.trim(), "--yes"]).await;
+    wait_until("the start", async || shop.current("web-1", "index.html").as_deref() == Some("two\n")).await;
+    let shown = says(0, &["task", "show", "3"]).await;
+    assert!(shown.contains("by itself") && shown.contains("running"), "{shown}");
+}

@@ -214,7 +214,8 @@ async fn skip(call: Call<Run>, ids: (i64, i64), kind: Action, body: Skip) -> Res
 /// What to try again.
 #[derive(Deserialize, JsonSchema)]
 struct RetryNew {
-    /// Instances; all that failed when left out, but for lost ones, which have to be named.
+    /// Instances; when left out all that did not succeed, also those that never had their turn, but for lost ones and those
+    /// that were taken out, which have to be named.
     #[serde(default)]
     instances: Option<Many<Reference>>,
     /// Whether steps that succeeded are left out; true when left out.
