@@ -54,7 +54,7 @@ pub(super) async fn withheld(kernel: &Kernel, session: &Session, id: &str, attem
     restore_instance(&mut tx, known.instance_id, previous.as_deref()).await?;
     let (task_id, line) = (known.task_id, format!("{}: not started: {reason}", known.host_name));
     tx.after_commit(move |kernel| say_and_wake(kernel, task_id, line));
-    ended(tx, &known).await
+    ended(tx, &known, true).await
 }
 
 /// Nobody can say how an execution ended.
