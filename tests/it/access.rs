@@ -26,8 +26,10 @@ async fn objects(server: &TestServer) -> Objects {
     let admin = server.admin();
     let application_id = id(&admin.post("/applications/", json!({"name": "classified"})).await.expect(200));
     let host_id = id(&admin.post("/hosts/", json!({"name": "vault", "host_type": "PHY_HOST"})).await.expect(200));
-    let instances =
-        admin.post(&format!("/applications/{application_id}/instances/"), json!([{"hostid": host_id}])).await.expect(200);
+    let instances = admin
+        .post(&format!("/applications/{application_id}/instances/"), json!([{"hostid": host_id}]))
+        .await
+        .expect(200);
     let instance_id = id(&instances[0]);
     let settings = format!("/applications/{application_id}/deploy-settings/");
     admin.patch(&settings, json!({"enabled": true})).await.expect(200);

@@ -37,7 +37,15 @@ fn running(server: &Server, application: &Application) -> Result<Option<u64>> {
 /// Makes a deploy task for the revert and starts it.
 fn started(server: &Server, application: &Application, version: &str) -> Result<u64> {
     let description = format!("Revert to {version}");
-    let new = NewTask { application: application.id, version, source: "", level: "C", description: &description, plan: None, at: None };
+    let new = NewTask {
+        application: application.id,
+        version,
+        source: "",
+        level: "C",
+        description: &description,
+        plan: None,
+        at: None,
+    };
     let task = rollout::make_task(server, &new)?;
     rollout::act(server, task, "approve")?;
     rollout::act(server, task, "start")?;

@@ -90,7 +90,10 @@ async fn what_a_reviewer_saw_is_what_runs() {
     let made = ["deploy", "shop", "--version", "v1", "--hosts", "web-2", "--batch", "1", "--no-approve", "--yes"];
     assert_eq!(says(0, &made).await, "1\n");
     let plan = says(2, &["plan", "1"]).await;
-    assert!(plan.contains("batch 1: web-2\n") && plan.contains("+echo \"now v1\"") && !plan.contains("web-1"), "{plan}");
+    assert!(
+        plan.contains("batch 1: web-2\n") && plan.contains("+echo \"now v1\"") && !plan.contains("web-1"),
+        "{plan}"
+    );
     let digest = plan.lines().last().expect("a digest").trim_start_matches("plan ").to_owned();
     let change = json!({"content": "echo \"{{ version }} is here\""});
     shop.api().patch("/applications/deploy-scripts/1/", change).await.expect(200);

@@ -48,7 +48,12 @@ pub fn routes() -> Routes {
         .get(&at(""), "deploy-task-detail", "Read one deploy task with its sub-tasks.", detail)
         .patch(&at(""), "deploy-task-update", "Change a deploy task that is not approved yet.", update)
         .get(&at("plan/"), "deploy-task-plan", "See what the update that a deploy task carries would do.", moving::plan)
-        .post(&at("actions/approve/"), "deploy-task-approve", "Approve a deploy task that waits for review.", moving::approve)
+        .post(
+            &at("actions/approve/"),
+            "deploy-task-approve",
+            "Approve a deploy task that waits for review.",
+            moving::approve,
+        )
         .post(&at("actions/reject/"), "deploy-task-reject", "Turn a deploy task down.", moving::reject)
         .post(&at("actions/start/"), "deploy-task-start", "Begin carrying out an approved deploy task.", moving::start)
         .post(&at("actions/close/"), "deploy-task-close", "End a deploy task.", moving::close)

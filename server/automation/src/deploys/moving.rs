@@ -59,7 +59,12 @@ pub(super) async fn reject(call: Call<Review>, id: Path<i64>) -> Result<Reply<Me
     review(call, read, Event::Reject, None).await
 }
 
-async fn review(call: Call<Review>, read: DeployTask, event: Event, binding: Option<Binding>) -> Result<Reply<Message>> {
+async fn review(
+    call: Call<Review>,
+    read: DeployTask,
+    event: Event,
+    binding: Option<Binding>,
+) -> Result<Reply<Message>> {
     let user_id = call.caller()?.user_id;
     let server_asks = call.kernel().settings().four_eyes;
     let mut tx = call.begin().await?;

@@ -14,7 +14,7 @@ use drover_shared::words::{Action, ExecutionState as State};
 use super::plan;
 use super::rollout::Rollout;
 use super::rules::Role;
-use super::store::{self, Execution, NewExecution, Script, NewTask, Origin, Task};
+use super::store::{self, Execution, NewExecution, NewTask, Origin, Script, Task};
 use crate::link::keys::random_secret;
 
 /// Hosts that a remark names.
