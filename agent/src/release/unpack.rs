@@ -15,6 +15,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use drover_shared::Digest;
 use drover_shared::order::canonical;
 use nix::fcntl::OFlag;
+use nix::sys::statvfs::{Statvfs, fstatvfs, statvfs};
 use sha2::{Digest as _, Sha256};
 
 use crate::accounts::Account;
@@ -45,6 +46,26 @@ pub struct Order<'a> {
     pub owner: &'a Account,
 }
 
+/// Checks before anything is stopped for it that an artifact can be unpacked: that it is acceptable, and that there is
+/// room. Changes nothing.
+///
+/// # Errors
+/// A sentence for people.
+pub fn check(layout: &Layout, order: &Order<'_>, stopped: &mut dyn FnMut() -> bool) -> Result<(), String> {
+    check_name(order.release)?;
+    let mut contents = archive::check(order.archive, stopped)?;
+    Shared::parse(order.shared_paths)?.carve(&mut contents)?;
+    match layout.open()? {
+        Some(site) if is_noted(&site, order).is_some() => Ok(()),
+        Some(site) => check_space(fstatvfs(&site.releases), layout.root(), &contents),
+        // Made later, on the file system of the folder that it will be in.
+        None => {
+            let above = layout.root().ancestors().find(|above| above.exists()).unwrap_or(Path::new("/"));
+            check_space(statvfs(above), layout.root(), &contents)
+        }
+    }
+}
+
 /// Unpacks an artifact; `stopped` ends the work early. Gives a line for people.
 ///
 /// # Errors
@@ -59,7 +80,7 @@ pub fn unpack(layout: &Layout, order: &Order<'_>, stopped: &mut dyn FnMut() -> b
     if is_whole(&site, order, stopped) {
         return Ok(format!("{} is here already, whole", order.release));
     }
-    check_space(&site, &contents)?;
+    check_space(fstatvfs(&site.releases), site.root(), &contents)?;
     let temporary = format!(".{}.tmp-{}", order.release, order.execution_id);
     let outcome = Workplace::make(&site, &temporary, stopped).and_then(|workplace| {
         let members = workplace.fill(order, &contents, &shared, stopped)?;
@@ -73,22 +94,25 @@ pub fn unpack(layout: &Layout, order: &Order<'_>, stopped: &mut dyn FnMut() -> b
 }
 
 fn is_whole(site: &Site, order: &Order<'_>, stopped: &mut dyn FnMut() -> bool) -> bool {
-    manifest::about(&site.notes, &manifest_name(order.release)).is_ok_and(|about| {
-        about.artifact_digest == order.digest
-            && about.shared_paths == order.shared_paths
-            && verify::verify_in(site, order.release, about.tree_digest, stopped).is_ok()
-    })
+    is_noted(site, order)
+        .is_some_and(|about| verify::verify_in(site, order.release, about.tree_digest, stopped).is_ok())
 }
 
-fn check_space(site: &Site, contents: &Contents) -> Result<(), String> {
-    let Ok(stat) = nix::sys::statvfs::fstatvfs(&site.releases) else { return Ok(()) };
+/// What is noted of the release, if it is the one that is wanted.
+fn is_noted(site: &Site, order: &Order<'_>) -> Option<About> {
+    let about = manifest::about(&site.notes, &manifest_name(order.release)).ok()?;
+    (about.artifact_digest == order.digest && about.shared_paths == order.shared_paths).then_some(about)
+}
+
+fn check_space(stat: nix::Result<Statvfs>, root: &Path, contents: &Contents) -> Result<(), String> {
+    let Ok(stat) = stat else { return Ok(()) };
     let available = stat.blocks_available() * stat.fragment_size();
     let members = contents.members.len() as u64;
     let needed = contents.bytes + members * 512;
     if needed > available {
         return Err(format!(
             "the disk is full: {needed} bytes are needed below `{}`, {available} are free",
-            site.root().display()
+            root.display()
         ));
     }
     if stat.files() > 0 && members > stat.files_available() {

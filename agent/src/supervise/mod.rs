@@ -153,6 +153,11 @@ fn run(context: &mut Context) -> Finished {
     let mut stop = context.watch.stop();
     for (index, step) in steps.iter().enumerate() {
         let outcome = match fetched.iter().find(|(at, _)| *at == index) {
+            Some((_, outcome)) if stop.is_none() && failure.is_none() => {
+                let outcome = look_ahead(context, index, step, outcome.clone());
+                stop = context.watch.stop();
+                outcome
+            }
             Some((_, outcome)) => outcome.clone(),
             None if failure.is_some() || stop.is_some() => skipped(step, context.log.length()),
             None => {
@@ -171,6 +176,24 @@ fn run(context: &mut Context) -> Finished {
         stop = None;
     }
     finish(context, outcomes, failure, stop)
+}
+
+/// A download that went well, unless what was downloaded has no room: that is said before a script stops anything.
+fn look_ahead(context: &mut Context, index: usize, step: &Step, mut outcome: StepOutcome) -> StepOutcome {
+    if outcome.state != StepState::Succeeded {
+        return outcome;
+    }
+    let Err(error) = steps::check_room(context, index) else { return outcome };
+    if context.watch.stop().is_some() {
+        return outcome;
+    }
+    let at = u16::try_from(index).unwrap_or(u16::MAX);
+    let state = StepState::Failed;
+    let event = StepEvent { step: step.name().to_owned(), state, exit_code: None, error: Some(error.clone()) };
+    let _ = context.log.notice(at, &explain(step, &error)).and_then(|()| context.log.event(at, &event));
+    let _ = context.log.flush();
+    outcome.log_end = context.log.length();
+    StepOutcome { state, error: Some(error), ..outcome }
 }
 
 fn finish(context: &mut Context, steps: Vec<StepOutcome>, failure: Option<String>, stop: Option<Stop>) -> Finished {

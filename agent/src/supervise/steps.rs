@@ -20,7 +20,9 @@ pub(crate) fn carry_out(context: &mut Context, index: u16, step: &Step) -> StepE
             let cached = context.folder.artifact(digest).is_file();
             if cached { Ok(Vec::new()) } else { Err("the artifact is not on this host".to_owned()) }
         }
-        Step::Unpack { digest, release } => unpack_step(context, digest, release),
+        Step::Unpack { digest, release } => unpack_step(context, digest, release, |layout, order, stop| {
+            unpack::unpack(layout, order, stop).map(|line| vec![line])
+        }),
         Step::Verify { release, tree_digest } => {
             let layout = layout(context);
             let mut stop = || context.watch.stop().is_some();
@@ -56,7 +58,27 @@ fn layout(context: &Context) -> Result<Layout, String> {
     Ok(Layout::new(path))
 }
 
-fn unpack_step(context: &mut Context, digest: &drover_shared::Digest, release: &str) -> Result<Vec<String>, String> {
+/// Before a script may stop anything for it: the release that is unpacked behind the script will have room.
+///
+/// # Errors
+/// A sentence for people; nothing was changed.
+pub(crate) fn check_room(context: &mut Context, index: usize) -> Result<(), String> {
+    let later = context.entry.steps.get(index + 1..).unwrap_or_default();
+    let unpack = later.iter().position(|step| matches!(step, Step::Unpack { .. })).filter(|at| *at > 0);
+    // One that follows at once looks by itself.
+    let Some(Step::Unpack { digest, release }) = unpack.and_then(|at| later.get(at)).cloned() else { return Ok(()) };
+    unpack_step(context, &digest, &release, |layout, order, stop| {
+        unpack::check(layout, order, stop).map(|()| Vec::new())
+    })
+    .map(drop)
+}
+
+fn unpack_step(
+    context: &mut Context,
+    digest: &drover_shared::Digest,
+    release: &str,
+    what: impl FnOnce(&Layout, &unpack::Order<'_>, &mut dyn FnMut() -> bool) -> Result<Vec<String>, String>,
+) -> Result<Vec<String>, String> {
     let layout = layout(context)?;
     let owner = accounts::find(context.entry.run_user.as_deref())?;
     let archive = context.folder.artifact(digest);
@@ -70,7 +92,7 @@ fn unpack_step(context: &mut Context, digest: &drover_shared::Digest, release: &
         shared_paths: &context.entry.shared_paths,
         owner: &owner,
     };
-    unpack::unpack(&layout, &order, &mut || watch.stop().is_some()).map(|line| vec![line])
+    what(&layout, &order, &mut || watch.stop().is_some())
 }
 
 /// Whether a supervisor of this execution lives on this host.

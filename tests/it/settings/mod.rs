@@ -26,7 +26,7 @@ async fn details(server: &TestServer) -> Vec<String> {
 fn defaults(application: i64) -> Value {
     json!({
         "id": 0, "enabled": false, "creator": null, "application": application, "repository": null, "deploy_path": null,
-        "timeout": 120, "keep_backups": 5, "template": null, "script_running_user": null, "four_eyes": false,
+        "timeout": 120, "keep_backups": 5, "shared_paths": [], "template": null, "script_running_user": null, "four_eyes": false,
         "from_template": [],
         "lifecycle_hooks": {
             "running_user": null, "global_pre_exec": null, "pre_exec": null, "post_exec": null, "global_post_exec": null,
@@ -143,9 +143,11 @@ both_engines! {
             ("timeout", json!(0)), ("timeout", json!(86_401)), ("timeout", json!("soon")),
             ("keep_backups", json!(-1)), ("keep_backups", json!(101)),
             ("deploy_path", json!("srv/shop")), ("deploy_path", json!("/srv/../etc")), ("deploy_path", json!("/")), ("deploy_path", json!("/x".repeat(1001))),
+            ("shared_paths[0]", json!(["/etc"])), ("shared_paths[1]", json!(["a", "b/../c"])), ("shared_paths[1]", json!(["a/", "a/b"])),
+            ("shared_paths[0]", json!([""])), ("shared_paths", json!(vec!["x"; 101])), ("shared_paths", json!({"a": 1})),
             ("enabled", json!("maybe")), ("four_eyes", json!(2)), ("lifecycle_hooks", json!([{}, {}])),
         ] {
-            check(json!({member: value}), member).await;
+            check(json!({member.split('[').next().expect("a member"): value}), member).await;
         }
         for name in ["global_pre_exec", "pre_exec", "post_exec", "global_post_exec"] {
             let field = format!("lifecycle_hooks.{name}.script");
@@ -158,6 +160,20 @@ both_engines! {
         admin.patch(&path, json!({"lifecycle_hooks": {"pre_exec": {"script": "x"}}})).await.expect_error(400, 10001);
         assert_eq!(server.count(sql!("SELECT COUNT(*) FROM deploy_settings"), args![]).await, 0, "nothing was made");
         assert!(details(&server).await.is_empty());
+    }
+
+    async fn shared_paths_are_set_as_a_whole_and_go_into_plans(server: TestServer) {
+        let admin = server.admin();
+        let (_, path) = application(&admin).await;
+        let set = async |paths: Value| admin.patch(&path, json!({"shared_paths": paths})).await.expect(200)["shared_paths"].clone();
+        assert_eq!(set(json!(["uploads/", "conf/local.toml"])).await, json!(["uploads/", "conf/local.toml"]));
+        assert_eq!(admin.patch(&path, json!({"timeout": 60})).await.expect(200)["shared_paths"], json!(["uploads/", "conf/local.toml"]));
+        assert_eq!(set(json!(["data"])).await, json!(["data"]));
+        assert_eq!(set(json!([])).await, json!([]));
+        assert_eq!(set(json!(["data"])).await, json!(["data"]));
+        assert_eq!(set(json!(null)).await, json!([]));
+        let told = details(&server).await;
+        assert!(told[0].contains("shared_paths: ") && told[0].contains("conf/local.toml"), "{told:?}");
     }
 
     async fn deployment_is_switched(server: TestServer) {

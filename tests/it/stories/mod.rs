@@ -14,6 +14,7 @@ mod restarts;
 mod reverting;
 mod rollouts;
 mod secrets;
+mod shared;
 mod sources;
 mod viewers;
 mod volume;

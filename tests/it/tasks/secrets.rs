@@ -2,7 +2,7 @@
 
 use drover_automation::engine::sweep_once;
 use drover_kernel::{args, sql};
-use drover_shared::message::{Finished, Holding, ToAgent, ToServer};
+use drover_shared::message::{Finished, Holding, SHARED_PATHS_FEATURE, ToAgent, ToServer};
 use drover_shared::order::{Order, Statement};
 use drover_shared::secret::FEATURE;
 use drover_shared::words::ExecutionState;
@@ -199,6 +199,23 @@ both_engines! {
         let (_, sent, secrets) = order(&mut agent).await;
         assert_eq!(secrets, json!({}));
         assert!(sent.entry.contains("post_exec") && !sent.entry.contains("pre_exec"), "{}", sent.entry);
+    }
+
+    async fn an_agent_that_does_not_know_shared_paths_gets_no_such_order(server: TestServer) {
+        let shop = Shop::new(&server, 1).await;
+        shop.hook("pre_exec", "true").await;
+        shop.set(json!({"deploy_path": "/srv/shop", "shared_paths": ["uploads/"]})).await;
+        let address = listen(&server).await;
+        let mut agent = StubAgent::enrol(&server, address, "web-1", &[FEATURE]).await;
+        let deploy_task = shop.started().await;
+        let task = upgrade(&shop, deploy_task, &shop.instances).await;
+        assert_eq!(entries(&server, task).await[0]["shared_paths"], json!(["uploads/"]));
+        let failed = ended(&shop, deploy_task, task).await;
+        assert_eq!(failed["error"], "the agent of web-1 is too old for shared paths: update it");
+        agent.leave();
+        let mut agent = StubAgent::enrol(&server, address, "web-1", &[SHARED_PATHS_FEATURE]).await;
+        upgrade(&shop, deploy_task, &shop.instances).await;
+        assert!(order(&mut agent).await.1.entry.contains("uploads/"));
     }
 
     async fn a_secret_that_was_deleted_since_fails_the_execution_by_name(server: TestServer) {

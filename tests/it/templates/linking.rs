@@ -32,6 +32,7 @@ both_engines! {
         let mut asked = body("web");
         asked["timeout"] = json!(600);
         asked["keep_backups"] = json!(9);
+        asked["shared_paths"] = json!(["uploads/"]);
         asked["lifecycle_hooks"] = json!({"running_user": "www-data", "pre_exec": {"script": stop, "running_user": "root"}, "post_exec": {"script": stop}});
         let template = id(&admin.post(PATH, asked).await.expect(200));
         assert_eq!(admin.post(&link_path(shop), json!({"id": template})).await.expect(200), json!({"message": "success"}));
@@ -43,8 +44,13 @@ both_engines! {
         let hooks = &seen["lifecycle_hooks"];
         assert_eq!((&hooks["pre_exec"]["script"]["id"], &hooks["pre_exec"]["running_user"]), (&json!(start), &json!(null)));
         assert_eq!(hooks["post_exec"]["script"]["id"], stop);
-        assert_eq!(seen["from_template"], json!(["repository", "deploy_path", "keep_backups", "lifecycle_hooks.running_user", "lifecycle_hooks.post_exec"]));
+        assert_eq!(seen["from_template"], json!(["repository", "deploy_path", "keep_backups", "shared_paths", "lifecycle_hooks.running_user", "lifecycle_hooks.post_exec"]));
         assert_eq!(admin.get(&format!("{PATH}{template}/")).await.expect(200)["applications"], json!([shop]));
+        assert_eq!(seen["shared_paths"], json!(["uploads/"]));
+        // An empty list is the application's own: it shares nothing.
+        let none = admin.patch(&settings, json!({"shared_paths": []})).await.expect(200);
+        assert_eq!(none["shared_paths"], json!([]));
+        assert_eq!(admin.patch(&settings, json!({"shared_paths": null})).await.expect(200)["shared_paths"], json!(["uploads/"]));
 
         // A change of the template is seen; null gives an own value up; a part makes the whole value the application's own.
         admin.patch(&format!("{PATH}{template}/"), json!({"keep_backups": 3, "timeout": 700})).await.expect(200);
@@ -56,7 +62,7 @@ both_engines! {
         admin.patch(&format!("{PATH}{template}/"), json!({"repository": {"url": "/srv/other"}})).await.expect(200);
         assert_eq!(admin.get(&settings).await.expect(200)["repository"], seen["repository"]);
         let told = details(&server).await;
-        assert_eq!(told.len(), 3, "{told:?}");
+        assert_eq!(told.len(), 5, "{told:?}");
         assert!(told[1].contains(&format!(r#"template: null → "web ({template})""#)) && told[1].contains("keep_backups: 5 → 9"), "{told:?}");
     }
 

@@ -48,7 +48,7 @@ both_engines! {
             "id": made["id"], "name": "web", "enabled": true, "creator": "admin", "applications": [],
             "repository": {"type": "GIT", "url": "https://git.example.com/shop.git", "branch": "main",
                 "credential": null, "host_key": null, "ca_certificate": null},
-            "deploy_path": "/srv/shop", "timeout": 300, "keep_backups": 5,
+            "deploy_path": "/srv/shop", "timeout": 300, "keep_backups": 5, "shared_paths": [],
             "lifecycle_hooks": {
                 "running_user": "www-data", "global_pre_exec": null, "pre_exec": null, "post_exec": null,
                 "global_post_exec": {"running_user": null, "script": {

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use drover_inventory::secrets;
 use drover_kernel::{Error, Kernel, Result};
-use drover_shared::message::ToAgent;
+use drover_shared::message::{SHARED_PATHS_FEATURE, ToAgent};
 use drover_shared::order::Entry;
 use drover_shared::secret::{FEATURE, Secrets};
 
@@ -33,10 +33,14 @@ pub(super) async fn needs_of(kernel: &Kernel, session: &Session, executions: &[S
 
 async fn needs_of_one(kernel: &Kernel, session: &Session, execution: &Sendable) -> Result<Needs> {
     // Most need nothing, and entries are long.
-    if !execution.entry.contains("\"secrets\":[") {
+    let may_need = ["\"secrets\":[", "\"shared_paths\":["];
+    if !may_need.iter().any(|member| execution.entry.contains(member)) {
         return Ok(Ok(Secrets::default()));
     }
     let entry: Entry = serde_json::from_str(&execution.entry).map_err(Error::internal)?;
+    if !entry.shared_paths.is_empty() && !session.can(SHARED_PATHS_FEATURE) {
+        return Ok(Err(format!("the agent of {} is too old for shared paths: update it", session.host_name)));
+    }
     if entry.secrets.is_empty() {
         return Ok(Ok(Secrets::default()));
     }

@@ -28,6 +28,10 @@ pub(super) struct SettingsBody {
     /// How many recent versions to keep, 0 to 100.
     #[serde(default)]
     keep_backups: Patch<Number>,
+    /// Paths inside a release that every version shares, such as `uploads/`; one that ends in `/` is a folder. The list
+    /// takes the place of the present one.
+    #[serde(default)]
+    shared_paths: Patch<Many<Line>>,
     /// Default account and the four hooks; a script is named by id.
     #[serde(default, alias = "lifecyle_hooks")]
     lifecycle_hooks: Option<Many<HooksBody>>,
@@ -44,6 +48,7 @@ pub(crate) struct ValuesChange {
     pub(crate) deploy_path: Patch<Line>,
     pub(crate) timeout: Patch<Number>,
     pub(crate) keep_backups: Patch<Number>,
+    pub(crate) shared_paths: Patch<Many<Line>>,
     pub(crate) lifecycle_hooks: Option<Many<HooksBody>>,
 }
 
@@ -123,6 +128,7 @@ impl SettingsBody {
             deploy_path: self.deploy_path,
             timeout: self.timeout,
             keep_backups: self.keep_backups,
+            shared_paths: self.shared_paths,
             lifecycle_hooks: self.lifecycle_hooks,
         };
         Ok(Settings {
@@ -155,6 +161,7 @@ impl ValuesChange {
             },
             timeout_s: self.timeout.map(|number| number.0).or(own.timeout_s),
             keep_backups: self.keep_backups.map(|number| number.0).or(own.keep_backups),
+            shared_paths: self.shared_paths.map(texts).or(own.shared_paths),
             running_user: own.running_user,
             hooks: own.hooks,
         };
@@ -167,6 +174,10 @@ impl ValuesChange {
             },
         }
     }
+}
+
+fn texts(lines: Many<Line>) -> Vec<String> {
+    lines.0.into_iter().map(|line| line.0).collect()
 }
 
 fn take_credential(repository: &mut Patch<RepositoryBody>) -> Patch<CredentialBody> {

@@ -7,6 +7,7 @@
 pub(crate) mod body;
 mod linking;
 pub mod rules;
+mod shared;
 pub mod store;
 
 use drover_inventory::{applications, changes};
@@ -77,6 +78,8 @@ pub struct SettingsOut {
     pub timeout: i64,
     /// How many recent versions are kept.
     pub keep_backups: i64,
+    /// Paths inside a release that every version shares; one that ends in `/` is a folder.
+    pub shared_paths: Vec<String>,
     /// Scripts around an update.
     pub lifecycle_hooks: HooksOut,
     /// Linked template.
@@ -219,6 +222,7 @@ impl SettingsOut {
             deploy_path: values.deploy_path.clone(),
             timeout: values.timeout_s(),
             keep_backups: values.keep_backups(),
+            shared_paths: values.shared_paths.clone().unwrap_or_default(),
             lifecycle_hooks: HooksOut::new(values.running_user.clone(), hooks),
             from_template: template.as_ref().map(|template| own.values.inherited(&template.values)).unwrap_or_default(),
             template: template.map(|template| TemplateOut { id: template.id, name: template.name }),
@@ -327,6 +331,7 @@ fn told(settings: &SettingsOut) -> serde_json::Value {
         "deploy_path": settings.deploy_path,
         "timeout": settings.timeout,
         "keep_backups": settings.keep_backups,
+        "shared_paths": settings.shared_paths,
         "running_user": settings.script_running_user,
         "template": template.map(|template| format!("{} ({})", template.name, template.id)),
         "from_template": settings.from_template,

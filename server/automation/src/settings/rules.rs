@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use drover_inventory::applications::rules::check_account;
 use drover_kernel::{Error, Result, api_words};
 
+use super::shared;
 use crate::source::check::{self, Address};
 
 api_words! {
@@ -79,6 +80,8 @@ pub struct Values {
     pub timeout_s: Option<i64>,
     /// Versions that are kept.
     pub keep_backups: Option<i64>,
+    /// Paths of a release that lead to `shared/`.
+    pub shared_paths: Option<Vec<String>>,
     /// Account for hooks that name none.
     pub running_user: Option<String>,
     /// The hooks that there are.
@@ -96,6 +99,7 @@ impl Values {
             deploy_path: self.deploy_path.clone().or_else(|| template.deploy_path.clone()),
             timeout_s: self.timeout_s.or(template.timeout_s),
             keep_backups: self.keep_backups.or(template.keep_backups),
+            shared_paths: self.shared_paths.clone().or_else(|| template.shared_paths.clone()),
             running_user: self.running_user.clone().or_else(|| template.running_user.clone()),
             hooks,
         }
@@ -109,6 +113,7 @@ impl Values {
             ("deploy_path", self.deploy_path.is_none() && template.deploy_path.is_some()),
             ("timeout", self.timeout_s.is_none() && template.timeout_s.is_some()),
             ("keep_backups", self.keep_backups.is_none() && template.keep_backups.is_some()),
+            ("shared_paths", self.shared_paths.is_none() && template.shared_paths.is_some()),
             ("lifecycle_hooks.running_user", self.running_user.is_none() && template.running_user.is_some()),
         ];
         let values = values.into_iter().filter(|(_, inherited)| *inherited).map(|(name, _)| name.to_owned());
@@ -160,6 +165,9 @@ pub fn check(values: &Values) -> Result<()> {
     }
     if let Some(path) = &values.deploy_path {
         check_path(path).map_err(|reason| Error::invalid("deploy_path", reason))?;
+    }
+    if let Some(paths) = &values.shared_paths {
+        shared::check(paths).map_err(|(field, reason)| Error::invalid(field, reason))?;
     }
     if let Some(account) = &values.running_user {
         check_account("lifecycle_hooks.running_user", account)?;

@@ -1,6 +1,6 @@
 //! Deploy settings and their hooks in the database, together with what a linked template gives.
 
-use drover_kernel::db::{DbError, FromRow, Read, Row, Value};
+use drover_kernel::db::{DbError, FromRow, Json, Read, Row, Value};
 use drover_kernel::{Error, Result, Tx, args, row, sql};
 use drover_shared::words::Language;
 
@@ -33,6 +33,7 @@ row! {
         deploy_path: Option<String>,
         timeout_s: Option<i64>,
         keep_backups: Option<i64>,
+        shared_paths: Option<Json<Vec<String>>>,
         running_user: Option<String>,
     }
 }
@@ -98,6 +99,7 @@ impl<T> WithValues<T> {
             deploy_path: row.deploy_path,
             timeout_s: row.timeout_s,
             keep_backups: row.keep_backups,
+            shared_paths: row.shared_paths.map(|paths| paths.0),
             running_user: row.running_user,
             hooks: hooks.iter().map(hook).collect(),
         };
@@ -105,7 +107,7 @@ impl<T> WithValues<T> {
     }
 }
 
-/// The columns of values in the order of `$1` to `$10`.
+/// The columns of values in the order of `$1` to `$11`.
 pub(crate) fn arguments(values: &Values) -> Vec<Value> {
     let repository = values.repository.as_ref();
     args![
@@ -118,7 +120,8 @@ pub(crate) fn arguments(values: &Values) -> Vec<Value> {
         values.deploy_path.clone(),
         values.timeout_s,
         values.keep_backups,
-        values.running_user.clone()
+        values.running_user.clone(),
+        values.shared_paths.as_ref().map(|paths| serde_json::json!(paths))
     ]
 }
 
@@ -224,8 +227,8 @@ pub async fn save(tx: &mut Tx, id: i64, settings: &Settings) -> Result<()> {
     let update = sql!(
         "UPDATE deploy_settings SET repository_type = $1, repository_url = $2, repository_branch = $3, \
          repository_host_key = $4, repository_ca_certificate = $5, credential_id = $6, deploy_path = $7, \
-         timeout_s = $8, keep_backups = $9, running_user = $10, enabled = $11, four_eyes = $12, template_id = $13 \
-         WHERE id = $14"
+         timeout_s = $8, keep_backups = $9, running_user = $10, shared_paths = $11, enabled = $12, four_eyes = $13, \
+         template_id = $14 WHERE id = $15"
     );
     let mut arguments = arguments(&settings.values);
     arguments.extend(args![settings.enabled, settings.four_eyes, settings.template_id, id]);

@@ -149,6 +149,9 @@ fn global(input: &Input, role: Role, hook: &HookRow, target: &Target) -> Result<
 fn instance(input: &Input, target: &Target) -> Result<Draft> {
     let deploy_path = deploy_path(input, target)?;
     let mut entry = bare(input, target, deploy_path.clone());
+    if deploy_path.is_some() {
+        entry.shared_paths = input.settings.shared_paths.clone().unwrap_or_default();
+    }
     entry.instance_id = Some(target.instance_id);
     let path = deploy_path.as_deref();
     let release = input.releases.iter().find(|release| release.instance_id == target.instance_id);

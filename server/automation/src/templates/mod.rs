@@ -72,6 +72,8 @@ struct TemplateOut {
     timeout: i64,
     /// How many recent versions are kept.
     keep_backups: i64,
+    /// Paths inside a release that every version shares; one that ends in `/` is a folder.
+    shared_paths: Vec<String>,
     /// Scripts around an update.
     lifecycle_hooks: HooksOut,
 }
@@ -94,6 +96,7 @@ async fn show(read: &mut Read, templates: Vec<Template>) -> Result<Vec<TemplateO
             deploy_path: values.deploy_path.clone(),
             timeout: values.timeout_s(),
             keep_backups: values.keep_backups(),
+            shared_paths: values.shared_paths.clone().unwrap_or_default(),
             lifecycle_hooks: HooksOut::new(values.running_user.clone(), hooks),
             repository: values.repository.map(|repository| RepositoryOut::new(repository, credential.as_ref())),
         }
@@ -168,6 +171,10 @@ struct TemplateBody {
     /// How many recent versions to keep, 0 to 100.
     #[serde(default)]
     keep_backups: Patch<Number>,
+    /// Paths inside a release that every version shares, such as `uploads/`; one that ends in `/` is a folder. The list
+    /// takes the place of the present one.
+    #[serde(default)]
+    shared_paths: Patch<Many<Line>>,
     /// Default account and the four hooks; a script is named by id.
     #[serde(default, alias = "lifecyle_hooks")]
     lifecycle_hooks: Option<Many<HooksBody>>,
@@ -190,6 +197,7 @@ impl TemplateBody {
             deploy_path: self.deploy_path,
             timeout: self.timeout,
             keep_backups: self.keep_backups,
+            shared_paths: self.shared_paths,
             lifecycle_hooks: self.lifecycle_hooks,
         };
         let change =
@@ -208,6 +216,7 @@ fn told(template: &TemplateOut) -> serde_json::Value {
         "deploy_path": template.deploy_path,
         "timeout": template.timeout,
         "keep_backups": template.keep_backups,
+        "shared_paths": template.shared_paths,
         "running_user": template.lifecycle_hooks.running_user,
     });
     template.lifecycle_hooks.tell(&mut told);

@@ -172,7 +172,8 @@ pub async fn save(tx: &mut Tx, id: i64, name: &str, enabled: bool, values: &Valu
     let update = sql!(
         "UPDATE deploy_templates SET repository_type = $1, repository_url = $2, repository_branch = $3, \
          repository_host_key = $4, repository_ca_certificate = $5, credential_id = $6, deploy_path = $7, \
-         timeout_s = $8, keep_backups = $9, running_user = $10, name = $11, enabled = $12 WHERE id = $13"
+         timeout_s = $8, keep_backups = $9, running_user = $10, shared_paths = $11, name = $12, enabled = $13 \
+         WHERE id = $14"
     );
     let mut arguments = arguments(values);
     arguments.extend(args![name, enabled, id]);

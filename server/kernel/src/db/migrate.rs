@@ -25,7 +25,8 @@ migrations!(
     "0005_rollouts",
     "0006_variables",
     "0007_templates",
-    "0008_approvals"
+    "0008_approvals",
+    "0009_shared_paths"
 );
 
 /// Key of the advisory lock that lets one server migrate at a time.
