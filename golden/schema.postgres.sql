@@ -88,6 +88,7 @@ deploy_settings.repository_host_key text
 deploy_settings.repository_ca_certificate text
 deploy_settings.timeout_s bigint
 deploy_settings.keep_backups bigint
+deploy_settings.shared_paths jsonb
 deploy_task_rights.organisation_id bigint NOT NULL
 deploy_task_rights.deploy_task_id bigint NOT NULL
 deploy_task_rights.user_id bigint NOT NULL
@@ -138,6 +139,7 @@ deploy_templates.keep_backups bigint
 deploy_templates.running_user text
 deploy_templates.created_at bigint NOT NULL
 deploy_templates.credential_id bigint
+deploy_templates.shared_paths jsonb
 executions.id text NOT NULL COLLATE C
 executions.organisation_id bigint NOT NULL
 executions.task_id bigint NOT NULL

@@ -127,7 +127,7 @@ CREATE TABLE deploy_settings (
     running_user TEXT,
     four_eyes BOOLEAN NOT NULL,
     created_at BIGINT NOT NULL
-, credential_id BIGINT REFERENCES repository_credentials (id), template_id BIGINT REFERENCES deploy_templates (id), repository_host_key TEXT, repository_ca_certificate TEXT, timeout_s BIGINT, keep_backups BIGINT);
+, credential_id BIGINT REFERENCES repository_credentials (id), template_id BIGINT REFERENCES deploy_templates (id), repository_host_key TEXT, repository_ca_certificate TEXT, timeout_s BIGINT, keep_backups BIGINT, shared_paths TEXT);
 
 CREATE INDEX deploy_settings_by_credential ON deploy_settings (credential_id) WHERE credential_id IS NOT NULL;
 
@@ -196,7 +196,7 @@ CREATE TABLE deploy_templates (
     keep_backups BIGINT,
     running_user TEXT,
     created_at BIGINT NOT NULL
-, credential_id BIGINT REFERENCES repository_credentials (id));
+, credential_id BIGINT REFERENCES repository_credentials (id), shared_paths TEXT);
 
 CREATE INDEX deploy_templates_by_credential ON deploy_templates (credential_id) WHERE credential_id IS NOT NULL;
 

@@ -23,11 +23,12 @@ use super::store::{self, NewExecution, NewTask, Source};
 use super::view::SubTaskReceipt;
 use super::{Run, plan};
 use crate::channel;
+use crate::credentials::store::Owner;
 use crate::deploys::carried::{self, Standing};
 use crate::deploys::rules as deploy_rules;
 use crate::deploys::store::{self as deploy_store, DeployTask};
 use crate::link::keys::random_secret;
-use crate::settings::rules::TIMEOUT_S_MAX;
+use crate::settings::rules::{Repository, TIMEOUT_S_MAX};
 use crate::settings::{self, store::Loaded};
 
 /// What both kinds ask for.
@@ -119,20 +120,12 @@ pub(crate) async fn gather(
         Action::Revert => releases_to_return_to(&kept, &targets, &version)?,
     };
     let source_path = wanted.source.clone().unwrap_or_else(|| deploy_task.package_source.clone());
-    let source = match (&settings.repository, wanted.action) {
-        (Some(repository), Action::Upgrade) => Some(Source {
-            url: repository.url.clone(),
-            branch: repository.branch.clone(),
-            version: version.clone(),
-            path: source_path.clone(),
-            credential_id: repository.credential_id,
-            host_key: repository.host_key.clone(),
-            ca_certificate: repository.ca_certificate.clone(),
-            commit: None,
-            owner: Some(owner),
-        }),
-        _ => None,
-    };
+    let repository = settings.repository.as_ref().filter(|_| wanted.action == Action::Upgrade);
+    let source = repository.map(|repository| Source {
+        version: version.clone(),
+        path: source_path.clone(),
+        ..source_of(repository, owner)
+    });
     let moves_files = source.is_some() || wanted.action == Action::Revert;
     if moves_files && settings.deploy_path.is_none() && application.directory.is_empty() {
         return Err(Error::conflict("the deploy settings have no deploy_path: there is no place for the files"));
@@ -163,6 +156,21 @@ pub(crate) async fn gather(
         secrets: secrets.into_iter().collect(),
     };
     Ok(Gathered { input, kept, source, timeout_s })
+}
+
+/// Where a repository is and what it is reached with.
+fn source_of(repository: &Repository, owner: Owner) -> Source {
+    Source {
+        url: repository.url.clone(),
+        branch: repository.branch.clone(),
+        version: String::new(),
+        path: String::new(),
+        credential_id: repository.credential_id,
+        host_key: repository.host_key.clone(),
+        ca_certificate: repository.ca_certificate.clone(),
+        commit: None,
+        owner: Some(owner),
+    }
 }
 
 /// Renders the plan, on a thread of its own: for many targets it takes a processor for a while, and requests beside it
