@@ -51,7 +51,7 @@ pub(crate) enum Command {
     Whoami,
     /// Deploy a version: make the task, approve and start it, roll it out, follow it
     Deploy(Deploy),
-    /// Take an application back to a version that its hosts have kept
+    /// Take an application back to a version that its hosts keep, or had once
     Revert(Revert),
     /// Show what a started or waiting deploy task would do, and how it differs from what last ran; exits with 2 on changes
     Plan(Plan),

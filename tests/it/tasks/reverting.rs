@@ -1,7 +1,11 @@
 //! Going back to a release that is kept.
 
-use drover_kernel::{args, sql};
-use drover_tests::{TestServer, both_engines};
+use std::io::Write as _;
+
+use drover_automation::engine::Engine;
+use drover_kernel::{Audit, args, sql};
+use drover_shared::Digest;
+use drover_tests::{TestServer, both_engines, wait_until};
 use serde_json::{Value, json};
 
 use super::{counts, entries, instances, references, reverts, upgrades};
@@ -16,6 +20,42 @@ async fn keep(server: &TestServer, instance: i64, version: &str, current: bool, 
     );
     let name = format!("{version}-{installed_at}");
     server.run(sql, args![instance, name, version, digest, current, installed_at]).await;
+}
+
+const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+
+/// Puts an archive into the server's store.
+fn store_artifact(server: &TestServer, bytes: &[u8]) -> Digest {
+    let mut writer = server.kernel().part::<Engine>().artifacts.create(1_000).expect("a writer");
+    writer.write_all(bytes).expect("room");
+    writer.commit().expect("the archive").digest
+}
+
+/// Says that an update installed this version on these instances.
+async fn installed(server: &TestServer, shop: &Shop, instances: &[i64], version: &str, artifact: Digest) {
+    let deploy_task = shop.started().await;
+    let source = json!({"url": "/nowhere/shop.git", "branch": "main", "version": version, "path": "dist"});
+    let task = sql!(
+        "INSERT INTO tasks (organisation_id, deploy_task_id, application_id, kind, channel, version, timeout_s, \
+         keep_backups, phase, outcome, source, resolved_commit, artifact_digest, plan_digest, creator, created_at, \
+         deadline_at, finished_at) VALUES (1, $1, $2, 'upgrade', $3, $4, 1, 1, 'over', 'finished', $5, $6, $7, $7, \
+         'admin', 0, 0, 0) RETURNING id"
+    );
+    let channel = format!("channel-{deploy_task}");
+    let mut tx = server.work().begin(1).await.expect("a transaction");
+    let arguments = args![deploy_task, shop.application, channel, version, source, COMMIT, artifact];
+    let task: i64 = tx.value(task, arguments).await.expect("a task");
+    for (instance, ordinal) in instances.iter().zip(1_i64..) {
+        let execution = sql!(
+            "INSERT INTO executions (id, organisation_id, task_id, ordinal, role, instance_id, host_id, host_name, \
+             attempt, state, entry, entry_digest, output_truncated, created_at, batch) \
+             VALUES ($1, 1, $2, $3, 'instance', $4, $5, 'web', 1, 'succeeded', '{}', $6, FALSE, 0, 0)"
+        );
+        let at = shop.instances.iter().position(|one| one == instance).expect("an instance");
+        let id = format!("{task}-{ordinal}");
+        tx.run(execution, args![id, task, ordinal, *instance, shop.hosts[at], artifact]).await.expect("an execution");
+    }
+    tx.finish(Audit::none("a test prepares something")).await.expect("the commit");
 }
 
 both_engines! {
@@ -67,6 +107,72 @@ both_engines! {
             assert!(parts.iter().all(|part| message.contains(part)), "{message}");
         }
         assert_eq!(counts(&server).await, before);
+        assert_eq!(instances(&shop).await, ["stopped", "stopped"]);
+    }
+
+    async fn what_is_not_kept_is_fetched_again_where_it_was(server: TestServer) {
+        let shop = Shop::new(&server, 2).await;
+        shop.hook("pre_exec", "stop").await;
+        shop.hook("post_exec", "start {{ release_path }}").await;
+        shop.set(json!({"deploy_path": "/srv/shop", "keep_backups": 3})).await;
+        let artifact = store_artifact(&server, b"the archive of 1.0");
+        let short = artifact.short();
+        installed(&server, &shop, &shop.instances, "1.0", artifact).await;
+        // One host keeps it, the other does not.
+        keep(&server, shop.instances[0], "1.0", false, 1).await;
+        let deploy_task = shop.started().await;
+        let body = json!({"instances": references(&shop.instances), "version": "1.0"});
+        let plan = shop.admin.post(&format!("{}?dry_run=true", reverts(deploy_task)), body.clone()).await.expect(200);
+        assert_eq!(plan["commit"], COMMIT, "{plan}");
+        let receipt = shop.admin.post(&reverts(deploy_task), body.clone()).await.expect(200);
+        let task: i64 = receipt["task_id"].as_str().expect("text").parse().expect("digits");
+        let path = format!("{}{task}/", reverts(deploy_task));
+        wait_until("the plan", async || shop.admin.get(&path).await.expect(200)["plan_digest"].is_string()).await;
+        let entries = entries(&server, task).await;
+        let kinds = |entry: &Value| -> Vec<String> {
+            let steps = entry["steps"].as_array().expect("steps").iter();
+            steps.map(|step| step["kind"].as_str().expect("a kind").to_owned()).collect()
+        };
+        assert_eq!(kinds(&entries[0]), ["verify", "script", "switch", "script"]);
+        assert_eq!(kinds(&entries[1]), ["fetch", "script", "unpack", "switch", "script", "prune"]);
+        let steps = &entries[1]["steps"];
+        assert_eq!((&steps[0]["digest"], &steps[0]["size_bytes"]), (&json!(artifact.to_string()), &json!(18)));
+        assert_eq!(steps[2]["release"], format!("1.0-{short}"));
+        assert_eq!(steps[4]["content"], format!("start /srv/shop/releases/1.0-{short}"));
+        assert_eq!(entries[0]["steps"][3]["content"], "start /srv/shop/releases/1.0-1");
+        assert_eq!(shop.admin.get(&path).await.expect(200)["commit"], COMMIT);
+        // What a revert changes nobody takes back by itself.
+        let other = shop.started().await;
+        let error = shop.admin.post(&reverts(other), json!({"instances": references(&shop.instances), "version": "1.0",
+            "rollout": {"auto_revert": true}})).await.expect_error(400, 10001);
+        assert_eq!(error["field"], "rollout.auto_revert");
+    }
+
+    async fn what_cannot_be_had_again_is_refused(server: TestServer) {
+        let shop = Shop::new(&server, 2).await;
+        shop.set(json!({"deploy_path": "/srv/shop"})).await;
+        let gone = Digest::of(b"no longer stored");
+        installed(&server, &shop, &shop.instances, "1.0", gone).await;
+        let deploy_task = shop.started().await;
+        for query in ["", "?dry_run=true"] {
+            let body = json!({"instances": references(&shop.instances), "version": "1.0"});
+            let error = shop.admin.post(&format!("{}{query}", reverts(deploy_task)), body).await.expect_error(409, 10006);
+            let message = error["message"].as_str().expect("a message");
+            assert!(message.contains("there is no repository at /nowhere/shop.git"), "{message}");
+        }
+        // Two archives of one name, as of a branch, are no one version to go back to together.
+        let stored = store_artifact(&server, b"another archive of 1.0");
+        installed(&server, &shop, &shop.instances[..1], "1.0", stored).await;
+        let body = json!({"instances": references(&shop.instances), "version": "1.0"});
+        let error = shop.admin.post(&reverts(deploy_task), body).await.expect_error(409, 10006);
+        assert!(error["message"].as_str().is_some_and(|text| text.contains("one after another")), "{error}");
+        // What another instance had is not what this one had.
+        let body = json!({"instances": references(&shop.instances[1..]), "version": "2.0"});
+        installed(&server, &shop, &shop.instances[..1], "2.0", stored).await;
+        let error = shop.admin.post(&reverts(deploy_task), body).await.expect_error(409, 10006);
+        assert!(error["message"].as_str().is_some_and(|text| text.contains("web-2 keeps; it keeps nothing")), "{error}");
+        let made = sql!("SELECT COUNT(*) FROM tasks WHERE kind = 'revert'");
+        assert_eq!(server.count(made, args![]).await, 0, "nothing was made");
         assert_eq!(instances(&shop).await, ["stopped", "stopped"]);
     }
 

@@ -12,6 +12,7 @@ use crate::credentials::store as credential_store;
 use crate::settings;
 use crate::source::login::fingerprints;
 use crate::source::{Access, Credential, GitSource};
+use crate::tasks::former;
 use crate::tasks::plan::{self, Artifact};
 use crate::tasks::rules::Outcome;
 use crate::tasks::store::{self as task_store, Source, Task};
@@ -53,6 +54,9 @@ async fn prepare(kernel: &Kernel, task: &Task) -> Result<()> {
     let Some(source) = task.source.as_ref().map(|json| &json.0) else {
         return Err(Error::internal(format!("task {} has neither plan nor source", task.id)));
     };
+    if let Some((artifact, commit)) = former::stored(kernel, source).await?.zip(source.commit.as_ref()) {
+        return complete(kernel, task, artifact, commit).await;
+    }
     match fetch(kernel, task, source).await {
         Ok(fetched) => {
             let artifact = Artifact { digest: fetched.digest, size_bytes: fetched.size_bytes };
@@ -95,7 +99,20 @@ async fn fetch(kernel: &Kernel, task: &Task, source: &Source) -> Result<crate::s
     if let Some(keys) = &fetched.trusted {
         trust(kernel, task, source, keys).await?;
     }
+    held_to(source, &fetched)?;
     Ok(fetched)
+}
+
+/// Refuses anything but what the source is held to.
+fn held_to(source: &Source, fetched: &crate::source::Fetched) -> Result<(), String> {
+    if let Some(commit) = source.commit.as_ref().filter(|commit| **commit != fetched.commit) {
+        return Err(format!("commit {commit} is no longer in the repository"));
+    }
+    if let Some(digest) = source.artifact.filter(|digest| *digest != fetched.digest) {
+        let commit = &fetched.commit;
+        return Err(format!("commit {commit} packs to archive {} now, and was archive {digest}", fetched.digest));
+    }
+    Ok(())
 }
 
 /// What the repository is reached with: the secret is opened here, and not before.

@@ -17,6 +17,7 @@ use serde::Serialize;
 
 use super::binding::Binding;
 use super::follow_up::Made;
+use super::former;
 use super::preview::{self, Preview};
 use super::rollout::Rollout;
 use super::store::{self, NewExecution, NewTask, Source};
@@ -115,9 +116,9 @@ pub(crate) async fn gather(
     if wanted.action == Action::Revert || takes_back {
         kept = store::kept_releases(read, &wanted.instances).await?;
     }
-    let releases = match wanted.action {
-        Action::Upgrade => vec![],
-        Action::Revert => releases_to_return_to(&kept, &targets, &version)?,
+    let back = match wanted.action {
+        Action::Upgrade => former::Return { kept: Vec::new(), source: None },
+        Action::Revert => former::find(read, &kept, &targets, &version, &settings).await?,
     };
     let source_path = wanted.source.clone().unwrap_or_else(|| deploy_task.package_source.clone());
     let repository = settings.repository.as_ref().filter(|_| wanted.action == Action::Upgrade);
@@ -126,11 +127,12 @@ pub(crate) async fn gather(
         path: source_path.clone(),
         ..source_of(repository, owner)
     });
+    let source = source.or(back.source);
     let moves_files = source.is_some() || wanted.action == Action::Revert;
     if moves_files && settings.deploy_path.is_none() && application.directory.is_empty() {
         return Err(Error::conflict("the deploy settings have no deploy_path: there is no place for the files"));
     }
-    if takes_back && source.is_none() {
+    if takes_back && (source.is_none() || wanted.action == Action::Revert) {
         return Err(Error::invalid(
             "rollout.auto_revert",
             "this sub-task installs no release that could be taken back",
@@ -150,7 +152,8 @@ pub(crate) async fn gather(
         targets,
         everyone,
         addresses,
-        releases,
+        releases: back.kept,
+        former: source.as_ref().and_then(|source| source.artifact),
         rollout: wanted.rollout.clone(),
         variables: Arc::new(variables),
         secrets: secrets.into_iter().collect(),
@@ -169,6 +172,7 @@ fn source_of(repository: &Repository, owner: Owner) -> Source {
         host_key: repository.host_key.clone(),
         ca_certificate: repository.ca_certificate.clone(),
         commit: None,
+        artifact: None,
         owner: Some(owner),
     }
 }
@@ -184,33 +188,6 @@ pub(crate) async fn render(gathered: Gathered) -> Result<Planned> {
         Ok::<_, Error>(Planned { input, drafts, reverts, source, timeout_s })
     });
     rendering.await.map_err(Error::internal)?
-}
-
-/// The kept release of every target that has this version, the newest if there are several.
-fn releases_to_return_to(
-    kept: &[store::KeptRelease],
-    targets: &[store::Target],
-    version: &str,
-) -> Result<Vec<store::KeptRelease>> {
-    let mut chosen = Vec::with_capacity(targets.len());
-    for target in targets {
-        let of_target: Vec<_> = kept.iter().filter(|release| release.instance_id == target.instance_id).collect();
-        // Branches and labels name several releases: what is live already is nothing to go back to if there is another.
-        let of_version = || of_target.iter().filter(|release| release.version == version);
-        match of_version().find(|release| !release.is_current).or_else(|| of_version().next()) {
-            Some(release) => chosen.push((*release).clone()),
-            None => {
-                let mut versions: Vec<&str> = of_target.iter().map(|release| release.version.as_str()).collect();
-                versions.dedup();
-                let kept = if versions.is_empty() { "nothing".to_owned() } else { versions.join(", ") };
-                return Err(Error::conflict(format!(
-                    "version {version} is not among the releases that {} keeps; it keeps {kept}",
-                    target.host_name
-                )));
-            }
-        }
-    }
-    Ok(chosen)
 }
 
 /// What asking for a sub-task gives.
@@ -251,6 +228,9 @@ pub(super) async fn create(call: Call<Run>, deploy_task_id: i64, wanted: Wanted)
     let creator = creator(&call, &deploy_task, &wanted)?;
     let gathered = gather(&mut read, deploy_task, &creator, &wanted).await?;
     drop(read);
+    if let Some(source) = &gathered.source {
+        former::check(call.kernel(), call.organisation_id(), &gathered.input.version, source).await?;
+    }
     let mut planned = render(gathered).await?;
     let addresses = channel::addresses(&call);
     let (action, instances) = (wanted.action, wanted.instances.len());

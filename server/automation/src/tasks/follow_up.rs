@@ -199,7 +199,7 @@ async fn insert(tx: &mut Tx, follow_up: FollowUp<'_>) -> Result<Made> {
             update_source: of.update_source.as_deref(),
             timeout_s: of.timeout_s,
             keep_backups: of.keep_backups,
-            source: of.source.as_ref().map(|source| &source.0).filter(|_| kind == Action::Upgrade),
+            source: of.source.as_ref().map(|source| &source.0).filter(|_| origin == Origin::Retry),
             creator,
             deadline_at: tx.now().after(allowed),
             rollout,

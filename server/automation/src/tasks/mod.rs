@@ -7,6 +7,7 @@ pub(crate) mod binding;
 mod control;
 pub(crate) mod create;
 pub(crate) mod follow_up;
+pub(crate) mod former;
 pub mod health;
 pub(crate) mod plan;
 pub(crate) mod preview;
@@ -170,7 +171,7 @@ struct UpgradeNew {
 struct RevertNew {
     /// Instances to revert.
     instances: Many<Reference>,
-    /// Version to return to; must be among the kept releases.
+    /// Version to return to: one that the instances keep, or had once.
     version: Name,
     /// Seconds this sub-task may take; the settings' when left out.
     #[serde(default)]

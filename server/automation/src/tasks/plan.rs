@@ -46,6 +46,8 @@ pub(crate) struct Input {
     pub addresses: Vec<(i64, String)>,
     /// For a revert: the release that each instance goes back to.
     pub releases: Vec<KeptRelease>,
+    /// For a revert: the archive for instances that keep none.
+    pub former: Option<Digest>,
     /// How the task goes from instance to instance.
     pub rollout: Option<Rollout>,
     /// What scripts see as `vars`.
@@ -100,7 +102,7 @@ pub(crate) fn draft(input: &Input) -> Result<Vec<Draft>> {
 /// emergency was seen before.
 pub(crate) fn draft_reverts(input: &Input, kept: Vec<KeptRelease>) -> Result<BTreeMap<i64, Entry>> {
     let mut reverts = BTreeMap::new();
-    let mut back = Input { action: Action::Revert, ..input.clone() };
+    let mut back = Input { action: Action::Revert, former: None, ..input.clone() };
     for release in kept.into_iter().filter(|release| release.is_current) {
         let Some(target) = input.targets.iter().find(|target| target.instance_id == release.instance_id) else {
             continue;
@@ -346,8 +348,10 @@ fn instance_of(target: &Target) -> render::Target {
 
 /// Known before the artifact is only for a revert; hooks find it in their environment in any case.
 fn release_path(input: &Input, target: &Target, deploy_path: Option<&str>) -> Option<String> {
-    let release = input.releases.iter().find(|release| release.instance_id == target.instance_id)?;
-    deploy_path.map(|path| format!("{path}/releases/{}", release.release_name))
+    let kept = input.releases.iter().find(|release| release.instance_id == target.instance_id);
+    let kept = kept.map(|release| release.release_name.clone());
+    let release = kept.or_else(|| input.former.map(|artifact| release_name(&input.version, artifact)))?;
+    deploy_path.map(|path| format!("{path}/releases/{release}"))
 }
 
 /// The name of a release's folder.
@@ -364,7 +368,10 @@ pub(crate) fn release_name(version: &str, artifact: Digest) -> String {
 pub(crate) fn complete(mut entry: Entry, task_id: i64, artifact: Option<Artifact>, keep_backups: i64) -> Entry {
     entry.task_id = task_id;
     let is_instance = entry.instance_id.is_some();
-    let Some(artifact) = artifact.filter(|_| is_instance && entry.deploy_path.is_some()) else { return entry };
+    // What switches already goes back to a release that the host keeps.
+    let is_kept = entry.steps.iter().any(|step| matches!(step, Step::Switch { .. }));
+    let installs = is_instance && !is_kept && entry.deploy_path.is_some();
+    let Some(artifact) = artifact.filter(|_| installs) else { return entry };
     let release = release_name(&entry.version, artifact.digest);
     // Fetched first, so that a download that fails never stops a running application.
     let mut steps = vec![Step::Fetch { digest: artifact.digest, size_bytes: artifact.size_bytes }];

@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use super::binding::Binding;
 use super::create::Planned;
+use super::former;
 use super::plan;
 use super::rollout::Rollout;
 use super::rules::Role;
@@ -27,6 +28,9 @@ const SHOWN_BYTES_MAX: usize = 8 * 1024 * 1024;
 const COMPARED_AT_ONCE: usize = 200;
 /// Lines around a difference.
 const CONTEXT_LINES: usize = 3;
+
+/// What a conflict with a repository's reason begins with.
+pub(super) const SOURCE_FAILED: &str = "the source cannot be had: ";
 
 /// A plan that was not stored.
 #[derive(Debug, Serialize, JsonSchema)]
@@ -107,16 +111,23 @@ struct Change {
 /// A conflict with the repository's reason.
 pub(crate) async fn commit(kernel: &Kernel, organisation_id: i64, source: Option<&Source>) -> Result<Option<String>> {
     let Some(source) = source else { return Ok(None) };
+    if former::stored(kernel, source).await?.is_some() {
+        return Ok(source.commit.clone());
+    }
     let wanted = GitSource {
         url: source.url.clone(),
         branch: source.branch.clone(),
-        version: source.version.clone(),
+        version: source.commit.clone().unwrap_or_else(|| source.version.clone()),
         path: (!source.path.is_empty()).then(|| source.path.clone()),
     };
-    let failed = |reason: String| Error::conflict(format!("the source cannot be had: {reason}"));
+    let failed = |reason: String| Error::conflict(format!("{SOURCE_FAILED}{reason}"));
     let access = prepare::access(kernel, organisation_id, source).await.map_err(failed)?;
     let found = kernel.part::<Engine>().sources.resolve(&wanted, &access).await;
-    found.map(Some).map_err(|error| failed(error.to_string()))
+    let found = found.map_err(|error| failed(error.to_string()))?;
+    match source.commit.as_ref().filter(|commit| **commit != found) {
+        Some(commit) => Err(failed(format!("commit {commit} is no longer in the repository"))),
+        None => Ok(Some(found)),
+    }
 }
 
 /// Puts the answer together.

@@ -81,6 +81,9 @@ pub(crate) struct Source {
     /// The commit to fetch, when it was approved; else the version is looked up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub commit: Option<String>,
+    /// Archive that has to come out of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub artifact: Option<Digest>,
     /// Whose repository it is: there a host key is remembered that was not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<Owner>,
