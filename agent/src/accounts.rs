@@ -60,10 +60,9 @@ pub fn find(name: Option<&str>) -> Result<Account, String> {
 }
 
 fn account(user: User, changes: bool) -> Account {
-    let groups = CString::new(user.name.clone())
-        .ok()
-        .and_then(|name| getgrouplist(&name, user.gid).ok())
-        .unwrap_or_else(|| vec![user.gid]);
+    // Only who becomes somebody else needs their groups, and looking them up takes its time.
+    let name = CString::new(user.name.clone()).ok().filter(|_| changes);
+    let groups = name.and_then(|name| getgrouplist(&name, user.gid).ok()).unwrap_or_else(|| vec![user.gid]);
     Account {
         name: user.name,
         uid: user.uid,

@@ -15,8 +15,10 @@ use drover_shared::record::{HEADER_BYTES, Record, Stream};
 
 use crate::clock::{self, Now};
 
-/// Output waits at most this long in memory, in milliseconds.
-pub const FLUSH_MS: u64 = 20;
+/// Output waits so long at least, and at most, for more to join it, in milliseconds.
+const PAUSE_MS: (u64, u64) = (4, 20);
+/// Bytes on their way for which the next ones wait one millisecond.
+const BYTES_PER_PAUSE_MS: u64 = 200;
 /// Output held in memory at most, in bytes.
 const PENDING_BYTES_MAX: usize = 64 * 1024;
 /// Step events read from one log.
@@ -32,10 +34,18 @@ pub struct LogWriter {
     pending: Vec<u8>,
     /// Step, stream and place of the last pending record, which more output of the same kind joins.
     last: Option<(u16, Stream, usize)>,
-    flushed_ms: u64,
+    /// When what waits is due, by the monotonic clock.
+    due_ms: u64,
     bytes_max: u64,
     truncated: bool,
     dirty: bool,
+}
+
+/// How long output waits after a piece of this length went on its way, in milliseconds. A line after a quiet time does
+/// not wait at all, a quiet job's line hardly, and a loud job's lines share their way.
+#[must_use]
+pub fn pause_ms(sent_bytes: u64) -> u64 {
+    (sent_bytes / BYTES_PER_PAUSE_MS).clamp(PAUSE_MS.0, PAUSE_MS.1)
 }
 
 impl LogWriter {
@@ -54,7 +64,7 @@ impl LogWriter {
             written,
             pending: Vec::new(),
             last: None,
-            flushed_ms: 0,
+            due_ms: 0,
             bytes_max,
             truncated: false,
             dirty: false,
@@ -119,7 +129,7 @@ impl LogWriter {
     /// When pending output has to be written, by the monotonic clock; none while nothing waits.
     #[must_use]
     pub fn flush_at_ms(&self) -> Option<u64> {
-        (!self.pending.is_empty()).then_some(self.flushed_ms + FLUSH_MS)
+        (!self.pending.is_empty()).then_some(self.due_ms)
     }
 
     /// Writes what waits, so that readers see it.
@@ -130,7 +140,7 @@ impl LogWriter {
         if self.pending.is_empty() {
             return Ok(());
         }
-        self.flushed_ms = clock::monotonic_ms();
+        self.due_ms = clock::monotonic_ms() + pause_ms(self.pending.len() as u64);
         self.last = None;
         let outcome = self.file.write_all(&self.pending);
         match &outcome {

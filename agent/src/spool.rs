@@ -14,10 +14,14 @@
 //! Invariant: `started` is durable before the first hook runs and `status.json` appears whole, so that whatever is
 //! killed, a reader of the folder knows whether a hook may have run.
 
+mod key;
+mod spare;
+
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use drover_shared::message::{Finished, StepOutcome};
 use drover_shared::order::{Entry, Order, Statement, canonical};
@@ -27,6 +31,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::Now;
 use crate::durable;
+pub use key::Key;
+use spare::Spares;
 
 /// The status before it has its name.
 const STATUS_NEW: &str = "status.new";
@@ -36,42 +42,6 @@ const CGROUP_NOTES: &str = "cgroups";
 const RESERVE_BYTES: i64 = 64 * 1024;
 /// Largest file of the spool that is read as a whole, in bytes.
 const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
-
-/// Names one attempt of one execution.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Key {
-    /// UUID of the execution.
-    pub execution_id: String,
-    /// Counted from 1.
-    pub attempt: u32,
-}
-
-impl Key {
-    /// The key of these two, if the id is a UUID in its usual form.
-    #[must_use]
-    pub fn new(execution_id: &str, attempt: u32) -> Option<Self> {
-        is_uuid(execution_id).then(|| Self { execution_id: execution_id.to_owned(), attempt })
-    }
-
-    fn parse(name: &str) -> Option<Self> {
-        let (id, attempt) = name.split_once('.')?;
-        Self::new(id, attempt.parse().ok()?)
-    }
-}
-
-impl std::fmt::Display for Key {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}.{}", self.execution_id, self.attempt)
-    }
-}
-
-fn is_uuid(text: &str) -> bool {
-    text.len() == 36
-        && text.bytes().enumerate().all(|(at, byte)| match at {
-            8 | 13 | 18 | 23 => byte == b'-',
-            _ => byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte),
-        })
-}
 
 /// An order with the moment it was accepted.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -145,6 +115,7 @@ pub enum Standing {
 #[derive(Debug, Clone)]
 pub struct Spool {
     root: PathBuf,
+    spares: Arc<Spares>,
 }
 
 /// One folder.
@@ -161,7 +132,7 @@ impl Spool {
     pub fn open(data_dir: &Path) -> io::Result<Self> {
         let root = data_dir.join("spool");
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&root)?;
-        Ok(Self { root })
+        Ok(Self { root, spares: Arc::default() })
     }
 
     /// The folder of an execution.
@@ -175,6 +146,7 @@ impl Spool {
     /// # Errors
     /// Whatever the file system says.
     pub fn list(&self) -> io::Result<Vec<Key>> {
+        Spares::clear(&self.root)?;
         let mut keys = Vec::new();
         for item in fs::read_dir(&self.root)? {
             let item = item?;
@@ -206,7 +178,8 @@ impl Spool {
     /// Whatever the file system says, a full disk above all; nothing is left behind then.
     pub fn accept(&self, key: &Key, accepted: &Accepted) -> io::Result<Folder> {
         let folder = self.folder(key);
-        let written = write_folder(&folder.path, accepted)
+        let written = self
+            .fill_folder(&folder.path, accepted)
             .and_then(|order| durable::sync_together(&order, [&folder.path, &self.root]));
         if let Err(error) = written {
             // A folder that was there already may be that of a running hook.
@@ -216,6 +189,32 @@ impl Spool {
             return Err(error);
         }
         Ok(folder)
+    }
+
+    fn fill_folder(&self, folder: &Path, accepted: &Accepted) -> io::Result<File> {
+        let Some(spare) = self.spares.take() else { return write_folder(folder, accepted) };
+        spare::give(&spare, folder, canonical(accepted).as_bytes()).or_else(|_| {
+            let _ = fs::remove_dir_all(&spare);
+            write_folder(folder, accepted)
+        })
+    }
+
+    /// Forgets an execution that is over. What is given goes to [`Spool::recycle`], which takes its time.
+    ///
+    /// # Errors
+    /// Whatever the file system says.
+    pub fn forget(&self, folder: &Folder) -> io::Result<Option<PathBuf>> {
+        folder.leave_cgroup()?;
+        let spare = self.spares.rename(&self.root, &folder.path);
+        if spare.is_none() {
+            folder.remove()?;
+        }
+        Ok(spare)
+    }
+
+    /// Empties the folder of a forgotten execution and keeps it for another one.
+    pub fn recycle(&self, spare: PathBuf) {
+        self.spares.keep(spare);
     }
 }
 
@@ -437,6 +436,14 @@ impl Folder {
     /// # Errors
     /// Whatever the file system says.
     pub fn remove(&self) -> io::Result<()> {
+        self.leave_cgroup()?;
+        match fs::remove_dir_all(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
+    }
+
+    fn leave_cgroup(&self) -> io::Result<()> {
         if let Ok(Some(Started { cgroup: Some(cgroup), .. })) = self.started()
             && fs::remove_dir(&cgroup).is_err()
             && cgroup.is_dir()
@@ -444,10 +451,7 @@ impl Folder {
             // A service that a hook started lives there: a note reminds the agent to look again at its next start.
             self.note_cgroup(&cgroup)?;
         }
-        match fs::remove_dir_all(&self.path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other,
-        }
+        Ok(())
     }
 
     fn note_cgroup(&self, cgroup: &Path) -> io::Result<()> {

@@ -1,15 +1,48 @@
 //! `cargo xtask bench`: builds what is measured as it is shipped, and measures it.
 
-use anyhow::Result;
+use std::path::Path;
 
+use anyhow::{Context as _, Result};
+
+use crate::postgres::Postgres;
 use crate::process;
 
+/// How agents are shipped, and where the one to measure is.
+const AGENT_PROFILE: &str = "agent";
+const AGENT: &str = "DROVER_BENCH_AGENT";
+/// The row that needs a PostgreSQL.
+const WITH_POSTGRES: &str = "postgres";
+/// Where its address is.
+const POSTGRES: &str = "DROVER_BENCH_POSTGRES";
+
 pub(crate) fn run(arguments: &[String]) -> Result<()> {
-    let packages = ["--package", "drover-server", "--package", "drover-agent"];
+    let packages = ["drover-server", "drover", "drover-bench"];
+    let packages = packages.iter().flat_map(|package| ["--package", package]);
     process::run(process::cargo().args(["build", "--release", "--bins"]).args(packages))?;
-    // The load itself is light: what is measured are the programs above.
-    let mut command = process::cargo();
-    command.args(["run", "--quiet", "--package", "drover-tests", "--bin", "drover-bench", "--"]).args(arguments);
+    let agent = ["build", "--profile", AGENT_PROFILE, "--package", "drover-agent"];
+    process::run(process::cargo().args(agent))?;
     let measured = process::bin_dir()?.with_file_name("release");
-    process::run(command.env(crate::test::BIN_DIR, measured))
+    let mut command = std::process::Command::new(measured.join("drover-bench"));
+    command.args(arguments).env(crate::test::BIN_DIR, &measured);
+    command.env(AGENT, measured.with_file_name(AGENT_PROFILE).join("drover-agent"));
+    if !arguments.iter().any(|argument| argument == "--json") {
+        command.arg("--json").arg(file(&measured)?);
+    }
+    // What follows `--json` is no row.
+    let named = |at: usize| !arguments[at].starts_with("--") && (at == 0 || arguments[at - 1] != "--json");
+    let all = !(0..arguments.len()).any(named);
+    let postgres = match all || arguments.iter().any(|argument| argument == WITH_POSTGRES) {
+        true => Some(Postgres::durable()?),
+        false => None,
+    };
+    if let Some(postgres) = &postgres {
+        command.env(POSTGRES, postgres.url());
+    }
+    process::run(&mut command)
+}
+
+/// Where the figures go if nobody says: `target/bench.json`.
+fn file(measured: &Path) -> Result<std::path::PathBuf> {
+    let target = measured.parent().context("a folder for what is built")?;
+    Ok(target.join("bench.json"))
 }

@@ -20,11 +20,9 @@ use crate::scratch::Scratch;
 use crate::{debian, process};
 
 /// Speed over safety: what is in this database is worth nothing tomorrow.
+const CARELESS: &[&str] = &["fsync=off", "synchronous_commit=off", "full_page_writes=off"];
 const SETTINGS: &[&str] = &[
     "listen_addresses=127.0.0.1",
-    "fsync=off",
-    "synchronous_commit=off",
-    "full_page_writes=off",
     "max_connections=300",
     "max_locks_per_transaction=256",
     "shared_buffers=128MB",
@@ -59,6 +57,15 @@ struct Account {
 impl Postgres {
     /// Starts a server, installing PostgreSQL first where there is none.
     pub(crate) fn start() -> Result<Self> {
+        Self::start_with(CARELESS)
+    }
+
+    /// As [`start`](Self::start), and it keeps its promises: for measuring.
+    pub(crate) fn durable() -> Result<Self> {
+        Self::start_with(&[])
+    }
+
+    fn start_with(more: &[&str]) -> Result<Self> {
         let programs = programs()?;
         let account = account()?;
         let scratch = Scratch::new("postgres")?;
@@ -76,7 +83,7 @@ impl Postgres {
         initialise(&programs, account.as_ref(), &home)?;
         for _ in 0..ATTEMPTS {
             let port = free_port()?;
-            let mut child = launch(&programs, account.as_ref(), &home, port)?;
+            let mut child = launch(&programs, account.as_ref(), &home, port, more)?;
             if ready(&mut child, &home) {
                 let url = format!("postgres://drover:{password}@127.0.0.1:{port}/postgres");
                 return Ok(Self { child, url, _scratch: scratch });
@@ -181,12 +188,12 @@ fn initialise(programs: &Path, account: Option<&Account>, home: &Path) -> Result
     Ok(())
 }
 
-fn launch(programs: &Path, account: Option<&Account>, home: &Path, port: u16) -> Result<Child> {
+fn launch(programs: &Path, account: Option<&Account>, home: &Path, port: u16, more: &[&str]) -> Result<Child> {
     let log = File::options().create(true).append(true).open(home.join("log"))?;
     let mut server = command(&programs.join("postgres"), account, home);
     server.args(["-D", "data", "-p", &port.to_string()]);
     server.arg("-k").arg(home);
-    for setting in SETTINGS {
+    for setting in SETTINGS.iter().chain(more) {
         server.args(["-c", setting]);
     }
     // Its own group: Ctrl-C is for the command, which stops the server when it is through with it.

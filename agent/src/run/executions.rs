@@ -410,8 +410,13 @@ impl Executions {
     /// Removes an execution that is over.
     pub(super) fn forget(&mut self, key: &Key, session: &mut Session) {
         let Some(execution) = self.all.get(key).filter(|one| matches!(one.stage, Stage::Finished)) else { return };
-        if let Err(error) = execution.folder.remove() {
-            return tracing::error!(%key, %error, "a spool folder cannot be removed");
+        match self.spool.forget(&execution.folder) {
+            Ok(None) => {}
+            Ok(Some(spare)) => {
+                let spool = self.spool.clone();
+                tokio::task::spawn_blocking(move || spool.recycle(spare));
+            }
+            Err(error) => return tracing::error!(%key, %error, "a spool folder cannot be removed"),
         }
         let used = self.all.remove(key).map(|one| one.artifacts).unwrap_or_default();
         session.removed(key);

@@ -9,12 +9,11 @@ use drover_shared::record::{HEADER_BYTES, whole_records_length};
 
 use super::{Channel, Output, Phase, Session};
 use crate::clock::Now;
+use crate::log::pause_ms;
 use crate::spool::Key;
 
-/// A chunk this long is sent at once; one record always fits.
+/// A chunk this long is sent at once; one record always fits. A shorter one waits a little after the one before.
 const CHUNK_BYTES: usize = RECORD_PAYLOAD_BYTES_MAX + HEADER_BYTES;
-/// A shorter one waits until this long after the one before, in milliseconds.
-const CHUNK_MS: u64 = 20;
 /// Level of the compressor.
 const ZSTD_LEVEL: i32 = 1;
 
@@ -26,8 +25,8 @@ pub(super) struct Shipping {
     pub(super) shipped: u64,
     pub(super) acknowledged: u64,
     pub(super) sequence: u32,
-    /// When the last chunk was sent.
-    pub(super) sent_ms: u64,
+    /// When a short chunk may be sent.
+    pub(super) due_ms: u64,
     /// The last read gave no whole record: wait for more, or for room in the window.
     pub(super) starved: bool,
     pub(super) finished: Option<Box<Finished>>,
@@ -87,7 +86,7 @@ impl Shipping {
             return None;
         }
         let at_once = self.finished.is_some() || available >= CHUNK_BYTES as u64;
-        Some(if at_once { 0 } else { self.sent_ms + CHUNK_MS })
+        Some(if at_once { 0 } else { self.due_ms })
     }
 }
 
@@ -158,7 +157,7 @@ impl Session {
         };
         shipping.sequence = shipping.sequence.wrapping_add(1);
         shipping.shipped += whole as u64;
-        shipping.sent_ms = now.monotonic_ms;
+        shipping.due_ms = now.monotonic_ms + pause_ms(whole as u64);
         let frame = header.encode(packed.as_deref().unwrap_or(raw));
         self.settle(&read.key);
         Some(frame)

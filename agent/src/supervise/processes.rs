@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use drover_shared::message::ProcessVerdict;
@@ -72,11 +72,19 @@ impl Tree {
         self.cgroup.as_deref()
     }
 
+    /// The folder of the cgroup, opened, for a process that is to be born in it.
+    ///
+    /// # Errors
+    /// Whatever the file system says.
+    pub(crate) fn folder(&self) -> io::Result<Option<File>> {
+        self.cgroup.as_deref().map(File::open).transpose()
+    }
+
     /// The file that a new process writes `0` to, to enter the tree.
     ///
     /// # Errors
     /// Whatever the file system says.
-    pub fn door(&self) -> io::Result<Option<File>> {
+    pub(crate) fn door(&self) -> io::Result<Option<File>> {
         self.cgroup.as_deref().map(|path| OpenOptions::new().write(true).open(path.join("cgroup.procs"))).transpose()
     }
 
@@ -256,12 +264,4 @@ fn marked(marks: &[Vec<u8>]) -> BTreeSet<i32> {
 fn describe(pid: i32) -> String {
     let command = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
     format!("{pid} {}", command.trim())
-}
-
-/// Puts the calling process into the tree whose door is given.
-///
-/// # Errors
-/// Whatever the kernel says.
-pub fn enter(mut door: &File) -> io::Result<()> {
-    door.write_all(b"0")
 }

@@ -3,11 +3,11 @@
 //! Invariant: the script's text is only ever in memory that its own user may read; it is on no command line and in
 //! no file that outlives the step.
 
-use std::fs;
-use std::io::{self, Write as _};
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::process::{ChildStderr, ChildStdout, Command, Stdio};
 
 use drover_shared::order::Entry;
 use drover_shared::record::Stream;
@@ -23,8 +23,9 @@ use crate::clock;
 use crate::log::LogWriter;
 use crate::release;
 use crate::supervise::mask::Masker;
+use crate::supervise::spawn::{self, Program};
 use crate::supervise::watch::Watch;
-use crate::supervise::{Context, StepEnd, spawn};
+use crate::supervise::{Context, StepEnd};
 
 /// Time that a process which outlives its script may hold the script's output open, in milliseconds.
 const DRAIN_MS_MAX: u64 = 2_000;
@@ -94,21 +95,20 @@ fn start(context: &Context, script: Script<'_>) -> Result<(Pid, Pump), String> {
     let (interpreter, path) = interpreter(script.language)?;
     let text = in_memory(script.name, &context.secrets.fill(script.content))
         .map_err(|error| format!("the script cannot be handed over: {error}"))?;
-    let mut command = Command::new(interpreter);
-    command.arg(format!("/proc/self/fd/{}", text.as_raw_fd()));
-    command.env_clear().envs(environment(context, script, &account, &path));
-    command
-        .current_dir(working_folder(&context.entry))
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    let door = context.tree.door().map_err(|error| format!("the cgroup cannot be entered: {error}"))?;
-    let mut child = spawn::spawn(&mut command, &account, door)
+    let folder = working_folder(&context.entry);
+    let program = Program {
+        file: &interpreter,
+        arguments: vec![format!("/proc/self/fd/{}", text.as_raw_fd())],
+        environment: environment(context, script, &account, &path),
+        folder: &folder,
+        account: &account,
+    };
+    let started = spawn::spawn(&program, &context.tree)
         .map_err(|error| format!("the script cannot be started as `{}`: {error}", account.name))?;
     let pump = Pump {
         index: script.index,
-        output: child.stdout.take(),
-        error: child.stderr.take(),
+        output: Some(started.output),
+        error: Some(started.error),
         buffer: vec![0; READ_BYTES],
         maskers: context
             .patterns
@@ -116,13 +116,13 @@ fn start(context: &Context, script: Script<'_>) -> Result<(Pid, Pump), String> {
             .map(|patterns| [Masker::new(patterns.clone()), Masker::new(patterns.clone())]),
     };
     pump.widen();
-    Ok((Pid::from_raw(i32::try_from(child.id()).unwrap_or(i32::MAX)), pump))
+    Ok((started.pid, pump))
 }
 
 /// The text in a nameless file that the interpreter inherits.
 fn in_memory(name: &str, content: &str) -> io::Result<OwnedFd> {
     let descriptor = memfd_create(name, MFdFlags::empty())?;
-    let mut file = fs::File::from(descriptor);
+    let mut file = File::from(descriptor);
     file.write_all(content.as_bytes())?;
     Ok(OwnedFd::from(file))
 }
@@ -150,11 +150,10 @@ fn working_folder(entry: &Entry) -> PathBuf {
     folder.unwrap_or_else(|| if layout.root().is_dir() { layout.root().to_owned() } else { PathBuf::from("/") })
 }
 
-fn environment(context: &Context, script: Script<'_>, account: &Account, path: &str) -> Vec<(String, String)> {
+fn environment(context: &Context, script: Script<'_>, account: &Account, path: &str) -> BTreeMap<String, String> {
     let (entry, statement) = (&context.entry, &context.statement);
-    let mut all: Vec<(String, String)> =
-        entry.environment.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
-    let mut set = |name: &str, value: String| all.push((name.to_owned(), value));
+    let mut all = entry.environment.clone();
+    let mut set = |name: &str, value: String| drop(all.insert(name.to_owned(), value));
     if !entry.environment.contains_key("PATH") {
         set("PATH", path.to_owned());
     }
@@ -219,8 +218,8 @@ fn log_failed(context: &mut Context, pump: &mut Pump, error: &io::Error) -> Step
 /// The script's two pipes.
 struct Pump {
     index: u16,
-    output: Option<ChildStdout>,
-    error: Option<ChildStderr>,
+    output: Option<File>,
+    error: Option<File>,
     buffer: Vec<u8>,
     /// For output and error, where there are secrets.
     maskers: Option<[Masker; 2]>,
@@ -318,13 +317,9 @@ impl Pump {
     }
 }
 
-fn read<P: io::Read>(
-    pipe: &mut Option<P>,
-    buffer: &mut [u8],
-    mut keep: impl FnMut(&[u8]) -> io::Result<()>,
-) -> io::Result<()> {
+fn read(pipe: &mut Option<File>, buffer: &mut [u8], mut keep: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
     let Some(open) = pipe else { return Ok(()) };
-    match open.by_ref().read(buffer) {
+    match open.read(buffer) {
         Ok(0) => *pipe = None,
         Ok(length) => return keep(&buffer[..length]),
         Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

@@ -186,8 +186,8 @@ fn the_outcome_follows_the_last_byte_and_is_repeated_until_archived() {
     session.log_grew(&key, 1_016);
     assert_eq!(ship(&mut session, &log[..1_016], at(100)), [(0, 1_016)]);
     session.log_grew(&key, 2_032);
-    assert_eq!(session.next_read(at(110)), None, "a short chunk waits");
-    assert_eq!(session.next_timeout_ms(), Some(120));
+    assert_eq!(session.next_read(at(104)), None, "a short chunk waits a little");
+    assert_eq!(session.next_timeout_ms(), Some(105));
     session.finished(&key, finished(&key, log.len() as u64));
     assert!(sent(&mut session).is_empty(), "output comes first");
     let Some(read) = session.next_read(at(110)) else { panic!("the end is sent at once") };

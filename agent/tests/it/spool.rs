@@ -89,3 +89,30 @@ async fn an_order_that_cannot_be_kept_is_rejected_and_the_agent_goes_on() {
     assert!(gathered.gather(&mut peer, |_| false).await);
     assert_eq!(gathered.text(), "room\n");
 }
+
+/// A folder that was forgotten becomes another execution's, and has nothing of the first one in it.
+#[test]
+fn a_forgotten_folder_is_used_again_empty() {
+    let bench = Bench::new();
+    let first = bench.accept(&entry(vec![bash("pre_exec", "echo first")]));
+    supervise(&first);
+    let spool = Spool::open(&bench.data_dir()).unwrap();
+    let spare = spool.forget(&first).unwrap().expect("there is room");
+    assert!(!first.path().exists(), "the execution is forgotten at once");
+    assert!(spool.list().unwrap().is_empty());
+    assert!(!spare.exists(), "what an earlier agent left is removed");
+
+    let second = bench.accept(&entry(vec![bash("pre_exec", "echo second; exit 3")]));
+    supervise(&second);
+    spool.recycle(spool.forget(&second).unwrap().expect("there is room"));
+    let accepted = bench.accept(&entry(vec![bash("pre_exec", "echo third")])).accepted().unwrap();
+    let key = Key::new(&execution_id(), 1).unwrap();
+    let third = spool.accept(&key, &accepted).unwrap();
+    assert!(!third.path().with_file_name("spare-1").exists(), "the spare folder is the execution's now");
+    assert!(matches!(third.standing().unwrap(), Standing::Waiting), "nothing is known of it yet");
+    assert_eq!(std::fs::metadata(third.log()).unwrap().len(), 0);
+    supervise(&third);
+    assert_eq!(third.status().unwrap().unwrap().state, ExecutionState::Succeeded);
+    assert_eq!(crate::bench::text(&third, drover_shared::record::Stream::Output), "third\n");
+    assert!(spool.accept(&key, &accepted).is_err(), "an execution has its folder once");
+}

@@ -17,6 +17,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("server/automation/Cargo.toml", AREA),
     ("server/Cargo.toml", SERVER),
     ("tests/Cargo.toml", TESTS),
+    ("bench/Cargo.toml", &["drover-shared"]),
     ("xtask/Cargo.toml", &[]),
 ];
 const AREA: &[&str] = &["drover-shared", "drover-kernel", "drover-identity", "drover-inventory"];
