@@ -31,8 +31,12 @@ const QUEUE: &str = "drover";
 /// How often the queue is looked at without a wake-up: other servers' jobs, and those a lost wake-up left.
 const POLL: Duration = Duration::from_millis(250);
 
-/// Wake-ups handled at a time, and fetched at a time: no more, because prefetched ones get no heartbeat.
+/// Wake-ups handled at a time.
 const CONCURRENCY: usize = 4;
+
+/// Wake-ups fetched at a time. Those that wait here get no heartbeat, so they must be handled in a few seconds; the
+/// queue is looked at so often that this bounds how many it hands out.
+const FETCHED: usize = 64;
 
 /// Pause before a worker that the database threw out starts again.
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
@@ -161,7 +165,7 @@ impl Jobs {
             Pools::Sqlite { write, .. } => {
                 let config = apalis_sqlite::Config::default()
                     .queue(QUEUE)
-                    .batch_size(CONCURRENCY)
+                    .batch_size(FETCHED)
                     .lock_tasks(false)
                     .persist_results(false);
                 let backend = SqliteStorage::<String>::new(write).with_config(config).poll_with_stream(wake);
@@ -175,7 +179,7 @@ impl Jobs {
             Pools::Postgres(pool) => {
                 let config = apalis_postgres::Config::default()
                     .queue(QUEUE)
-                    .batch_size(CONCURRENCY)
+                    .batch_size(FETCHED)
                     .lock_tasks(false)
                     .persist_results(false);
                 let backend = PostgresStorage::<String>::new(pool).with_config(config).poll_with_stream(wake);
@@ -238,6 +242,15 @@ impl Tx {
         self.write().enqueue(QUEUE, &payload(topic, key)).await?;
         self.wakes_queue();
         Ok(())
+    }
+
+    /// As [`enqueue`](Self::enqueue), for what this process begins by itself right after the commit: the queue has it
+    /// looked at a moment later, in case nobody came to that. It does not compete with what is under way.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub async fn enqueue_behind(&mut self, topic: &str, key: &str) -> Result<()> {
+        Ok(self.write().enqueue(QUEUE, &payload(topic, key)).await?)
     }
 }
 

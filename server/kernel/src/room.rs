@@ -1,11 +1,13 @@
 //! Room on the disk of the data directory: whether the server may take in something new.
 //!
 //! Invariant: what is said is at most [`FRESH`] old and was tried, not computed: a file was written and made durable. So
-//! a disk that is full, read-only or gone is noticed, and one that is well again as well.
+//! a disk that is full, read-only or gone is noticed, and one that is well again as well. While requests come steadily
+//! none of them waits for a trial: the next one begins before the last answer is too old.
 
 use std::fs;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Mutex;
@@ -15,6 +17,9 @@ use crate::{Error, Result};
 
 /// How long an answer holds: probes and requests may come as often as they like.
 const FRESH: Duration = Duration::from_secs(1);
+
+/// Age of an answer from which on a new trial is begun beside it.
+const RENEWED: Duration = Duration::from_millis(500);
 
 /// Time for one trial; a disk that takes longer does not work.
 const TRIAL_MAX: Duration = Duration::from_secs(5);
@@ -29,14 +34,21 @@ pub const RESERVE_BYTES: u64 = 64 * 1024 * 1024;
 pub struct Room {
     folder: PathBuf,
     reserve_bytes: u64,
-    last: Mutex<Option<(Instant, Result<(), String>)>>,
+    last: Arc<Mutex<Option<Said>>>,
+}
+
+struct Said {
+    at: Instant,
+    answer: Result<(), String>,
+    /// A trial is under way that will take its place.
+    renewing: bool,
 }
 
 impl Room {
     /// Watches the disk of `folder`, of which `reserve_bytes` are to stay free.
     #[must_use]
     pub fn new(folder: &Path, reserve_bytes: u64) -> Self {
-        Self { folder: folder.to_owned(), reserve_bytes, last: Mutex::new(None) }
+        Self { folder: folder.to_owned(), reserve_bytes, last: Arc::default() }
     }
 
     /// Whether there is room.
@@ -44,21 +56,25 @@ impl Room {
     /// # Errors
     /// Why not, for people.
     pub async fn check(&self) -> Result<(), String> {
-        // Held during the trial, so that there is one at a time.
+        // Held during a trial that is waited for, so that there is one at a time.
         let mut last = self.last.lock().await;
-        if let Some((at, answer)) = &*last
-            && at.elapsed() < FRESH
-        {
-            return answer.clone();
+        if let Some(said) = last.as_mut().filter(|said| said.at.elapsed() < FRESH) {
+            if said.at.elapsed() >= RENEWED && !said.renewing {
+                said.renewing = true;
+                let (last, trial) = (self.last.clone(), trial(self.folder.clone(), self.reserve_bytes));
+                tokio::spawn(async move {
+                    let (at, answer) = (Instant::now(), trial.await);
+                    let mut last = last.lock().await;
+                    if last.as_ref().is_none_or(|said| said.at <= at) {
+                        *last = Some(Said { at, answer, renewing: false });
+                    }
+                });
+            }
+            return said.answer.clone();
         }
-        let (folder, reserve) = (self.folder.clone(), self.reserve_bytes);
-        let trial = tokio::task::spawn_blocking(move || attempt(&folder, reserve));
-        let answer = match tokio::time::timeout(TRIAL_MAX, trial).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(error)) => Err(format!("the data directory cannot be tried: {error}")),
-            Err(_) => Err(format!("the disk of the data directory takes longer than {} s", TRIAL_MAX.as_secs())),
-        };
-        *last = Some((Instant::now(), answer.clone()));
+        let at = Instant::now();
+        let answer = trial(self.folder.clone(), self.reserve_bytes).await;
+        *last = Some(Said { at, answer: answer.clone(), renewing: false });
         answer
     }
 
@@ -68,6 +84,15 @@ impl Room {
     /// [`Error::Unavailable`] with the reason.
     pub async fn require(&self) -> Result<()> {
         self.check().await.map_err(|why| Error::Unavailable(format!("nothing new is taken in: {why}")))
+    }
+}
+
+async fn trial(folder: PathBuf, reserve_bytes: u64) -> Result<(), String> {
+    let trial = tokio::task::spawn_blocking(move || attempt(&folder, reserve_bytes));
+    match tokio::time::timeout(TRIAL_MAX, trial).await {
+        Ok(Ok(answer)) => answer,
+        Ok(Err(error)) => Err(format!("the data directory cannot be tried: {error}")),
+        Err(_) => Err(format!("the disk of the data directory takes longer than {} s", TRIAL_MAX.as_secs())),
     }
 }
 
@@ -109,6 +134,8 @@ mod tests {
         assert_eq!(room.check().await, Ok(()));
         fs::rename(&here, &away).unwrap();
         assert_eq!(room.check().await, Ok(()), "the answer holds for a while");
+        tokio::time::advance(RENEWED).await;
+        assert_eq!(room.check().await, Ok(()), "the last answer is given while a new one is looked for");
         tokio::time::advance(2 * FRESH).await;
         assert!(room.check().await.unwrap_err().contains("cannot be written"));
         fs::rename(&away, &here).unwrap();

@@ -6,10 +6,12 @@
 
 mod auto_start;
 mod expire;
+mod intake;
 pub(crate) mod prepare;
 mod results;
 pub(crate) mod rollout;
 mod sending;
+mod waking;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -32,8 +34,13 @@ use crate::source::Sources;
 use crate::tasks::rules::{self, Facts, Next, Outcome, Role};
 use crate::tasks::store::{self as task_store, Execution, Task};
 
-pub(crate) use results::{accepted, finished, lost, rejected};
+pub(crate) use intake::{News, take_in};
+pub(crate) use results::{lost, rejected};
 pub(crate) use sending::send_missing;
+pub(crate) use waking::{say_and_wake, wake};
+
+use intake::Intake;
+use waking::Waking;
 
 /// Topic of the engine's wake-ups; the key is a task.
 pub(crate) const TOPIC: &str = "task";
@@ -73,6 +80,8 @@ pub struct Engine {
     unclosed: Mutex<HashSet<(i64, Outcome)>>,
     /// What the output of tasks was told about their batches, so that it is told once.
     told: Mutex<HashSet<(i64, i64)>>,
+    intake: Intake,
+    waking: Waking,
 }
 
 impl Engine {
@@ -89,6 +98,8 @@ impl Engine {
             starting: Mutex::default(),
             unclosed: Mutex::default(),
             told: Mutex::default(),
+            intake: Intake::default(),
+            waking: Waking::default(),
         }
     }
 
@@ -112,23 +123,6 @@ pub fn jobs() -> Jobs {
             Err(_) => Err(Error::internal(format!("`{key}` is no task"))),
         }
     })
-}
-
-/// Looks after a task right away, without waiting for the queue.
-pub(crate) fn wake(kernel: &Kernel, task_id: i64) {
-    let owner = kernel.clone();
-    kernel.spawn(async move {
-        report(task_id, advance(&owner, task_id).await);
-    });
-}
-
-/// Adds a line to a task's output and looks after the task.
-pub(crate) fn say_and_wake(kernel: &Kernel, task_id: i64, text: String) {
-    let owner = kernel.clone();
-    kernel.spawn(async move {
-        owner.part::<Engine>().notice(task_id, owner.clock().now(), &text).await;
-        report(task_id, advance(&owner, task_id).await);
-    });
 }
 
 /// Looks after every task that is not over, again and again: what lost wake-ups, failures and restarts left behind.
@@ -258,26 +252,27 @@ fn facts(task: &Task, executions: &[Execution]) -> Facts {
     Facts { phase: task.phase, executions: counts.map(|one| (one.role, one.state)).collect() }
 }
 
-/// Moves the task one phase on, decided anew under the lock.
+/// Moves the task one phase on.
 async fn move_on(kernel: &Kernel, work: &Work, task: &Task) -> Result<()> {
     let mut tx = work.begin(task.organisation_id).await?;
-    let Some(task) = task_store::lock(&mut tx, task.id).await? else { return Ok(()) };
-    let executions = task_store::executions(&mut tx, task.id).await?;
+    let said = step(&mut tx, task.id).await?;
+    tx.finish(Audit::none("a task goes on by itself")).await?;
+    if let Some(said) = said {
+        kernel.part::<Engine>().notice(task.id, kernel.clock().now(), &said).await;
+    }
+    Ok(())
+}
+
+/// Decides under the task's lock whether it goes on or ends. Gives what there is to say of that.
+async fn step(tx: &mut Tx, task_id: i64) -> Result<Option<String>> {
+    let Some(task) = task_store::lock(tx, task_id).await? else { return Ok(None) };
+    let executions = task_store::executions(tx, task.id).await?;
     match rules::next(&facts(&task, &executions)) {
-        Next::Stay => Ok(()),
-        Next::Enter(phase) => {
-            task_store::enter(&mut tx, &task, phase).await?;
-            tx.finish(Audit::none("a task goes on by itself")).await
-        }
+        Next::Stay => Ok(None),
+        Next::Enter(phase) => task_store::enter(tx, &task, phase).await.map(|()| None),
         Next::End(outcome) => {
-            end(&mut tx, &task, outcome, None).await?;
-            let said = rollout::take_back(&mut tx, &task, outcome, &executions).await?;
-            tx.finish(Audit::none("a task ends by itself")).await?;
-            let engine = kernel.part::<Engine>();
-            if let Some(said) = said {
-                engine.notice(task.id, kernel.clock().now(), &said).await;
-            }
-            close_log(&engine, task.id, outcome).await
+            end(tx, &task, outcome, None).await?;
+            rollout::take_back(tx, &task, outcome, &executions).await
         }
     }
 }

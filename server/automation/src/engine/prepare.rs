@@ -170,7 +170,8 @@ async fn complete(kernel: &Kernel, task: &Task, artifact: Artifact, commit: &str
         task_store::set_entry(&mut tx, &script.execution_id, text).await?;
     }
     let digest = plan_digest(&task, Some(commit), &texts);
-    task_store::complete_plan(&mut tx, task.id, digest, Some(artifact.digest), Some(commit)).await?;
+    // The engine enters the first phase when it looks at the task next.
+    task_store::complete_plan(&mut tx, task.id, task.phase, digest, Some(artifact.digest), Some(commit)).await?;
     tx.finish(Audit::none("the plan was rendered when the task was made; here its source is pinned")).await
 }
 

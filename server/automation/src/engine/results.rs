@@ -6,21 +6,18 @@ use drover_kernel::{Audit, Kernel, Result, Tx};
 use drover_shared::message::Finished;
 use drover_shared::words::{ExecutionState as State, Word as _};
 
-use super::{TOPIC, restore_instance, rollout, say_and_wake, wake};
+use super::{restore_instance, rollout, say_and_wake, wake};
 use crate::executions::rules::{Event, reported};
 use crate::executions::store::{self as store, Known};
 use crate::link::hub::Session;
 
 /// The agent holds the order.
-pub(crate) async fn accepted(kernel: &Kernel, session: &Session, id: &str, attempt: i64) -> Result<Option<Known>> {
-    let work = kernel.work();
-    let Some(known) = find(kernel, session, id, attempt).await? else { return Ok(None) };
-    if known.state == State::Dispatched {
-        let mut tx = work.begin(known.organisation_id).await?;
-        store::advance(&mut tx, &known, Event::Accepted, None).await?;
-        tx.finish(Audit::none("the agent has the order")).await?;
+pub(super) async fn accepted(tx: &mut Tx, host_id: i64, id: &str, attempt: i64) -> Result<Option<Known>> {
+    let known = store::find(tx, host_id, id).await?.filter(|known| known.attempt == attempt);
+    if let Some(known) = known.as_ref().filter(|known| known.state == State::Dispatched) {
+        store::advance(tx, known, Event::Accepted, None).await?;
     }
-    Ok(Some(known))
+    Ok(known)
 }
 
 /// The execution, if it belongs to the session's host and this is its present attempt.
@@ -79,27 +76,27 @@ pub(super) async fn stop_instance(tx: &mut Tx, instance_id: Option<i64>) -> Resu
 
 /// How an execution ended; all of its output is durable. Heard twice it changes nothing. Of an execution that was given
 /// up as lost it is the truth that was missing.
-pub(crate) async fn finished(kernel: &Kernel, session: &Session, news: &Finished) -> Result<()> {
-    let Some(known) = find(kernel, session, &news.execution_id, i64::from(news.attempt)).await? else { return Ok(()) };
-    let Some(event) = reported(news.state) else { return Ok(()) };
-    let mut tx = kernel.work().begin(known.organisation_id).await?;
+pub(super) async fn finished(tx: &mut Tx, host_id: i64, news: &Finished) -> Result<Option<Known>> {
+    let attempt = i64::from(news.attempt);
+    let known = store::find(tx, host_id, &news.execution_id).await?.filter(|known| known.attempt == attempt);
+    let (Some(known), Some(event)) = (known, reported(news.state)) else { return Ok(None) };
     let failed = news.state != State::Succeeded;
     if failed {
-        rollout::lock(&mut tx, &known).await?;
+        rollout::lock(tx, &known).await?;
     }
-    if !store::advance(&mut tx, &known, event, news.reason.as_deref()).await? {
-        return Ok(());
+    if !store::advance(tx, &known, event, news.reason.as_deref()).await? {
+        return Ok(Some(known));
     }
-    store::set_details(&mut tx, news).await?;
+    store::set_details(tx, news).await?;
     let late = known.state == State::Lost;
     if let Some(instance_id) = known.instance_id {
         // Whoever changed the instance since then knows better.
-        let outdated = late && store::has_later_task(&mut tx, instance_id, known.task_id).await?;
+        let outdated = late && store::has_later_task(tx, instance_id, known.task_id).await?;
         if late && !outdated {
-            begin_change(&mut tx, &[instance_id], InstanceStatus::Updating).await?;
+            begin_change(tx, &[instance_id], InstanceStatus::Updating).await?;
         }
         if !outdated {
-            settle_instance(&mut tx, instance_id, &known, news).await?;
+            settle_instance(tx, instance_id, &known, news).await?;
         }
     }
     if late {
@@ -107,7 +104,8 @@ pub(crate) async fn finished(kernel: &Kernel, session: &Session, news: &Finished
         let task_id = known.task_id;
         tx.after_commit(move |kernel| say_and_wake(kernel, task_id, text));
     }
-    ended(tx, &known, failed).await
+    over(tx, &known, failed).await?;
+    Ok(Some(known))
 }
 
 /// What an execution leaves behind on its instance.
@@ -131,11 +129,17 @@ fn entry_version(entry: &str) -> Option<String> {
 
 /// Commits the end of an execution and has its task looked after.
 async fn ended(mut tx: Tx, known: &Known, failed: bool) -> Result<()> {
+    over(&mut tx, known, failed).await?;
+    tx.finish(Audit::none("an execution ended")).await
+}
+
+/// An execution is over: its rollout hears of a failure, and its task is looked after. No wake-up is written for that: after a
+/// crash the sweep looks at every task, and a commit for each execution is one too many.
+async fn over(tx: &mut Tx, known: &Known, failed: bool) -> Result<()> {
     let task_id = known.task_id;
     if failed {
-        rollout::settle(&mut tx, known).await?;
+        rollout::settle(tx, known).await?;
     }
-    tx.enqueue(TOPIC, &task_id.to_string()).await?;
     tx.after_commit(move |kernel| wake(kernel, task_id));
-    tx.finish(Audit::none("an execution ended")).await
+    Ok(())
 }

@@ -136,6 +136,13 @@ pub(crate) async fn advance(tx: &mut Tx, execution: &Known, event: Event, reason
     tx.run_one(sql, arguments).await.map(|()| true)
 }
 
+/// Whether nothing of a task waits or runs any more.
+pub(crate) async fn all_are_over(read: &mut Read, task_id: i64) -> Result<bool> {
+    let sql =
+        sql!("SELECT COUNT(*) FROM executions WHERE task_id = $1 AND state IN ('queued', 'dispatched', 'running')");
+    Ok(read.value::<i64>(sql, args![task_id]).await? == 0)
+}
+
 /// Whether an instance has been given to a later task than this one.
 pub(crate) async fn has_later_task(read: &mut Read, instance_id: i64, task_id: i64) -> Result<bool> {
     let sql = sql!("SELECT COUNT(*) FROM executions WHERE instance_id = $1 AND task_id > $2");

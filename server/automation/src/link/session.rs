@@ -17,8 +17,8 @@ use drover_shared::limits::{
 };
 use drover_shared::message::{Finished, Hello, HoldingAnswer, ToAgent, ToServer, hello_bytes};
 use drover_shared::words::ExecutionState as State;
-use futures_util::stream::{SplitSink, SplitStream};
-use futures_util::{SinkExt as _, StreamExt as _};
+use futures_util::stream::{FuturesOrdered, SplitSink, SplitStream};
+use futures_util::{SinkExt as _, StreamExt as _, TryStreamExt as _};
 use ring::signature::{ED25519, UnparsedPublicKey};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedMutexGuard, mpsc, watch};
@@ -30,7 +30,7 @@ use super::enrol::{EnrolRefused, enrol};
 use super::hub::Session;
 use super::keys::random_secret;
 use super::{store, transfer};
-use crate::engine::{self, Engine};
+use crate::engine::{self, Engine, News};
 use crate::executions::store as execution_store;
 use crate::logs::{AppendError, Pending, TaskLog};
 use crate::tasks::store as task_store;
@@ -45,6 +45,8 @@ const WRITE: Duration = Duration::from_secs(30);
 const CONTROL_QUEUE: usize = 1024;
 const DATA_QUEUE: usize = 16;
 const DURABLE_QUEUE: usize = 256;
+/// Of these, how many are looked at together.
+const NEWS_BATCH: usize = 64;
 /// Transfers that one agent may have under way.
 const TRANSFERS_MAX: usize = 16;
 /// Optional abilities of one agent that are remembered, and the length of a name.
@@ -222,22 +224,44 @@ struct Output {
 /// What waits for output to become durable, in order.
 enum Waiting {
     Output { channel: u32, pending: Pending },
+    Accepted { execution_id: String, attempt: u32 },
     Finished { output: Option<(u32, Output)>, news: Box<Finished> },
 }
 
-/// Acknowledges output, and takes in outcomes after all output before them.
+/// Acknowledges output, and takes in news after all output before them.
 async fn acknowledge(kernel: Kernel, session: Arc<Session>, mut waiting: mpsc::Receiver<Waiting>) {
-    while let Some(next) = waiting.recv().await {
-        let outcome = match next {
-            Waiting::Output { channel, pending } => acknowledge_output(&session, channel, pending).await,
-            Waiting::Finished { output, news } => take_outcome(&kernel, &session, output, &news).await,
-        };
-        if let Err(Ended(reason)) = outcome {
+    let mut batch = Vec::with_capacity(NEWS_BATCH);
+    while waiting.recv_many(&mut batch, NEWS_BATCH).await > 0 {
+        if let Err(Ended(reason)) = acknowledge_all(&kernel, &session, batch.drain(..)).await {
             tracing::warn!(host = session.host_name, reason, "the session is ended; the agent will come back");
             session.closed.cancel();
             return;
         }
     }
+}
+
+async fn acknowledge_all(
+    kernel: &Kernel,
+    session: &Session,
+    batch: impl Iterator<Item = Waiting>,
+) -> Result<(), Ended> {
+    let mut news = FuturesOrdered::new();
+    for next in batch {
+        match next {
+            Waiting::Output { channel, pending } => acknowledge_output(session, channel, pending).await?,
+            Waiting::Accepted { execution_id, attempt } => {
+                news.push_back(take_news(kernel, session, News::Accepted(execution_id, attempt.into()), None));
+            }
+            Waiting::Finished { output, news: finished } => {
+                if all_is_durable(session, output.as_ref(), &finished).await {
+                    let key = (finished.execution_id.clone(), finished.attempt);
+                    news.push_back(take_news(kernel, session, News::Finished(finished), Some(key)));
+                }
+            }
+        }
+    }
+    // All of them are taken in together.
+    news.try_collect().await
 }
 
 async fn acknowledge_output(session: &Session, channel: u32, pending: Pending) -> Result<(), Ended> {
@@ -249,22 +273,23 @@ async fn acknowledge_output(session: &Session, channel: u32, pending: Pending) -
     Ok(())
 }
 
-async fn take_outcome(
-    kernel: &Kernel,
-    session: &Session,
-    output: Option<(u32, Output)>,
-    news: &Finished,
-) -> Result<(), Ended> {
-    if let Some((channel, output)) = &output {
-        let durable = output.log.durable(output.ordinal);
-        if durable < news.log_length {
-            // The agent says it again once the rest is across.
-            session.send(ToAgent::OutputResume { channel: *channel, offset: durable }).await;
-            return Ok(());
-        }
+/// Whether all output of an execution that is over has come. Else its agent says again that it is over, once it has sent
+/// the rest.
+async fn all_is_durable(session: &Session, output: Option<&(u32, Output)>, news: &Finished) -> bool {
+    let Some((channel, output)) = output else { return true };
+    let durable = output.log.durable(output.ordinal);
+    if durable < news.log_length {
+        session.send(ToAgent::OutputResume { channel: *channel, offset: durable }).await;
     }
-    engine::finished(kernel, session, news).await?;
-    session.send(ToAgent::Archived { execution_id: news.execution_id.clone(), attempt: news.attempt }).await;
+    durable >= news.log_length
+}
+
+/// Takes news in, and tells the agent to forget the execution that is named.
+async fn take_news(kernel: &Kernel, session: &Session, news: News, over: Option<(String, u32)>) -> Result<(), Ended> {
+    engine::take_in(kernel, session, news).await?;
+    if let Some((execution_id, attempt)) = over {
+        session.send(ToAgent::Archived { execution_id, attempt }).await;
+    }
     Ok(())
 }
 
@@ -289,8 +314,8 @@ impl Reader {
     async fn welcome(&mut self, hello: &Hello, turn: OwnedMutexGuard<()>) -> Result<(), Ended> {
         let mut answers = Vec::with_capacity(hello.holdings.len());
         for holding in &hello.holdings {
-            let known =
-                engine::accepted(&self.kernel, &self.session, &holding.execution_id, holding.attempt.into()).await?;
+            let accepted = News::Accepted(holding.execution_id.clone(), holding.attempt.into());
+            let known = engine::take_in(&self.kernel, &self.session, accepted).await?;
             let wanted = known.filter(|known| is_awaited(known.state));
             let mut offset = 0;
             if let Some(known) = &wanted {
@@ -375,9 +400,14 @@ impl Reader {
     async fn control(&mut self, message: ToServer) -> Result<(), Ended> {
         match message {
             ToServer::Accepted { execution_id, attempt, channel } => {
-                let known = engine::accepted(&self.kernel, &self.session, &execution_id, attempt.into()).await?;
-                match known {
-                    Some(known) => drop(self.open_output(channel, known.task_id, known.ordinal).await?),
+                let mut read = self.kernel.work().read().await?;
+                let known = execution_store::find(&mut read, self.session.host_id, &execution_id).await?;
+                drop(read);
+                match known.filter(|known| known.attempt == i64::from(attempt)) {
+                    Some(known) => {
+                        self.open_output(channel, known.task_id, known.ordinal).await?;
+                        self.durable.send(Waiting::Accepted { execution_id, attempt }).await?;
+                    }
                     None => drop(self.session.send(ToAgent::Archived { execution_id, attempt }).await),
                 }
             }

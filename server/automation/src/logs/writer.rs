@@ -1,8 +1,9 @@
 //! The one thread that writes logs: it drains what is queued, appends it to the files, makes each file durable once, and
 //! only then lets readers see it and answers.
 //!
-//! Invariant: an answer is sent, and a length published, only after `fdatasync` of what it covers. A batch that fails is
-//! cut off its file again, so that a log never holds half of it.
+//! Invariant: an answer is sent, and a length published, only after `fdatasync` of the records that it covers. An end
+//! mark alone does not wait for the disk: the database has the outcome, and writes the mark again where a loss of power
+//! took it. A batch that fails is cut off its file again, so that a log never holds half of it.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -139,7 +140,7 @@ impl Writer {
 
     fn make_durable(&mut self, groups: &mut [Group]) {
         let mut written: Vec<&mut Group> =
-            groups.iter_mut().filter(|group| group.failure.is_none() && !group.buffer.is_empty()).collect();
+            groups.iter_mut().filter(|group| group.failure.is_none() && group.has_records()).collect();
         let share = written.len().div_ceil(SYNC_THREADS).max(1);
         if share == 1 {
             written.iter_mut().for_each(|group| group.sync());
@@ -297,6 +298,11 @@ impl Group {
             Ok(created) => self.created = created || self.draft.start == 0,
             Err(error) => self.fail(&error),
         }
+    }
+
+    /// Whether anything was written that nobody else knows.
+    fn has_records(&self) -> bool {
+        self.created || self.chunks.iter().any(|(_, header, _)| !header.is_end())
     }
 
     fn sync(&mut self) {

@@ -155,7 +155,7 @@ async fn act(call: Call<Run>, ids: (i64, i64), kind: Action, act: Act, body: Rea
 /// Commits an action with its audit entry and its line in the output, and has the engine look at the task.
 async fn finish(mut tx: Tx, task: &Task, action: &'static str, said: String) -> Result<Reply<Message>> {
     let task_id = task.id;
-    tx.enqueue(engine::TOPIC, &task_id.to_string()).await?;
+    tx.enqueue_behind(engine::TOPIC, &task_id.to_string()).await?;
     let entry = AuditEntry::new(AuditList::General, action, "task", task_id, task.version.clone()).detail(said.clone());
     tx.after_commit(move |kernel| engine::say_and_wake(kernel, task_id, said));
     tx.commit(Audit::of(entry), Message::success()).await

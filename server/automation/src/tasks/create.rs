@@ -20,6 +20,7 @@ use super::follow_up::Made;
 use super::former;
 use super::preview::{self, Preview};
 use super::rollout::Rollout;
+use super::rules::first_phase;
 use super::store::{self, NewExecution, NewTask, Source};
 use super::view::SubTaskReceipt;
 use super::{Run, plan};
@@ -325,9 +326,10 @@ pub(crate) async fn store_planned(tx: &mut Tx, planned: Planned, creator: &str) 
         // Nothing is to be fetched: the plan is complete as it is.
         let entries: Vec<String> = executions.iter().map(|execution| execution.entry.clone()).collect();
         let digest = plan::digest(task_id, input.action, &input.version, None, &entries);
-        store::complete_plan(tx, task_id, digest, None, None).await?;
+        let first = first_phase(executions.iter().map(|execution| execution.role));
+        store::complete_plan(tx, task_id, first, digest, None, None).await?;
     }
-    tx.enqueue(crate::engine::TOPIC, &task_id.to_string()).await?;
+    tx.enqueue_behind(crate::engine::TOPIC, &task_id.to_string()).await?;
     tx.after_commit(move |kernel| crate::engine::wake(kernel, task_id));
     Ok(Made { task_id, channel })
 }

@@ -13,7 +13,7 @@ use drover_shared::words::{Action, ExecutionState as State};
 
 use super::plan;
 use super::rollout::Rollout;
-use super::rules::Role;
+use super::rules::{Role, first_phase};
 use super::store::{self, Execution, NewExecution, NewTask, Origin, Script, Task};
 use crate::link::keys::random_secret;
 
@@ -230,9 +230,10 @@ async fn insert(tx: &mut Tx, follow_up: FollowUp<'_>) -> Result<Made> {
         let entries: Vec<String> = executions.iter().map(|execution| execution.entry.clone()).collect();
         let commit = of.resolved_commit.as_deref();
         let digest = plan::digest(task_id, kind, version, commit, &entries);
-        store::complete_plan(tx, task_id, digest, of.artifact_digest, commit).await?;
+        let first = first_phase(executions.iter().map(|execution| execution.role));
+        store::complete_plan(tx, task_id, first, digest, of.artifact_digest, commit).await?;
     }
-    tx.enqueue(crate::engine::TOPIC, &task_id.to_string()).await?;
+    tx.enqueue_behind(crate::engine::TOPIC, &task_id.to_string()).await?;
     tx.after_commit(move |kernel| crate::engine::wake(kernel, task_id));
     Ok(Made { task_id, channel })
 }

@@ -94,8 +94,7 @@ pub fn next(facts: &Facts) -> Next {
     let after_instances =
         || if facts.has(Role::GlobalPost) { Next::Enter(Phase::GlobalPost) } else { Next::End(facts.outcome()) };
     match facts.phase {
-        Phase::Preparing if facts.has(Role::GlobalPre) => Next::Enter(Phase::GlobalPre),
-        Phase::Preparing => Next::Enter(Phase::Instances),
+        Phase::Preparing => Next::Enter(first_phase(facts.executions.iter().map(|(role, _)| *role))),
         Phase::GlobalPre if !facts.over(Role::GlobalPre) => Next::Stay,
         Phase::GlobalPre if facts.succeeded(Role::GlobalPre) => Next::Enter(Phase::Instances),
         Phase::GlobalPre => Next::End(Outcome::Failed),
@@ -105,6 +104,12 @@ pub fn next(facts: &Facts) -> Next {
         Phase::GlobalPost => Next::End(facts.outcome()),
         Phase::Over => Next::Stay,
     }
+}
+
+/// Where a task begins whose plan is complete.
+#[must_use]
+pub fn first_phase(mut roles: impl Iterator<Item = Role>) -> Phase {
+    if roles.any(|role| role == Role::GlobalPre) { Phase::GlobalPre } else { Phase::Instances }
 }
 
 /// The role whose executions may be sent in a phase.

@@ -366,19 +366,20 @@ pub(crate) async fn set_entry(tx: &mut Tx, execution_id: &str, entry: &str) -> R
     tx.run_one(sql, args![execution_id, entry, digest]).await
 }
 
-/// Stores what the plan is bound to, once nothing of it can change any more.
+/// Stores what the plan is bound to, once nothing of it can change any more, and the phase that the task enters.
 pub(crate) async fn complete_plan(
     tx: &mut Tx,
     task_id: i64,
+    phase: Phase,
     plan: Digest,
     artifact: Option<Digest>,
     commit: Option<&str>,
 ) -> Result<()> {
     let sql = sql!(
-        "UPDATE tasks SET plan_digest = $2, artifact_digest = $3, resolved_commit = $4 \
+        "UPDATE tasks SET phase = $5, plan_digest = $2, artifact_digest = $3, resolved_commit = $4 \
          WHERE id = $1 AND plan_digest IS NULL AND phase = 'preparing'"
     );
-    tx.run_one(sql, args![task_id, plan, artifact, commit]).await
+    tx.run_one(sql, args![task_id, plan, artifact, commit, phase]).await
 }
 
 pub(crate) async fn find(read: &mut Read, task_id: i64) -> Result<Option<Task>> {

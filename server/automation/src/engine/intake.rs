@@ -1,0 +1,127 @@
+//! What many sessions say of executions at the same time, taken in together.
+//!
+//! A commit waits for the disk, however much is in it. Whoever brings news while others are being taken in waits for the
+//! next transaction, which has everything that came meanwhile. Invariants: news get their answer after the commit, and
+//! those of one session are taken in in their order; a task whose
+//! last execution ends here ends in the same transaction; where something fails, each piece of news is taken in by itself, so
+//! that nobody's news suffer from another's.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Mutex;
+
+use drover_kernel::{Audit, Error, Kernel, Result, Tx};
+use drover_shared::message::Finished;
+use tokio::sync::oneshot;
+
+use super::{Engine, lock, results, step};
+use crate::executions::store::{self as store, Known};
+use crate::link::hub::Session;
+
+/// News that are taken in by one transaction.
+const TOGETHER_MAX: usize = 128;
+
+/// What an agent says of an execution.
+pub(crate) enum News {
+    /// It holds the order: id and attempt.
+    Accepted(String, i64),
+    /// How it ended; all of its output is durable.
+    Finished(Box<Finished>),
+}
+
+struct Item {
+    host_id: i64,
+    organisation_id: i64,
+    news: News,
+    reply: oneshot::Sender<Result<Option<Known>>>,
+}
+
+/// News that wait. Bounded by the sessions, each of which waits for the answers to a bounded number.
+#[derive(Default)]
+pub(super) struct Intake {
+    waiting: Mutex<VecDeque<Item>>,
+    /// Held by whoever takes in what waits.
+    turn: tokio::sync::Mutex<()>,
+}
+
+/// Takes news in; gives the execution as it was, if it belongs to the session's host and this is its present attempt.
+///
+/// # Errors
+/// When the database is not available.
+pub(crate) async fn take_in(kernel: &Kernel, session: &Session, news: News) -> Result<Option<Known>> {
+    let engine = kernel.part::<Engine>();
+    let (reply, mut answer) = oneshot::channel();
+    let (host_id, organisation_id) = (session.host_id, session.organisation_id);
+    lock(&engine.intake.waiting).push_back(Item { host_id, organisation_id, news, reply });
+    // Each turn takes in at least the oldest that waits.
+    loop {
+        let turn = tokio::select! {
+            biased;
+            answer = &mut answer => return answer.map_err(Error::internal)?,
+            turn = engine.intake.turn.lock() => turn,
+        };
+        let items = engine.intake.next();
+        let outcomes = match together(kernel, &items).await {
+            Ok(known) => known.into_iter().map(Ok).collect(),
+            Err(error) => {
+                tracing::debug!(%error, count = items.len(), "news could not be taken in together");
+                one_by_one(kernel, &items).await
+            }
+        };
+        for (item, outcome) in items.into_iter().zip(outcomes) {
+            let _ = item.reply.send(outcome);
+        }
+        drop(turn);
+    }
+}
+
+impl Intake {
+    /// The oldest that wait, all of one organisation.
+    fn next(&self) -> Vec<Item> {
+        let mut waiting = lock(&self.waiting);
+        let organisation_id = waiting.front().map(|item| item.organisation_id);
+        let same = waiting.iter().take_while(|item| Some(item.organisation_id) == organisation_id).count();
+        waiting.drain(..same.min(TOGETHER_MAX)).collect()
+    }
+}
+
+async fn one_by_one(kernel: &Kernel, items: &[Item]) -> Vec<Result<Option<Known>>> {
+    let mut outcomes = Vec::with_capacity(items.len());
+    for item in items {
+        let outcome = match outcomes.last() {
+            // Each would wait as long, to hear the same.
+            Some(Err(Error::Unavailable(why))) => Err(Error::Unavailable(why.clone())),
+            _ => together(kernel, std::slice::from_ref(item)).await.map(|mut known| known.pop().flatten()),
+        };
+        outcomes.push(outcome);
+    }
+    outcomes
+}
+
+/// One transaction for all of them, which are of one organisation.
+async fn together(kernel: &Kernel, items: &[Item]) -> Result<Vec<Option<Known>>> {
+    let Some(first) = items.first() else { return Ok(Vec::new()) };
+    let mut tx = kernel.work().begin(first.organisation_id).await?;
+    let mut all = Vec::with_capacity(items.len());
+    let mut tasks = BTreeSet::new();
+    for item in items {
+        let known = one(&mut tx, item).await?;
+        let is_over = matches!(item.news, News::Finished(_));
+        // What goes by a rule has something to say before it ends, which waits for its log.
+        tasks.extend(known.as_ref().filter(|known| is_over && !known.by_rule).map(|known| known.task_id));
+        all.push(known);
+    }
+    for task_id in tasks {
+        if store::all_are_over(&mut tx, task_id).await? {
+            step(&mut tx, task_id).await?;
+        }
+    }
+    tx.finish(Audit::none("agents say how executions go")).await?;
+    Ok(all)
+}
+
+async fn one(tx: &mut Tx, item: &Item) -> Result<Option<Known>> {
+    match &item.news {
+        News::Accepted(id, attempt) => results::accepted(tx, item.host_id, id, *attempt).await,
+        News::Finished(news) => results::finished(tx, item.host_id, news).await,
+    }
+}
