@@ -62,7 +62,7 @@ async fn prepare(kernel: &Kernel, task: &Task) -> Result<()> {
             let artifact = Artifact { digest: fetched.digest, size_bytes: fetched.size_bytes };
             complete(kernel, task, artifact, &fetched.commit).await
         }
-        Err(reason) => fail(kernel, task, &reason).await,
+        Err(reason) => cannot_be_had(kernel, task, &reason).await,
     }
 }
 
@@ -177,6 +177,12 @@ async fn complete(kernel: &Kernel, task: &Task, artifact: Artifact, commit: &str
 
 /// Ends a task that could not be prepared; everything else is as it was.
 pub(super) async fn fail(kernel: &Kernel, task: &Task, reason: &str) -> Result<()> {
+    stop_fetching(kernel, task);
+    cannot_be_had(kernel, task, reason).await
+}
+
+/// As [`fail`], from within the fetch: it must not end itself before it has ended its task.
+async fn cannot_be_had(kernel: &Kernel, task: &Task, reason: &str) -> Result<()> {
     let text = format!("The source cannot be had: {reason}");
     kernel.part::<Engine>().notice(task.id, kernel.clock().now(), &text).await;
     end_unprepared(kernel, task, Some(reason)).await
@@ -184,14 +190,19 @@ pub(super) async fn fail(kernel: &Kernel, task: &Task, reason: &str) -> Result<(
 
 /// Ends a task that a person stopped while its source was being fetched. Nothing of it ever started.
 pub(super) async fn give_up(kernel: &Kernel, task: &Task) -> Result<()> {
+    stop_fetching(kernel, task);
     end_unprepared(kernel, task, None).await
+}
+
+/// Has the fetch given up that somebody else than itself ends the task of.
+fn stop_fetching(kernel: &Kernel, task: &Task) {
+    if let Some(fetching) = lock(&kernel.part::<Engine>().preparing).get(&task.id) {
+        fetching.cancel();
+    }
 }
 
 async fn end_unprepared(kernel: &Kernel, task: &Task, reason: Option<&str>) -> Result<()> {
     let engine = kernel.part::<Engine>();
-    if let Some(fetching) = lock(&engine.preparing).get(&task.id) {
-        fetching.cancel();
-    }
     let mut tx = kernel.work().begin(task.organisation_id).await?;
     let Some(task) = task_store::lock(&mut tx, task.id).await? else { return Ok(()) };
     if task.outcome.is_some() {
