@@ -76,11 +76,24 @@ async fn a_version_that_is_no_longer_kept_is_installed_again() {
     // What is kept is switched to, as ever.
     assert_eq!(reverted(&shop, "v1").await, ["verify", "switch", "post_exec"]);
 
+    // The repository has another history by now: its branch is no substitute for the commit.
+    forget();
+    for item in fs::read_dir(shop.folder().join("server/sources")).expect("the mirrors").flatten() {
+        if item.path().extension().is_some_and(|kind| kind == "git") {
+            fs::remove_dir_all(item.path()).expect("a mirror");
+        }
+    }
+    fs::remove_dir_all(shop.repository().join(".git")).expect("the old history");
+    git(&shop.repository(), &["init", "--quiet", "--initial-branch=main"]);
+    shop.commit("v4", &[("index.html", "not three\n")]);
+    let task = shop.deploy_task("v3").await;
+    let path = format!("/applications/deploy-tasks/{task}/sub-revert-tasks/");
+    let refused = shop.api().post(&path, shop.sub_task("v3")).await.expect(409);
+    assert!(text(&refused["message"]).contains("is no longer in the repository"), "{refused}");
+
     // Neither the archive nor the repository is left.
     forget();
     fs::rename(shop.repository(), shop.folder().join("elsewhere")).expect("the repository goes away");
-    let task = shop.deploy_task("v3").await;
-    let path = format!("/applications/deploy-tasks/{task}/sub-revert-tasks/");
     let refused = shop.api().post(&path, shop.sub_task("v3")).await.expect(409);
     let message = text(&refused["message"]);
     assert!(

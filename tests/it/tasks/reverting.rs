@@ -148,6 +148,25 @@ both_engines! {
         assert_eq!(error["field"], "rollout.auto_revert");
     }
 
+    async fn a_revert_that_installs_again_is_tried_again(server: TestServer) {
+        let shop = Shop::new(&server, 1).await;
+        shop.set(json!({"deploy_path": "/srv/shop"})).await;
+        let artifact = store_artifact(&server, b"the archive of 1.0");
+        installed(&server, &shop, &shop.instances, "1.0", artifact).await;
+        let deploy_task = shop.started().await;
+        let body = json!({"instances": references(&shop.instances), "version": "1.0"});
+        let receipt = shop.admin.post(&reverts(deploy_task), body).await.expect(200);
+        let path = format!("{}{}/", reverts(deploy_task), receipt["task_id"].as_str().expect("text"));
+        wait_until("the plan", async || shop.admin.get(&path).await.expect(200)["plan_digest"].is_string()).await;
+        shop.admin.post(&format!("{path}actions/cancel/"), json!({})).await.expect(200);
+        wait_until("the end", async || shop.admin.get(&path).await.expect(200)["status"] == "failed").await;
+        let made = shop.admin.post(&format!("{path}actions/retry/"), json!({})).await.expect(200);
+        let again = format!("{}{}/", reverts(deploy_task), made["task_id"].as_str().expect("text"));
+        let told = shop.admin.get(&again).await.expect(200);
+        assert_eq!((&told["kind"], &told["version"], &told["commit"]), (&json!("revert"), &json!("1.0"), &json!(COMMIT)));
+        assert_eq!(instances(&shop).await, ["reverting"]);
+    }
+
     async fn what_cannot_be_had_again_is_refused(server: TestServer) {
         let shop = Shop::new(&server, 2).await;
         shop.set(json!({"deploy_path": "/srv/shop"})).await;
