@@ -4,6 +4,9 @@
 //! makes sure that it went on while the other side was away.
 
 use std::fs;
+use std::time::Duration;
+
+use drover_tests::wait_within;
 
 use super::*;
 
@@ -39,9 +42,15 @@ struct Story {
 impl Story {
     /// Begins a deploy and waits until its hook's output is seen.
     async fn begin(engine: Engine) -> Self {
+        Self::begin_within(engine, 600).await
+    }
+
+    /// The same with so many seconds for the whole deploy.
+    async fn begin_within(engine: Engine, timeout: i64) -> Self {
         let shop = Shop::open(engine, &["web-1"]).await;
         shop.commit("v1", &[("index.html", "one\n")]);
         shop.hook("pre_exec", "python", &STEADY.replace("FOLDER", &shop.folder().display().to_string())).await;
+        shop.set(json!({"timeout": timeout})).await;
         let sub_task = shop.deploy("v1").await;
         let mut viewer = Viewer::open(&sub_task.channel, shop.api().token()).await;
         viewer.until(&format!("{LINES:06} ")).await;
@@ -207,4 +216,34 @@ async fn a_task_waits_for_an_agent_that_is_not_connected() {
     let detail = shop.end_of(&sub_task).await;
     assert_eq!(detail["status"], "finished", "{detail:#}");
     assert_eq!(shop.current("web-2", "index.html").as_deref(), Some("one\n"));
+}
+
+/// Longer than a host may stay away after the time allowed before it is given up.
+const GIVEN_UP: Duration = Duration::from_secs(180);
+
+#[tokio::test]
+async fn a_host_that_was_given_up_comes_back_with_the_truth() {
+    let mut story = Story::begin_within(Engine::Sqlite, 30).await;
+    story.shop.processes.kill_agent("web-1").await;
+    story.hook_is_done().await;
+    let mut detail = Value::Null;
+    wait_within(GIVEN_UP, "the host to be given up", async || {
+        detail = story.shop.api().get(&story.sub_task.path).await.expect(200);
+        detail["status"] == "failed"
+    })
+    .await;
+    assert_eq!(on_host(&detail, "web-1")["status"], "lost", "{detail:#}");
+    assert_eq!(story.shop.instance("web-1").await.0, "stopped");
+    story.shop.processes.start_agent("web-1").await;
+    wait_until("the host's own word", async || {
+        detail = story.shop.api().get(&story.sub_task.path).await.expect(200);
+        on_host(&detail, "web-1")["status"] == "succeeded"
+    })
+    .await;
+    assert_eq!(detail["status"], "failed", "what was decided meanwhile stays");
+    assert_eq!(story.shop.instance("web-1").await, ("running".to_owned(), Some("v1".to_owned())));
+    let output = story.shop.output(&story.sub_task, "?format=json").await;
+    let seen = stdout_of(&output.records(), "web-1");
+    assert!(seen == story.kept(), "{} bytes seen, {} written", seen.len(), story.kept().len());
+    assert!(output.text.contains("came back after it was given up as lost: succeeded"), "it is said");
 }
