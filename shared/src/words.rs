@@ -148,5 +148,11 @@ words! {
         Upgrade = "upgrade",
         /// A kept version is switched back to.
         Revert = "revert",
+        /// What is there is started.
+        Start = "start",
+        /// What runs is stopped.
+        Stop = "stop",
+        /// What runs is stopped and started again.
+        Restart = "restart",
     }
 }

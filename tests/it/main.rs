@@ -7,6 +7,7 @@ mod edge;
 mod golden;
 mod identity;
 mod inventory;
+mod operations;
 mod probes;
 mod releases;
 mod schema;

@@ -123,6 +123,12 @@ impl TestServer {
         Self { engine, kernel, routes, service, clock, settings, admin, ending }
     }
 
+    /// Where it keeps its files.
+    #[must_use]
+    pub fn data_directory(&self) -> &std::path::Path {
+        self.ending.data_directory.path()
+    }
+
     /// Which database it runs on.
     #[must_use]
     pub fn engine(&self) -> Engine {

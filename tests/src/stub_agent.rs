@@ -98,6 +98,11 @@ impl StubAgent {
         self.hello(&nonce, holdings).await;
     }
 
+    /// Will find its server here from now on.
+    pub fn moves_to(&mut self, address: SocketAddr) {
+        self.address = address;
+    }
+
     /// Hangs up.
     pub fn leave(&mut self) {
         self.socket = None;

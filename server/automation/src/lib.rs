@@ -12,6 +12,7 @@ pub mod engine;
 pub mod executions;
 pub mod link;
 pub mod logs;
+pub mod operations;
 pub mod output;
 pub mod releases;
 pub mod render;
@@ -28,7 +29,11 @@ use drover_kernel::resources::Resources;
 /// Routes of this area.
 #[must_use]
 pub fn routes() -> Routes {
-    let tasks = deploys::routes().merge(tasks::routes()).merge(output::routes()).merge(channel::routes());
+    let tasks = deploys::routes()
+        .merge(tasks::routes())
+        .merge(operations::routes())
+        .merge(output::routes())
+        .merge(channel::routes());
     let tasks = tasks.merge(releases::routes());
     let settings = credentials::routes().merge(templates::routes()).merge(settings::routes());
     scripts::routes().merge(settings).merge(tasks)

@@ -5,6 +5,7 @@ mod hosts;
 mod instances;
 mod relations;
 mod secrets;
+mod together;
 mod tree;
 mod variables;
 

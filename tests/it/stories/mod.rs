@@ -8,6 +8,7 @@ mod deploying;
 mod enrolment;
 mod failures;
 mod interruptions;
+mod operations;
 mod output;
 mod releases;
 mod restarts;

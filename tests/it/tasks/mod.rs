@@ -9,6 +9,7 @@ mod preparing;
 mod previewing;
 mod reading;
 mod rendering;
+mod returning;
 mod reverting;
 mod rollouts;
 mod secrets;

@@ -292,6 +292,7 @@ async fn update<T: for<'a> From<&'a CredentialRow> + Serialize>(
 ) -> Result<Reply<T>> {
     let mut tx = call.begin().await?;
     let organisation_id = tx.organisation_id();
+    store::hold(&mut tx, id).await?;
     let before = store::load(&mut tx, organisation_id, credential_type, id).await?;
     let credential = change.credential(credential_type, Some(&before))?;
     check_uses(&mut tx, &before, &credential).await?;

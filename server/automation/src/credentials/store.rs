@@ -267,3 +267,10 @@ pub async fn sweep(tx: &mut Tx, owner: Owner, used: Option<i64>) -> Result<()> {
     tx.run(sql, args![settings_id, template_id, used.unwrap_or(0)]).await?;
     Ok(())
 }
+
+/// Takes the row's lock before it is read, so that of two changes at the same time the second one sees the first.
+pub(crate) async fn hold(tx: &mut Tx, id: i64) -> Result<()> {
+    let sql = sql!("UPDATE repository_credentials SET username = username WHERE organisation_id = $1 AND id = $2");
+    let organisation_id = tx.organisation_id();
+    Ok(tx.run(sql, args![organisation_id, id]).await.map(drop)?)
+}

@@ -362,6 +362,7 @@ async fn update(call: Call<Deploy>, id: Path<i64>, body: Body<DeployTaskPatch>) 
     let patch = body.0;
     let mut tx = call.begin().await?;
     let organisation_id = tx.organisation_id();
+    store::hold(&mut tx, id.0).await?;
     let task = store::load(&mut tx, organisation_id, id.0).await?;
     rules::step(task.status, Event::Update, Facts::default())?;
     let text = |patch: Patch<Prose>, present: &Option<String>| match patch {
@@ -413,6 +414,7 @@ async fn delegate(call: Call<Delegate>, id: Path<i64>, body: Body<Delegation>) -
     let user_id = body.0.user_id.0;
     let mut tx = call.begin().await?;
     let organisation_id = tx.organisation_id();
+    store::hold(&mut tx, id.0).await?;
     let task = store::load(&mut tx, organisation_id, id.0).await?;
     rules::step(task.status, Event::Delegate, Facts::default())?;
     let username = store::enabled_username(&mut tx, organisation_id, user_id)

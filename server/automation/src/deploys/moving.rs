@@ -85,6 +85,7 @@ async fn review(
 /// The deploy task as it is now, if it is what was read before the transaction.
 pub(crate) async fn unchanged(tx: &mut Tx, read: &DeployTask) -> Result<DeployTask> {
     let organisation_id = tx.organisation_id();
+    store::hold(tx, read.id).await?;
     let now = store::load(tx, organisation_id, read.id).await?;
     let same = now.status == read.status
         && now.version == read.version
@@ -111,8 +112,8 @@ pub(super) async fn start(call: Call<Deploy>, id: Path<i64>) -> Result<Reply<Mes
 pub(super) async fn close(call: Call<Deploy>, id: Path<i64>) -> Result<Reply<Message>> {
     let mut tx = call.begin().await?;
     let organisation_id = tx.organisation_id();
+    store::hold(&mut tx, id.0).await?;
     let task = store::load(&mut tx, organisation_id, id.0).await?;
-    store::lock(&mut tx, &task).await?;
     let facts = Facts { busy: store::is_busy(&mut tx, task.id).await?, ..Facts::default() };
     let status = rules::step(task.status, Event::Close, facts)?;
     store::advance(&mut tx, &task, status).await?;

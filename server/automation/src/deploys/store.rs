@@ -237,6 +237,13 @@ pub(crate) async fn is_busy(read: &mut Read, id: i64) -> Result<bool> {
     Ok(read.value::<i64>(sql, args![id]).await? > 0)
 }
 
+/// Takes the row's lock before it is read, so that of two changes at the same time the second one sees the first.
+pub(crate) async fn hold(tx: &mut Tx, id: i64) -> Result<()> {
+    let sql = sql!("UPDATE deploy_tasks SET status = status WHERE organisation_id = $1 AND id = $2");
+    let organisation_id = tx.organisation_id();
+    Ok(tx.run(sql, args![organisation_id, id]).await.map(drop)?)
+}
+
 /// Takes the row's lock for the rest of the transaction, so that closing and making a sub-task exclude each other.
 pub(crate) async fn lock(tx: &mut Tx, task: &DeployTask) -> Result<()> {
     let sql = sql!("UPDATE deploy_tasks SET status = status WHERE id = $1 AND status = $2");

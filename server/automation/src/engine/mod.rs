@@ -188,13 +188,17 @@ pub async fn sweep_once(kernel: &Kernel, full: bool) -> Result<()> {
 async fn send_again(kernel: &Kernel, now: Time) -> Result<()> {
     let engine = kernel.part::<Engine>();
     let before = Time::from_millis(now.millis() - i64::try_from(UNANSWERED.as_millis()).unwrap_or(i64::MAX));
-    let unanswered = execution_store::unanswered(&mut kernel.work().read().await?, before).await?;
-    for execution in unanswered {
-        if let Some(session) = engine.hub.find(execution.host_id) {
-            sending::send_again(kernel, &session, &execution).await?;
+    let mut beyond = String::new();
+    loop {
+        let unanswered = execution_store::unanswered(&mut kernel.work().read().await?, before, &beyond).await?;
+        let Some(last) = unanswered.last() else { return Ok(()) };
+        beyond.clone_from(&last.id);
+        for execution in unanswered {
+            if let Some(session) = engine.hub.find(execution.host_id) {
+                sending::send_again(kernel, &session, &execution).await?;
+            }
         }
     }
-    Ok(())
 }
 
 /// Ends the logs whose end could not be written when their tasks ended.
@@ -303,6 +307,7 @@ fn known(task: &Task, execution: &Execution) -> Known {
         host_name: execution.host_name.clone(),
         attempt: execution.attempt,
         state: execution.state,
+        kind: task.kind,
         by_rule: task.rollout.is_some(),
     }
 }

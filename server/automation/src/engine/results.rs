@@ -4,12 +4,13 @@ use drover_inventory::instances::rules::InstanceStatus;
 use drover_inventory::instances::store::{begin_change, finish_change};
 use drover_kernel::{Audit, Kernel, Result, Tx};
 use drover_shared::message::Finished;
-use drover_shared::words::{ExecutionState as State, Word as _};
+use drover_shared::words::{Action, ExecutionState as State, Word as _};
 
-use super::{restore_instance, rollout, say_and_wake, wake};
+use super::{Engine, restore_instance, rollout, say_and_wake, wake};
 use crate::executions::rules::{Event, reported};
 use crate::executions::store::{self as store, Known};
 use crate::link::hub::Session;
+use crate::tasks::store::instance_statuses;
 
 /// The agent holds the order.
 pub(super) async fn accepted(tx: &mut Tx, host_id: i64, id: &str, attempt: i64) -> Result<Option<Known>> {
@@ -28,20 +29,15 @@ async fn find(kernel: &Kernel, session: &Session, id: &str, attempt: i64) -> Res
 
 /// The agent did not take the order; nothing was started.
 pub(crate) async fn rejected(kernel: &Kernel, session: &Session, id: &str, attempt: i64, reason: &str) -> Result<()> {
-    let Some(known) = find(kernel, session, id, attempt).await? else { return Ok(()) };
-    let mut tx = kernel.work().begin(known.organisation_id).await?;
-    rollout::lock(&mut tx, &known).await?;
-    let reason = format!("the agent refused: {reason}");
-    if !store::advance(&mut tx, &known, Event::Rejected, Some(&reason)).await? {
-        return Ok(());
-    }
-    stop_instance(&mut tx, known.instance_id).await?;
-    ended(tx, &known, true).await
+    withheld(kernel, session, id, attempt, &format!("the agent refused: {reason}")).await
 }
 
 /// The order was not sent, because it could not be carried out: the instance is as it was.
 pub(super) async fn withheld(kernel: &Kernel, session: &Session, id: &str, attempt: i64, reason: &str) -> Result<()> {
     let Some(known) = find(kernel, session, id, attempt).await? else { return Ok(()) };
+    // Before the end of the task, which may follow at once and closes the output.
+    let line = format!("{}: not started: {reason}", known.host_name);
+    kernel.part::<Engine>().notice(known.task_id, kernel.clock().now(), &line).await;
     let mut tx = kernel.work().begin(known.organisation_id).await?;
     rollout::lock(&mut tx, &known).await?;
     if !store::advance(&mut tx, &known, Event::Rejected, Some(reason)).await? {
@@ -49,8 +45,6 @@ pub(super) async fn withheld(kernel: &Kernel, session: &Session, id: &str, attem
     }
     let previous = store::previous_status(&mut tx, id).await?;
     restore_instance(&mut tx, known.instance_id, previous.as_deref()).await?;
-    let (task_id, line) = (known.task_id, format!("{}: not started: {reason}", known.host_name));
-    tx.after_commit(move |kernel| say_and_wake(kernel, task_id, line));
     ended(tx, &known, true).await
 }
 
@@ -90,8 +84,10 @@ pub(super) async fn finished(tx: &mut Tx, host_id: i64, news: &Finished) -> Resu
     store::set_details(tx, news).await?;
     let late = known.state == State::Lost;
     if let Some(instance_id) = known.instance_id {
-        // Whoever changed the instance since then knows better.
-        let outdated = late && store::has_later_task(tx, instance_id, known.task_id).await?;
+        // Whoever changed the instance since then, or took it away, knows better.
+        let outdated = late
+            && (store::has_later_task(tx, instance_id, known.task_id).await?
+                || instance_statuses(tx, &[instance_id]).await?.is_empty());
         if late && !outdated {
             begin_change(tx, &[instance_id], InstanceStatus::Updating).await?;
         }
@@ -116,10 +112,13 @@ async fn settle_instance(tx: &mut Tx, instance_id: i64, known: &Known, news: &Fi
         version = releases.iter().find(|release| release.current).map(|release| release.version.clone());
     }
     let succeeded = news.state == State::Succeeded;
-    if succeeded && version.is_none() {
+    let installs = matches!(known.kind, Action::Upgrade | Action::Revert);
+    if succeeded && installs && version.is_none() {
         version = entry_version(&store::entry(tx, &known.id).await?);
     }
-    let status = if succeeded { InstanceStatus::Running } else { InstanceStatus::Stopped };
+    // What could not be stopped runs, as far as anybody can say; what could not be started does not.
+    let runs = succeeded != (known.kind == Action::Stop);
+    let status = if runs { InstanceStatus::Running } else { InstanceStatus::Stopped };
     finish_change(tx, instance_id, status, version.as_deref()).await
 }
 

@@ -4,4 +4,4 @@
 //! sent before it is, and answered for by that agent from then on.
 
 pub mod rules;
-pub(crate) mod store;
+pub mod store;

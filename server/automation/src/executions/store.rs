@@ -4,7 +4,7 @@ use drover_kernel::db::Read;
 use drover_kernel::{Error, Result, Time, Tx, args, row, sql};
 use drover_shared::Digest;
 use drover_shared::message::{Finished, Release};
-use drover_shared::words::ExecutionState as State;
+use drover_shared::words::{Action, ExecutionState as State};
 
 use super::rules::{self, Event};
 
@@ -41,6 +41,8 @@ row! {
         pub host_name: String,
         pub attempt: i64,
         pub state: State,
+        /// What its task does.
+        pub kind: Action,
         /// Whether its task goes by a rollout rule, which has to hear of it.
         pub by_rule: bool,
     }
@@ -85,21 +87,22 @@ pub(crate) async fn out_on_host(read: &mut Read, host_id: i64) -> Result<Vec<Sen
     Ok(read.all(sql, args![host_id]).await?)
 }
 
-/// Executions that were marked as sent before a time, and whose agent has not answered. The oldest two hundred.
-pub(crate) async fn unanswered(read: &mut Read, before: Time) -> Result<Vec<Sendable>> {
+/// Executions that were marked as sent before a time, and whose agent has not answered, beyond an id; two hundred at a time.
+pub(crate) async fn unanswered(read: &mut Read, before: Time, beyond: &str) -> Result<Vec<Sendable>> {
     let sql = sql!(
         "SELECT e.id, e.organisation_id, e.task_id, e.ordinal, e.attempt, e.state, e.host_id, e.host_name, e.role, \
          e.entry, e.entry_digest, t.plan_digest, t.deadline_at, t.created_at, t.application_id FROM executions e \
-         JOIN tasks t ON t.id = e.task_id WHERE e.state = 'dispatched' AND e.dispatched_at < $1 ORDER BY e.id LIMIT 200"
+         JOIN tasks t ON t.id = e.task_id WHERE e.state = 'dispatched' AND e.dispatched_at < $1 AND e.id > $2 \
+         ORDER BY e.id LIMIT 200"
     );
-    Ok(read.all(sql, args![before]).await?)
+    Ok(read.all(sql, args![before, beyond]).await?)
 }
 
 /// An execution of a host.
 pub(crate) async fn find(read: &mut Read, host_id: i64, id: &str) -> Result<Option<Known>> {
     let sql = sql!(
         "SELECT e.id, e.organisation_id, e.task_id, e.ordinal, e.instance_id, e.host_id, e.host_name, e.attempt, e.state, \
-         t.rollout IS NOT NULL AS by_rule FROM executions e JOIN tasks t ON t.id = e.task_id \
+         t.kind, t.rollout IS NOT NULL AS by_rule FROM executions e JOIN tasks t ON t.id = e.task_id \
          WHERE e.host_id = $1 AND e.id = $2"
     );
     Ok(read.opt(sql, args![host_id, id]).await?)
@@ -110,12 +113,15 @@ pub(crate) async fn entry(read: &mut Read, id: &str) -> Result<String> {
     Ok(read.value(sql!("SELECT entry FROM executions WHERE id = $1"), args![id]).await?)
 }
 
-/// Marks executions as sent in the session with this epoch. Gives the ids that were still queued.
-pub(crate) async fn mark_sent(tx: &mut Tx, ids: Vec<String>, epoch: i64) -> Result<Vec<String>> {
+/// Marks executions as sent in the session with this epoch. Gives the ids that may still be sent: a person may have held
+/// or ended their task since they were read.
+pub async fn mark_sent(tx: &mut Tx, ids: Vec<String>, epoch: i64) -> Result<Vec<String>> {
     let now = tx.now();
     let sql = sql!(
         "UPDATE executions SET state = 'dispatched', dispatched_at = $3, epoch = $2 \
-         WHERE id IN ($1) AND state = 'queued' RETURNING id"
+         WHERE id IN ($1) AND state = 'queued' AND EXISTS (SELECT 1 FROM tasks t WHERE t.id = executions.task_id \
+         AND t.held_by IS NULL AND executions.batch <= t.batch_admitted AND t.phase = \
+         CASE executions.role WHEN 'instance' THEN 'instances' ELSE executions.role END) RETURNING id"
     );
     Ok(tx.values(sql, args![ids, epoch, now]).await?)
 }

@@ -319,7 +319,10 @@ impl Reader {
             let wanted = known.filter(|known| is_awaited(known.state));
             let mut offset = 0;
             if let Some(known) = &wanted {
-                let output = self.open_output(holding.channel, known.task_id, known.ordinal).await?;
+                // The agent keeps what cannot be taken in: it hears neither that it is wanted nor that it is not.
+                let Some(output) = self.open_output(holding.channel, known.task_id, known.ordinal).await? else {
+                    continue;
+                };
                 offset = output.log.durable(output.ordinal);
             }
             answers.push(HoldingAnswer {
@@ -364,11 +367,18 @@ impl Reader {
         Ok(())
     }
 
-    async fn open_output(&mut self, channel: u32, task_id: i64, ordinal: i64) -> Result<Output, Ended> {
-        let log = self.kernel.part::<Engine>().logs.task(task_id).await?;
+    /// Opens the channel of an execution, unless its task's file of output cannot be opened: one that is damaged must not
+    /// keep the host from everything else.
+    async fn open_output(&mut self, channel: u32, task_id: i64, ordinal: i64) -> Result<Option<Output>, Ended> {
+        let Some(log) = self.log(task_id).await else { return Ok(None) };
         let output = Output { log, ordinal: u32::try_from(ordinal)? };
         self.channels.insert(channel, output.clone());
-        Ok(output)
+        Ok(Some(output))
+    }
+
+    async fn log(&self, task_id: i64) -> Option<TaskLog> {
+        let opened = self.kernel.part::<Engine>().logs.task(task_id).await;
+        opened.inspect_err(|error| tracing::error!(task_id, %error, "the output of a task cannot be opened")).ok()
     }
 
     async fn read(&mut self, mut stream: SplitStream<Socket>) -> Result<(), Ended> {
@@ -415,8 +425,9 @@ impl Reader {
                 engine::rejected(&self.kernel, &self.session, &execution_id, attempt.into(), &reason).await?;
             }
             ToServer::Finished(news) => {
-                let output = self.output_of(&news).await?;
-                self.durable.send(Waiting::Finished { output, news }).await?;
+                if let Some(output) = self.output_of(&news).await? {
+                    self.durable.send(Waiting::Finished { output, news }).await?;
+                }
             }
             ToServer::Fetch { channel, digest, offset, execution_id } => {
                 self.fetch(channel, digest, offset, &execution_id).await?;
@@ -435,20 +446,21 @@ impl Reader {
         Ok(())
     }
 
-    /// The channel and log of an execution that is over, if this server still wants to hear of it.
-    async fn output_of(&mut self, news: &Finished) -> Result<Option<(u32, Output)>, Ended> {
+    /// The channel and log of an execution that is over, if this server still wants to hear of it. Nothing at all when its
+    /// output cannot be taken in: then the agent keeps both.
+    async fn output_of(&mut self, news: &Finished) -> Result<Option<Option<(u32, Output)>>, Ended> {
         let mut read = self.kernel.work().read().await?;
         let known = execution_store::find(&mut read, self.session.host_id, &news.execution_id).await?;
         drop(read);
         let Some(known) = known.filter(|known| known.attempt == i64::from(news.attempt) && is_awaited(known.state))
         else {
-            return Ok(None);
+            return Ok(Some(None));
         };
-        let log = self.kernel.part::<Engine>().logs.task(known.task_id).await?;
+        let Some(log) = self.log(known.task_id).await else { return Ok(None) };
         let output = Output { log, ordinal: u32::try_from(known.ordinal)? };
         let channel =
             self.channels.iter().find(|(_, open)| open.ordinal == output.ordinal && open.log.is_same(&output.log));
-        Ok(channel.map(|(channel, _)| (*channel, output)))
+        Ok(Some(channel.map(|(channel, _)| (*channel, output))))
     }
 
     async fn fetch(&mut self, channel: u32, digest: drover_shared::Digest, offset: u64, id: &str) -> Result<(), Ended> {

@@ -17,7 +17,7 @@ use serde::Serialize;
 pub struct Context {
     pub action: Action,
     pub task: Task,
-    pub deploy_task: DeployTask,
+    pub deploy_task: Option<DeployTask>,
     pub application: Application,
     pub version: String,
     pub previous_version: Option<String>,

@@ -11,13 +11,13 @@ fn context() -> Context {
     Context {
         action: Action::Upgrade,
         task: Task { creator: "ada".to_owned() },
-        deploy_task: DeployTask {
+        deploy_task: Some(DeployTask {
             id: 12,
             version: "2.0".to_owned(),
             level: "minor".to_owned(),
             description: "it's <new> & shiny".to_owned(),
             creator: "ada".to_owned(),
-        },
+        }),
         application: Application {
             id: 3,
             name: "shop".to_owned(),

@@ -180,6 +180,7 @@ async fn create(call: Call<Manage>, Body(body): Body<ScriptBody>) -> Result<Repl
 async fn update(call: Call<Manage>, Path(id): Path<i64>, Body(body): Body<ScriptBody>) -> Result<Reply<ScriptOut>> {
     let mut tx = call.begin().await?;
     let organisation_id = tx.organisation_id();
+    store::hold(&mut tx, id).await?;
     let row = store::load(&mut tx, organisation_id, id).await?;
     let script = body.script(Some(&row))?;
     store::update(&mut tx, id, &script).await?;

@@ -151,3 +151,10 @@ pub async fn delete(tx: &mut Tx, id: i64) -> Result<()> {
         Err(error) => Err(error.into()),
     }
 }
+
+/// Takes the row's lock before it is read, so that of two changes at the same time the second one sees the first.
+pub(crate) async fn hold(tx: &mut Tx, id: i64) -> Result<()> {
+    let sql = sql!("UPDATE deploy_scripts SET name = name WHERE organisation_id = $1 AND id = $2");
+    let organisation_id = tx.organisation_id();
+    Ok(tx.run(sql, args![organisation_id, id]).await.map(drop)?)
+}

@@ -25,7 +25,7 @@ pub(crate) struct Binding {
 impl Binding {
     /// The binding of a plan whose source is at this commit.
     pub(crate) fn of(planned: &Planned, commit: Option<String>) -> Self {
-        let Planned { input, drafts, reverts, source, timeout_s } = planned;
+        let Planned { deploy_task: _, input, drafts, reverts, source, timeout_s } = planned;
         let mut parts = Parts::default();
         for draft in drafts {
             parts.add("the targets", &format!("{:?} {} {}", draft.role, draft.host_id, draft.batch));

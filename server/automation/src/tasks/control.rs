@@ -1,6 +1,8 @@
 //! What a person does to a running rollout: hold it, let it go on, promote its canary, take instances out, end it, and
 //! try again what failed. Each is audited with its reason.
 
+use drover_kernel::call::Permission;
+use drover_kernel::db::Read;
 use drover_kernel::fields::{Flag, Many, Prose, Reference};
 use drover_kernel::{Audit, AuditEntry, AuditList, Body, Call, Error, Message, Path, Reply, Result, Routes, Tx};
 use drover_shared::words::{Action, ExecutionState as State};
@@ -18,71 +20,115 @@ use crate::channel;
 use crate::deploys::rules as deploy_rules;
 use crate::deploys::store as deploy_store;
 use crate::engine::{self, rollout};
+use crate::operations;
 
 /// Adds the actions of one kind of sub-task.
 macro_rules! actions {
-    ($routes:expr, $base:expr, $name:literal, $kind:expr) => {{
-        let at = |action: &str| format!("{}{{task_id}}/actions/{action}/", $base);
+    ($routes:expr, $base:expr, $name:literal, $permission:ty, $ids:ty, $which:expr) => {{
+        let at = |action: &str| format!("{}actions/{action}/", $base);
         $routes
             .post(
                 &at("pause"),
                 concat!($name, "-pause"),
-                "Hold a running sub-task: nothing more of it starts until it is resumed.",
-                |call: Call<Run>, ids: Path<(i64, i64)>, body: Body<Reason>| {
-                    act(call, ids.0, $kind, Act::Pause, body.0)
+                "Hold a running task: nothing more of it starts until it is resumed.",
+                |call: Call<$permission>, ids: Path<$ids>, body: Body<Reason>| {
+                    act(call, $which(ids.0), Act::Pause, body.0)
                 },
             )
             .post(
                 &at("resume"),
                 concat!($name, "-resume"),
                 "Let a held sub-task go on.",
-                |call: Call<Run>, ids: Path<(i64, i64)>, body: Body<Reason>| {
-                    act(call, ids.0, $kind, Act::Resume, body.0)
+                |call: Call<$permission>, ids: Path<$ids>, body: Body<Reason>| {
+                    act(call, $which(ids.0), Act::Resume, body.0)
                 },
             )
             .post(
                 &at("promote"),
                 concat!($name, "-promote"),
                 "Let the other instances follow a canary that went well.",
-                |call: Call<Run>, ids: Path<(i64, i64)>, body: Body<Reason>| {
-                    act(call, ids.0, $kind, Act::Promote, body.0)
+                |call: Call<$permission>, ids: Path<$ids>, body: Body<Reason>| {
+                    act(call, $which(ids.0), Act::Promote, body.0)
                 },
             )
             .post(
                 &at("refuse"),
                 concat!($name, "-refuse"),
                 "Stop a rollout: what was not started never is; with auto_revert what was changed goes back.",
-                |call: Call<Run>, ids: Path<(i64, i64)>, body: Body<Reason>| {
-                    act(call, ids.0, $kind, Act::Refuse, body.0)
+                |call: Call<$permission>, ids: Path<$ids>, body: Body<Reason>| {
+                    act(call, $which(ids.0), Act::Refuse, body.0)
                 },
             )
             .post(
                 &at("cancel"),
                 concat!($name, "-cancel"),
                 "End a sub-task: what was not started never is, what runs is ended with all its processes.",
-                |call: Call<Run>, ids: Path<(i64, i64)>, body: Body<Reason>| {
-                    act(call, ids.0, $kind, Act::Cancel, body.0)
+                |call: Call<$permission>, ids: Path<$ids>, body: Body<Reason>| {
+                    act(call, $which(ids.0), Act::Cancel, body.0)
                 },
             )
             .post(
                 &at("skip"),
                 concat!($name, "-skip"),
                 "Take instances out of a sub-task before their turn.",
-                |call: Call<Run>, ids: Path<(i64, i64)>, body: Body<Skip>| skip(call, ids.0, $kind, body.0),
+                |call: Call<$permission>, ids: Path<$ids>, body: Body<Skip>| skip(call, $which(ids.0), body.0),
             )
             .post(
                 &at("retry"),
                 concat!($name, "-retry"),
                 "Make a sub-task that tries again what failed in this one, from the failed step on.",
-                |call: Call<Run>, ids: Path<(i64, i64)>, body: Body<RetryNew>| retry(call, ids.0, $kind, body.0),
+                |call: Call<$permission>, ids: Path<$ids>, body: Body<RetryNew>| retry(call, $which(ids.0), body.0),
             )
     }};
 }
 
 /// Adds the actions on sub-tasks to their routes.
 pub(super) fn with_actions(routes: Routes, upgrades: &str, reverts: &str) -> Routes {
-    let routes = actions!(routes, upgrades, "deploy-task-sub-upgrade", Action::Upgrade);
-    actions!(routes, reverts, "deploy-task-sub-revert", Action::Revert)
+    let one = |base: &str| format!("{base}{{task_id}}/");
+    let routes = actions!(routes, one(upgrades), "deploy-task-sub-upgrade", Run, (i64, i64), Which::upgrade);
+    actions!(routes, one(reverts), "deploy-task-sub-revert", Run, (i64, i64), Which::revert)
+}
+
+/// Adds the actions on tasks that belong to no deploy task.
+pub(crate) fn with_operation_actions(routes: Routes) -> Routes {
+    actions!(routes, "/tasks/{id}/", "task", operations::Control, i64, Which::operation)
+}
+
+/// A task as its address names it.
+#[derive(Clone, Copy)]
+struct Which {
+    id: i64,
+    /// Its deploy task and its kind, unless it belongs to none.
+    of: Option<(i64, Action)>,
+}
+
+impl Which {
+    fn upgrade((deploy_task_id, id): (i64, i64)) -> Self {
+        Self { id, of: Some((deploy_task_id, Action::Upgrade)) }
+    }
+
+    fn revert((deploy_task_id, id): (i64, i64)) -> Self {
+        Self { id, of: Some((deploy_task_id, Action::Revert)) }
+    }
+
+    fn operation(id: i64) -> Self {
+        Self { id, of: None }
+    }
+
+    async fn load(self, read: &mut Read) -> Result<Task> {
+        match self.of {
+            Some((deploy_task_id, kind)) => store::load(read, deploy_task_id, kind, self.id).await,
+            None => {
+                let task = store::find(read, self.id).await?.ok_or_else(|| Error::not_found("task"))?;
+                match task.deploy_task_id {
+                    None => Ok(task),
+                    Some(id) => {
+                        Err(Error::conflict(format!("this task belongs to the deploy task {id}: act on it there")))
+                    }
+                }
+            }
+        }
+    }
 }
 
 /// Why something is done.
@@ -115,32 +161,32 @@ impl Act {
 }
 
 /// The sub-task under its lock, while it runs.
-async fn running(tx: &mut Tx, (deploy_task_id, id): (i64, i64), kind: Action) -> Result<Task> {
-    store::load(tx, deploy_task_id, kind, id).await?;
-    let task = store::lock(tx, id).await?.ok_or_else(|| Error::not_found("sub-task"))?;
+async fn running(tx: &mut Tx, which: Which) -> Result<Task> {
+    which.load(tx).await?;
+    let task = store::lock(tx, which.id).await?.ok_or_else(|| Error::not_found("sub-task"))?;
     if task.outcome.is_some() {
-        return Err(Error::conflict("this sub-task is over"));
+        return Err(Error::conflict("this task is over"));
     }
     Ok(task)
 }
 
-async fn act(call: Call<Run>, ids: (i64, i64), kind: Action, act: Act, body: Reason) -> Result<Reply<Message>> {
+async fn act<P: Permission>(call: Call<P>, which: Which, act: Act, body: Reason) -> Result<Reply<Message>> {
     let username = call.caller()?.username.clone();
     let mut tx = call.begin().await?;
-    let task = running(&mut tx, ids, kind).await?;
+    let task = running(&mut tx, which).await?;
     let executions = store::executions(&mut tx, task.id).await?;
     let why = if body.reason.0.is_empty() { String::new() } else { format!(": {}", body.reason.0) };
     match act {
-        Act::Pause if task.held_by.is_some() => return Err(Error::conflict("this sub-task is held already")),
+        Act::Pause if task.held_by.is_some() => return Err(Error::conflict("this task is held already")),
         Act::Pause => store::hold(&mut tx, &task, Some(&username)).await?,
-        Act::Resume if task.held_by.is_none() => return Err(Error::conflict("nobody holds this sub-task")),
+        Act::Resume if task.held_by.is_none() => return Err(Error::conflict("nobody holds this task")),
         Act::Resume => store::hold(&mut tx, &task, None).await?,
         Act::Promote => {
             may_promote(&task, &executions)?;
             store::promote(&mut tx, task.id).await?;
         }
         Act::Refuse if task.rollout.is_none() => {
-            return Err(Error::conflict("this sub-task has no rollout rule: cancel it"));
+            return Err(Error::conflict("this task has no rollout rule: cancel it"));
         }
         Act::Refuse => {
             rollout::stop(&mut tx, &task, &executions, &format!("refused by {username}{why}"), false).await?;
@@ -187,11 +233,11 @@ struct Skip {
     reason: Prose,
 }
 
-async fn skip(call: Call<Run>, ids: (i64, i64), kind: Action, body: Skip) -> Result<Reply<Message>> {
+async fn skip<P: Permission>(call: Call<P>, which: Which, body: Skip) -> Result<Reply<Message>> {
     let wanted = wanted_instances(&body.instances)?;
     let username = call.caller()?.username.clone();
     let mut tx = call.begin().await?;
-    let task = running(&mut tx, ids, kind).await?;
+    let task = running(&mut tx, which).await?;
     let executions = store::executions(&mut tx, task.id).await?;
     let why = if body.reason.0.is_empty() { String::new() } else { format!(": {}", body.reason.0) };
     let mut hosts = Vec::with_capacity(wanted.len());
@@ -229,22 +275,23 @@ struct RetryNew {
     reason: Prose,
 }
 
-async fn retry(call: Call<Run>, ids: (i64, i64), kind: Action, body: RetryNew) -> Result<Reply<SubTaskReceipt>> {
+async fn retry<P: Permission>(call: Call<P>, which: Which, body: RetryNew) -> Result<Reply<SubTaskReceipt>> {
     let wanted = body.instances.as_ref().map(wanted_instances).transpose()?;
     if let Some(rollout) = &body.rollout {
         rollout.check()?;
     }
     let creator = call.caller()?.username.clone();
-    let mut read = call.read().await?;
-    let deploy_task = deploy_store::load(&mut read, call.organisation_id(), ids.0).await?;
-    drop(read);
-    deploy_rules::step(deploy_task.status, deploy_rules::Event::MakeSubTask, deploy_rules::Facts::default())?;
     let addresses = channel::addresses(&call);
     let mut tx = call.begin().await?;
-    deploy_store::lock(&mut tx, &deploy_task).await?;
-    let task = store::load(&mut tx, ids.0, kind, ids.1).await?;
+    if let Some((deploy_task_id, _)) = which.of {
+        let organisation_id = tx.organisation_id();
+        let deploy_task = deploy_store::load(&mut tx, organisation_id, deploy_task_id).await?;
+        deploy_rules::step(deploy_task.status, deploy_rules::Event::MakeSubTask, deploy_rules::Facts::default())?;
+        deploy_store::lock(&mut tx, &deploy_task).await?;
+    }
+    let task = which.load(&mut tx).await?;
     if task.outcome.is_none() {
-        return Err(Error::conflict("this sub-task is not over"));
+        return Err(Error::conflict("this task is not over"));
     }
     let executions = store::executions(&mut tx, task.id).await?;
     let retry = Retry {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use drover_inventory::instances;
+use drover_inventory::instances::rules::InstanceStatus;
 use drover_inventory::secrets::secrets_for;
 use drover_inventory::variables::TaskVariables;
 use drover_kernel::db::Read;
@@ -30,6 +31,7 @@ use crate::deploys::carried::{self, Standing};
 use crate::deploys::rules as deploy_rules;
 use crate::deploys::store::{self as deploy_store, DeployTask};
 use crate::link::keys::random_secret;
+use crate::render;
 use crate::settings::rules::{Repository, TIMEOUT_S_MAX};
 use crate::settings::{self, store::Loaded};
 
@@ -64,6 +66,7 @@ pub(crate) fn wanted_timeout(timeout: Option<Number>) -> Result<Option<i64>> {
 
 /// What a plan is made from.
 pub(crate) struct Gathered {
+    deploy_task: DeployTask,
     pub input: plan::Input,
     /// Releases that instances have now, if the rollout is to take back what it changes.
     kept: Vec<store::KeptRelease>,
@@ -73,6 +76,7 @@ pub(crate) struct Gathered {
 
 /// A plan, and what it was made from.
 pub(crate) struct Planned {
+    pub deploy_task: DeployTask,
     pub input: plan::Input,
     pub drafts: Vec<plan::Draft>,
     /// What takes an instance back, if the rollout is to do so.
@@ -118,7 +122,9 @@ pub(crate) async fn gather(
         kept = store::kept_releases(read, &wanted.instances).await?;
     }
     let back = match wanted.action {
-        Action::Upgrade => former::Return { kept: Vec::new(), source: None },
+        Action::Upgrade | Action::Start | Action::Stop | Action::Restart => {
+            former::Return { kept: Vec::new(), source: None }
+        }
         Action::Revert => former::find(read, &kept, &targets, &version, &settings).await?,
     };
     let source_path = wanted.source.clone().unwrap_or_else(|| deploy_task.package_source.clone());
@@ -146,7 +152,13 @@ pub(crate) async fn gather(
         version,
         source_path,
         creator: creator.to_owned(),
-        deploy_task,
+        deploy_task: Some(render::DeployTask {
+            id: deploy_task.id,
+            version: deploy_task.version.clone(),
+            level: deploy_task.level.clone(),
+            description: deploy_task.description.clone(),
+            creator: deploy_task.creator.clone(),
+        }),
         application,
         settings,
         hooks,
@@ -159,7 +171,7 @@ pub(crate) async fn gather(
         variables: Arc::new(variables),
         secrets: secrets.into_iter().collect(),
     };
-    Ok(Gathered { input, kept, source, timeout_s })
+    Ok(Gathered { deploy_task, input, kept, source, timeout_s })
 }
 
 /// Where a repository is and what it is reached with.
@@ -181,12 +193,12 @@ fn source_of(repository: &Repository, owner: Owner) -> Source {
 /// Renders the plan, on a thread of its own: for many targets it takes a processor for a while, and requests beside it
 /// do not wait.
 pub(crate) async fn render(gathered: Gathered) -> Result<Planned> {
-    let Gathered { input, kept, source, timeout_s } = gathered;
+    let Gathered { deploy_task, input, kept, source, timeout_s } = gathered;
     let rendering = tokio::task::spawn_blocking(move || {
         let drafts = plan::draft(&input)?;
         let takes_back = input.rollout.as_ref().is_some_and(|rollout| rollout.auto_revert);
         let reverts = if takes_back { plan::draft_reverts(&input, kept)? } else { BTreeMap::new() };
-        Ok::<_, Error>(Planned { input, drafts, reverts, source, timeout_s })
+        Ok::<_, Error>(Planned { deploy_task, input, drafts, reverts, source, timeout_s })
     });
     rendering.await.map_err(Error::internal)?
 }
@@ -239,12 +251,12 @@ pub(super) async fn create(call: Call<Run>, deploy_task_id: i64, wanted: Wanted)
     let call = match hold_to_what_was_approved(call, &mut planned).await? {
         Held::Good(call) => call,
         Held::Void(tx, why) => {
-            carried::make_void(tx, &planned.input.deploy_task, &why).await?;
+            carried::make_void(tx, &planned.deploy_task, &why).await?;
             return Err(Error::conflict(format!("the approval of this deploy task is void: {why}")));
         }
     };
     let mut tx = call.begin().await?;
-    deploy_store::lock(&mut tx, &planned.input.deploy_task).await?;
+    deploy_store::lock(&mut tx, &planned.deploy_task).await?;
     let made = store_planned(&mut tx, planned, &username).await?;
     let entry = AuditEntry::new(AuditList::General, action.as_str(), "task", made.task_id, version)
         .detail(format!("deploy task {deploy_task_id}, {instances} instances"));
@@ -259,7 +271,7 @@ enum Held {
 
 /// An update within a deploy task that was approved with its plan has to be that plan.
 async fn hold_to_what_was_approved(call: Call<Run>, planned: &mut Planned) -> Result<Held> {
-    let deploy_task = &planned.input.deploy_task;
+    let deploy_task = &planned.deploy_task;
     let Some(approval) = deploy_task.approval.clone().filter(|_| planned.input.action == Action::Upgrade) else {
         return Ok(Held::Good(call));
     };
@@ -277,32 +289,72 @@ async fn hold_to_what_was_approved(call: Call<Run>, planned: &mut Planned) -> Re
     Err(Error::conflict(format!("this is not what was approved: {differences} differ")))
 }
 
-/// Stores a plan as a task, marks its instances as busy and wakes the engine.
+/// What an instance is doing while a task of this kind changes it.
+pub(super) fn busy(kind: Action) -> InstanceStatus {
+    match kind {
+        Action::Upgrade => InstanceStatus::Updating,
+        Action::Revert => InstanceStatus::Reverting,
+        Action::Start | Action::Stop | Action::Restart => InstanceStatus::Restarting,
+    }
+}
+
+/// Stores the plan of an update or a revert as a task.
 pub(crate) async fn store_planned(tx: &mut Tx, planned: Planned, creator: &str) -> Result<Made> {
-    let Planned { input, drafts, reverts, source, timeout_s } = planned;
-    let channel = random_secret().map_err(Error::internal)?;
+    let Planned { deploy_task, input, drafts, reverts, source, timeout_s } = planned;
     let instances: Vec<i64> = input.targets.iter().map(|target| target.instance_id).collect();
-    let busy = match input.action {
-        Action::Upgrade => instances::rules::InstanceStatus::Updating,
-        Action::Revert => instances::rules::InstanceStatus::Reverting,
-    };
-    // Read under the change's own lock: this is what they go back to if nothing happens to them.
-    let before = store::instance_statuses(tx, &instances).await?;
-    instances::store::begin_change(tx, &instances, busy).await?;
-    let allowed = Duration::from_secs(u64::try_from(timeout_s).unwrap_or(1));
-    let new = NewTask {
-        deploy_task_id: input.deploy_task.id,
-        application_id: input.deploy_task.application_id,
-        kind: input.action,
-        channel: &channel,
+    let new = NewPlan {
+        deploy_task_id: Some(deploy_task.id),
+        application_id: deploy_task.application_id,
+        action: input.action,
         version: &input.version,
-        update_source: source.as_ref().map(|source| source.path.as_str()),
+        instances: &instances,
         timeout_s,
         keep_backups: input.settings.keep_backups(),
         source: source.as_ref(),
         creator,
-        deadline_at: tx.now().after(allowed),
         rollout: input.rollout.as_ref(),
+        drafts,
+        reverts: &reverts,
+    };
+    store_plan(tx, new).await
+}
+
+/// A rendered plan that is to become a task.
+pub(crate) struct NewPlan<'a> {
+    pub deploy_task_id: Option<i64>,
+    pub application_id: i64,
+    pub action: Action,
+    pub version: &'a str,
+    pub instances: &'a [i64],
+    pub timeout_s: i64,
+    pub keep_backups: i64,
+    pub source: Option<&'a Source>,
+    pub creator: &'a str,
+    pub rollout: Option<&'a Rollout>,
+    pub drafts: Vec<plan::Draft>,
+    pub reverts: &'a BTreeMap<i64, Entry>,
+}
+
+/// Stores a plan as a task, marks its instances as busy and wakes the engine.
+pub(crate) async fn store_plan(tx: &mut Tx, plan: NewPlan<'_>) -> Result<Made> {
+    let channel = random_secret().map_err(Error::internal)?;
+    // Read under the change's own lock: this is what they go back to if nothing happens to them.
+    let before = store::instance_statuses(tx, plan.instances).await?;
+    instances::store::begin_change(tx, plan.instances, busy(plan.action)).await?;
+    let allowed = Duration::from_secs(u64::try_from(plan.timeout_s).unwrap_or(1));
+    let new = NewTask {
+        deploy_task_id: plan.deploy_task_id,
+        application_id: plan.application_id,
+        kind: plan.action,
+        channel: &channel,
+        version: plan.version,
+        update_source: plan.source.map(|source| source.path.as_str()),
+        timeout_s: plan.timeout_s,
+        keep_backups: plan.keep_backups,
+        source: plan.source,
+        creator: plan.creator,
+        deadline_at: tx.now().after(allowed),
+        rollout: plan.rollout,
         origin: None,
     };
     let task_id = store::insert_task(tx, &new).await?;
@@ -316,16 +368,16 @@ pub(crate) async fn store_planned(tx: &mut Tx, planned: Planned, creator: &str) 
         host_id: draft.host_id,
         host_name: draft.host_name,
         previous_status: previous(draft.instance_id),
-        entry: canonical(&plan::complete(draft.entry, task_id, None, input.settings.keep_backups())),
+        entry: canonical(&plan::complete(draft.entry, task_id, None, plan.keep_backups)),
         batch: draft.batch,
-        revert_entry: draft.instance_id.and_then(|id| reverts.get(&id)).map(canonical),
+        revert_entry: draft.instance_id.and_then(|id| plan.reverts.get(&id)).map(canonical),
     };
-    let executions: Vec<NewExecution> = drafts.into_iter().map(execution).collect();
+    let executions: Vec<NewExecution> = plan.drafts.into_iter().map(execution).collect();
     store::insert_executions(tx, task_id, &executions).await?;
-    if source.is_none() {
+    if plan.source.is_none() {
         // Nothing is to be fetched: the plan is complete as it is.
         let entries: Vec<String> = executions.iter().map(|execution| execution.entry.clone()).collect();
-        let digest = plan::digest(task_id, input.action, &input.version, None, &entries);
+        let digest = plan::digest(task_id, plan.action, plan.version, None, &entries);
         let first = first_phase(executions.iter().map(|execution| execution.role));
         store::complete_plan(tx, task_id, first, digest, None, None).await?;
     }

@@ -11,6 +11,7 @@ use drover_kernel::{Error, Result, Tx};
 use drover_shared::order::{Entry, Step, canonical};
 use drover_shared::words::{Action, ExecutionState as State};
 
+use super::create::busy;
 use super::plan;
 use super::rollout::Rollout;
 use super::rules::{Role, first_phase};
@@ -182,11 +183,7 @@ async fn insert(tx: &mut Tx, follow_up: FollowUp<'_>) -> Result<Made> {
     let channel = random_secret().map_err(Error::internal)?;
     let ids: Vec<i64> = parts.iter().filter_map(|part| part.instance_id).collect();
     let before = store::instance_statuses(tx, &ids).await?;
-    let busy = match kind {
-        Action::Upgrade => instances::rules::InstanceStatus::Updating,
-        Action::Revert => instances::rules::InstanceStatus::Reverting,
-    };
-    instances::store::begin_change(tx, &ids, busy).await?;
+    instances::store::begin_change(tx, &ids, busy(kind)).await?;
     let allowed = Duration::from_secs(u64::try_from(of.timeout_s).unwrap_or(1));
     let task_id = store::insert_task(
         tx,

@@ -4,7 +4,7 @@
 //! an instance is in one running task at a time; what runs is what was rendered when the task was made.
 
 pub(crate) mod binding;
-mod control;
+pub(crate) mod control;
 pub(crate) mod create;
 pub(crate) mod follow_up;
 pub(crate) mod former;
@@ -15,7 +15,7 @@ pub mod rollout;
 pub mod rules;
 mod secrets;
 pub(crate) mod store;
-mod view;
+pub(crate) mod view;
 
 use drover_kernel::db::Condition;
 use drover_kernel::fields::{Flag, Line, Many, Name, Number, Reference};
@@ -34,7 +34,7 @@ pub use self::view::SubTaskOut;
 pub(crate) use self::view::of_deploy_task;
 
 /// Output shown inside the detail, in bytes; the channel has all of it.
-const OUTPUT_SHOWN_BYTES: u64 = 64 * 1024;
+pub(crate) const OUTPUT_SHOWN_BYTES: u64 = 64 * 1024;
 
 permission!(pub ReadSubTask, "sub_tasks.read", "See sub-tasks and their output",
     Resource { kind: "deploy_task", right: "view_app" });

@@ -18,7 +18,6 @@ use super::rollout::Rollout;
 use super::rules::Role;
 use super::secrets;
 use super::store::{Application, KeptRelease, Target};
-use crate::deploys::store::DeployTask;
 use crate::render;
 use crate::settings::rules::{HookName, Values};
 use crate::settings::store::HookRow;
@@ -34,7 +33,8 @@ pub(crate) struct Input {
     /// Path inside the repository; empty for the whole tree.
     pub source_path: String,
     pub creator: String,
-    pub deploy_task: DeployTask,
+    /// None when instances are started, stopped or restarted.
+    pub deploy_task: Option<render::DeployTask>,
     pub application: Application,
     /// What the deploy settings come to, a linked template included.
     pub settings: Values,
@@ -117,7 +117,7 @@ pub(crate) fn draft_reverts(input: &Input, kept: Vec<KeptRelease>) -> Result<BTr
 }
 
 /// An order travels as text within text; one that is too long for the link would never arrive.
-fn check_size(entry: &Entry) -> Result<()> {
+pub(crate) fn check_size(entry: &Entry) -> Result<()> {
     let length = canonical(&canonical(entry)).len();
     if length > ORDER_BYTES_MAX {
         let reason = format!(
@@ -184,7 +184,7 @@ fn instance(input: &Input, target: &Target) -> Result<Draft> {
     })
 }
 
-fn name_secrets(input: &Input, entry: &mut Entry) -> Result<()> {
+pub(crate) fn name_secrets(input: &Input, entry: &mut Entry) -> Result<()> {
     secrets::name(entry, input.secrets.names()).map_err(|(step, why)| {
         let health = input.rollout.as_ref().and_then(|rollout| rollout.health.as_ref());
         let field = match health.filter(|_| step == "health") {
@@ -195,7 +195,7 @@ fn name_secrets(input: &Input, entry: &mut Entry) -> Result<()> {
     })
 }
 
-fn bare(input: &Input, target: &Target, deploy_path: Option<String>) -> Entry {
+pub(crate) fn bare(input: &Input, target: &Target, deploy_path: Option<String>) -> Entry {
     Entry {
         action: input.action,
         task_id: 0,
@@ -253,7 +253,7 @@ fn health_step(input: &Input, target: &Target, health: &Health, deploy_path: Opt
 }
 
 /// The folder on this target: a template as scripts are, absolute, without steps upwards.
-fn deploy_path(input: &Input, target: &Target) -> Result<Option<String>> {
+pub(crate) fn deploy_path(input: &Input, target: &Target) -> Result<Option<String>> {
     let Some(text) = input.settings.deploy_path.clone().or_else(|| non_empty(&input.application.directory)) else {
         return Ok(None);
     };
@@ -270,7 +270,7 @@ fn deploy_path(input: &Input, target: &Target) -> Result<Option<String>> {
     Ok(Some(path))
 }
 
-fn context(
+pub(crate) fn context(
     input: &Input,
     target: &Target,
     hook: &str,
@@ -282,13 +282,7 @@ fn context(
     render::Context {
         action: input.action,
         task: render::Task { creator: input.creator.clone() },
-        deploy_task: render::DeployTask {
-            id: input.deploy_task.id,
-            version: input.deploy_task.version.clone(),
-            level: input.deploy_task.level.clone(),
-            description: input.deploy_task.description.clone(),
-            creator: input.deploy_task.creator.clone(),
-        },
+        deploy_task: input.deploy_task.clone(),
         application: render::Application {
             id: application.id,
             name: application.name.clone(),

@@ -63,18 +63,27 @@ impl Serialize for Share {
     }
 }
 
+const SHARE: &str = "must be a number such as 5, or a percentage such as \"25%\"";
+
+impl std::str::FromStr for Share {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> std::result::Result<Self, Self::Err> {
+        match text.trim().strip_suffix('%') {
+            Some(percent) => percent.trim().parse().map(Self::Percent).map_err(|_| SHARE),
+            None => text.trim().parse().map(Self::Count).map_err(|_| SHARE),
+        }
+    }
+}
+
 impl<'de> Deserialize<'de> for Share {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        let wrong = || de::Error::custom("must be a number such as 5, or a percentage such as \"25%\"");
         let text = match serde_json::Value::deserialize(deserializer)? {
             serde_json::Value::Number(number) => number.to_string(),
             serde_json::Value::String(text) => text,
-            _ => return Err(wrong()),
+            _ => return Err(de::Error::custom(SHARE)),
         };
-        match text.trim().strip_suffix('%') {
-            Some(percent) => percent.trim().parse().map(Self::Percent).map_err(|_| wrong()),
-            None => text.trim().parse().map(Self::Count).map_err(|_| wrong()),
-        }
+        text.parse().map_err(de::Error::custom)
     }
 }
 

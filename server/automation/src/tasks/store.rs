@@ -17,7 +17,7 @@ row! {
     pub struct Task {
         pub id: i64,
         pub organisation_id: i64,
-        pub deploy_task_id: i64,
+        pub deploy_task_id: Option<i64>,
         pub application_id: i64,
         pub kind: Action,
         pub channel: String,
@@ -264,7 +264,7 @@ pub(crate) async fn last_entries(read: &mut Read, kind: Action, instance_ids: Ve
 
 /// What is known of a new task before its row exists.
 pub(crate) struct NewTask<'a> {
-    pub deploy_task_id: i64,
+    pub deploy_task_id: Option<i64>,
     pub application_id: i64,
     pub kind: Action,
     pub channel: &'a str,
@@ -413,6 +413,24 @@ pub(crate) async fn list(
     let rows =
         sql!("SELECT t.* FROM tasks t WHERE t.deploy_task_id = $1 AND t.kind = $2/* filters */ ORDER BY t.id DESC");
     paging.read(read, count, rows, args![deploy_task_id, kind], conditions).await
+}
+
+/// Tasks of every kind, newest first.
+pub(crate) async fn list_all(
+    read: &mut Read,
+    organisation_id: i64,
+    conditions: &[Condition],
+    paging: &Paging,
+) -> Result<(i64, Vec<Task>)> {
+    let count = sql!(
+        "SELECT COUNT(*) FROM tasks t JOIN applications a ON a.id = t.application_id \
+         WHERE t.organisation_id = $1/* filters */"
+    );
+    let rows = sql!(
+        "SELECT t.* FROM tasks t JOIN applications a ON a.id = t.application_id \
+         WHERE t.organisation_id = $1/* filters */ ORDER BY t.id DESC"
+    );
+    paging.read(read, count, rows, args![organisation_id], conditions).await
 }
 
 /// Sub-tasks of a deploy task, oldest first: the newest hundred, and fewer when they have more executions together than

@@ -30,7 +30,7 @@ api_words! {
 
 /// What making a sub-task returns.
 #[derive(Debug, Serialize, JsonSchema)]
-pub(super) struct SubTaskReceipt {
+pub(crate) struct SubTaskReceipt {
     /// Id of the sub-task.
     pub task_id: String,
     /// Websocket address that streams the sub-task's output.
@@ -42,10 +42,11 @@ pub(super) struct SubTaskReceipt {
 #[schemars(rename = "DeploySubTask")]
 pub struct SubTaskOut {
     task_id: String,
-    /// `upgrade` or `revert`.
+    /// `upgrade`, `revert`, `start`, `stop` or `restart`.
     #[schemars(with = "String")]
     kind: Action,
-    deploy_task_id: i64,
+    /// None for a task that starts, stops or restarts instances.
+    deploy_task_id: Option<i64>,
     /// State for each instance.
     instances: Vec<InstanceOut>,
     /// State of the hooks that run once, if there are any.
@@ -88,7 +89,7 @@ pub struct SubTaskOut {
 }
 
 impl SubTaskOut {
-    pub(super) fn with_output(self, output: String) -> Self {
+    pub(crate) fn with_output(self, output: String) -> Self {
         Self { output: Some(output), ..self }
     }
 }
@@ -127,7 +128,7 @@ fn status(task: &Task) -> Status {
     }
 }
 
-pub(super) fn shown<P: drover_kernel::call::Permission>(
+pub(crate) fn shown<P: drover_kernel::call::Permission>(
     call: &Call<P>,
     task: Task,
     executions: Vec<ExecutionView>,
@@ -181,7 +182,7 @@ pub(super) fn shown<P: drover_kernel::call::Permission>(
 }
 
 /// Tasks with their executions, in two queries for any number of them.
-pub(super) async fn with_executions<P: drover_kernel::call::Permission>(
+pub(crate) async fn with_executions<P: drover_kernel::call::Permission>(
     call: &Call<P>,
     read: &mut Read,
     tasks: Vec<Task>,

@@ -196,6 +196,7 @@ async fn update(call: Call<Edit>, Path(id): Path<i64>, Body(body): Body<Applicat
     if change.touches_tree() {
         tree::hold(&mut tx).await?;
     }
+    store::hold(&mut tx, id).await?;
     let before = output::whole(&mut tx, &caller, id).await?;
     let row = store::load(&mut tx, caller.organisation_id, id).await?;
     let parent_id = change.parent.or(row.parent_id);
@@ -204,7 +205,9 @@ async fn update(call: Call<Edit>, Path(id): Path<i64>, Body(body): Body<Applicat
     }
     store::update(&mut tx, id, &change.details(Some(&row))).await?;
     let name = change.name.as_deref().unwrap_or(&row.name);
-    tree::place(&mut tx, id, name, parent_id, "parent_app").await?;
+    if change.touches_tree() {
+        tree::place(&mut tx, id, name, parent_id, "parent_app").await?;
+    }
     let mut entries = change::set_links(&mut tx, &caller, id, &change).await?;
     let after = output::whole(&mut tx, &caller, id).await?;
     let detail = changes::between(&before, &after, NOT_AUDITED);

@@ -74,6 +74,7 @@ fn about(organisation_id: i64, application_id: i64, name: &str) -> String {
 
 async fn change(mut tx: Tx, application_id: i64, body: SecretsBody, entry: AuditEntry) -> Result<Reply<SecretsOut>> {
     let organisation_id = tx.organisation_id();
+    store::hold(&mut tx).await?;
     let before = store::names(&mut tx, organisation_id, application_id).await?;
     let mut done = Vec::new();
     for (name, secret) in body.secrets {

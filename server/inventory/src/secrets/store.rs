@@ -53,3 +53,10 @@ pub(super) async fn forget(tx: &mut Tx, application_id: i64) -> Result<()> {
     tx.run(sql, args![organisation_id, application_id]).await?;
     Ok(())
 }
+
+/// Makes the changes of an organisation's secrets follow one another: each sees what the one before it did.
+pub(super) async fn hold(tx: &mut Tx) -> Result<()> {
+    let sql = sql!("UPDATE organisations SET name = name WHERE id = $1");
+    let organisation_id = tx.organisation_id();
+    Ok(tx.run(sql, args![organisation_id]).await.map(drop)?)
+}

@@ -82,6 +82,7 @@ async fn change(
     entry: AuditEntry,
 ) -> Result<Reply<VariablesOut>> {
     let organisation_id = tx.organisation_id();
+    store::hold(&mut tx).await?;
     let before = store::of(&mut tx, organisation_id, scope, id).await?;
     let mut variables = if body.replace { Variables::new() } else { before.clone() };
     for (name, value) in body.variables {

@@ -81,3 +81,10 @@ pub(crate) async fn forget(tx: &mut Tx, scope: Scope, ids: &[i64]) -> Result<()>
     tx.run(sql, args![organisation_id, scope.as_str(), ids.to_vec()]).await?;
     Ok(())
 }
+
+/// Makes the changes of an organisation's variables follow one another: each sees what the one before it did.
+pub(super) async fn hold(tx: &mut Tx) -> Result<()> {
+    let sql = sql!("UPDATE organisations SET name = name WHERE id = $1");
+    let organisation_id = tx.organisation_id();
+    Ok(tx.run(sql, args![organisation_id]).await.map(drop)?)
+}

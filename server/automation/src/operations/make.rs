@@ -1,0 +1,106 @@
+//! Making a task that starts, stops or restarts instances: read, checked and rendered first, stored in one transaction.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use drover_inventory::instances::rules::InstanceStatus;
+use drover_inventory::secrets::secrets_for;
+use drover_inventory::variables::TaskVariables;
+use drover_kernel::db::Read;
+use drover_kernel::{Audit, AuditEntry, AuditList, Call, Error, Reply, Result};
+use drover_shared::words::{Action, Word as _};
+
+use super::{Operate, commands};
+use crate::channel;
+use crate::settings;
+use crate::tasks::create::{self, NewPlan};
+use crate::tasks::plan::{self, Input};
+use crate::tasks::rollout::Rollout;
+use crate::tasks::store;
+use crate::tasks::view::SubTaskReceipt;
+
+/// Seconds that an operation may take unless somebody says otherwise.
+const TIMEOUT_S: i64 = 300;
+
+/// What is asked for.
+pub(super) struct Wanted {
+    pub action: Action,
+    pub instances: Vec<i64>,
+    pub timeout_s: Option<i64>,
+    pub rollout: Option<Rollout>,
+}
+
+/// Makes the task.
+pub(super) async fn make(call: Call<Operate>, application_id: i64, wanted: Wanted) -> Result<Reply<SubTaskReceipt>> {
+    let creator = call.caller()?.username.clone();
+    let input = gather(&mut call.read().await?, application_id, &creator, &wanted).await?;
+    let rendering = tokio::task::spawn_blocking(move || commands::draft(&input).map(|drafts| (input, drafts)));
+    let (input, drafts) = rendering.await.map_err(Error::internal)??;
+    let addresses = channel::addresses(&call);
+    let mut tx = call.begin().await?;
+    let made = create::store_plan(
+        &mut tx,
+        NewPlan {
+            deploy_task_id: None,
+            application_id,
+            action: wanted.action,
+            version: "",
+            instances: &wanted.instances,
+            timeout_s: wanted.timeout_s.unwrap_or(TIMEOUT_S),
+            keep_backups: input.settings.keep_backups(),
+            source: None,
+            creator: &creator,
+            rollout: wanted.rollout.as_ref(),
+            drafts,
+            reverts: &BTreeMap::new(),
+        },
+    )
+    .await?;
+    let hosts: Vec<&str> = input.targets.iter().map(|target| target.host_name.as_str()).take(20).collect();
+    let detail = format!("{} instances: {}", wanted.instances.len(), hosts.join(", "));
+    let name = input.application.full_name.clone();
+    let entry = AuditEntry::new(AuditList::General, wanted.action.as_str(), "task", made.task_id, name).detail(detail);
+    let receipt = SubTaskReceipt { task_id: made.task_id.to_string(), task_output: addresses.of(&made.channel) };
+    tx.commit(Audit::of(entry), receipt).await
+}
+
+async fn gather(read: &mut Read, application_id: i64, creator: &str, wanted: &Wanted) -> Result<Input> {
+    let targets = store::targets(read, application_id, &wanted.instances).await?;
+    if let Some(missing) = wanted.instances.iter().find(|id| !targets.iter().any(|target| target.instance_id == **id)) {
+        return Err(Error::invalid("id", format!("{missing} is no instance of this application")));
+    }
+    let already = match wanted.action {
+        Action::Start => Some(InstanceStatus::Running),
+        Action::Stop => Some(InstanceStatus::Stopped),
+        _ => None,
+    };
+    let there = targets.iter().filter(|target| already.is_some_and(|status| target.status == status.as_str()));
+    let there: Vec<&str> = there.map(|target| target.host_name.as_str()).take(20).collect();
+    if let Some(status) = already.filter(|_| !there.is_empty()) {
+        return Err(Error::conflict(format!("already {status} on: {}", there.join(", "))));
+    }
+    let application = store::application(read, application_id).await?;
+    let host_ids: Vec<i64> = targets.iter().map(|target| target.host_id).collect();
+    let addresses = store::addresses(read, host_ids.clone()).await?;
+    let variables = TaskVariables::read(read, application_id, host_ids, wanted.instances.clone()).await?;
+    let settings = settings::store::load(read, application_id).await?.map(|loaded| loaded.values).unwrap_or_default();
+    let secrets = secrets_for(read, application.organisation_id, application.id).await?;
+    Ok(Input {
+        action: wanted.action,
+        version: String::new(),
+        source_path: String::new(),
+        creator: creator.to_owned(),
+        deploy_task: None,
+        application,
+        settings,
+        hooks: Vec::new(),
+        everyone: plan::everyone(&targets),
+        targets,
+        addresses,
+        releases: Vec::new(),
+        former: None,
+        rollout: wanted.rollout.clone(),
+        variables: Arc::new(variables),
+        secrets: secrets.into_iter().collect(),
+    })
+}

@@ -1,0 +1,177 @@
+//! Starting, stopping and restarting instances, and the tasks that do it.
+//!
+//! Such a task is made, sent, followed and stopped as an update is; it belongs to no deploy task, and whoever may restart
+//! the application may make it. Invariant: an instance is in one task at a time, of whatever kind.
+
+mod commands;
+mod make;
+
+use drover_identity::visible_applications;
+use drover_kernel::db::Condition;
+use drover_kernel::fields::{Id, Many, Name, Number, Reference};
+use drover_kernel::{Body, Call, Error, Page, Paging, Path, Query, Reply, Result, Routes, permission, when};
+use drover_shared::words::{Action, Word as _};
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use crate::engine::Engine;
+use crate::tasks::control;
+use crate::tasks::rollout::{Rollout, Share};
+use crate::tasks::view::{Status, SubTaskReceipt, shown, with_executions};
+use crate::tasks::{OUTPUT_SHOWN_BYTES, SubTaskOut, create, store};
+
+permission!(pub Operate, "instances.operate", "Start, stop and restart instances of an application",
+    Resource { kind: "application", right: "restart_app" });
+permission!(pub Control, "tasks.control", "Hold, end and repeat tasks that belong to no deploy task",
+    Resource { kind: "task", right: "restart_app" });
+permission!(pub List, "tasks.list", "List the tasks of the applications one may see", SignedIn);
+permission!(pub Read, "tasks.read", "See a task", Resource { kind: "task", right: "view_app" });
+
+/// Routes of operations.
+pub fn routes() -> Routes {
+    let instances = |action: &str| format!("/applications/{{id}}/instances/actions/{action}/");
+    let routes = Routes::tagged("instances")
+        .post(&instances("start"), "instances-start", "Start instances of an application.", start)
+        .post(&instances("stop"), "instances-stop", "Stop instances of an application.", stop)
+        .post(&instances("restart"), "instances-restart", "Restart instances of an application.", restart);
+    let tasks = Routes::tagged("tasks")
+        .get("/tasks/", "tasks-list", "List tasks of every kind, newest first.", list)
+        .get("/tasks/{id}/", "task-detail", "Read one task.", detail);
+    routes.merge(control::with_operation_actions(tasks))
+}
+
+/// How to go from instance to instance: all at once when nothing is said.
+#[derive(Deserialize, JsonSchema)]
+struct Manner {
+    /// Seconds it may take; for each batch, if there are several. 300 when left out.
+    #[serde(default)]
+    timeout: Option<Number>,
+    /// Instances at a time: a number, or a percentage of all.
+    #[serde(default)]
+    batch: Option<Name>,
+    /// Seconds between batches.
+    #[serde(default)]
+    pause: Option<Number>,
+    /// Failures that are allowed: a number, or a percentage of all.
+    #[serde(default)]
+    max_failures: Option<Name>,
+}
+
+impl Manner {
+    fn rollout(&self) -> Result<Option<Rollout>> {
+        if self.batch.is_none() && self.pause.is_none() && self.max_failures.is_none() {
+            return Ok(None);
+        }
+        let share = |text: &Option<Name>, field: &str| {
+            let share = |text: &Name| text.0.parse::<Share>().map_err(|reason| Error::invalid(field, reason));
+            text.as_ref().map(share).transpose()
+        };
+        let mut rollout = Rollout::default();
+        if let Some(batch) = share(&self.batch, "batch")? {
+            rollout.batch = batch;
+        }
+        if let Some(most) = share(&self.max_failures, "max_failures")? {
+            rollout.max_failures = Some(most);
+        }
+        if let Some(pause) = self.pause {
+            rollout.pause = u32::try_from(pause.0).map_err(|_| Error::invalid("pause", "must not be negative"))?;
+        }
+        rollout.check().map_err(|error| match error {
+            Error::Invalid { field, reason } => Error::invalid(field.trim_start_matches("rollout."), reason),
+            other => other,
+        })?;
+        Ok(Some(rollout))
+    }
+}
+
+type Instances = Body<Many<Reference>>;
+
+async fn start(
+    call: Call<Operate>,
+    id: Path<i64>,
+    manner: Query<Manner>,
+    body: Instances,
+) -> Result<Reply<SubTaskReceipt>> {
+    operate(call, id.0, Action::Start, &manner.0, &body.0).await
+}
+
+async fn stop(
+    call: Call<Operate>,
+    id: Path<i64>,
+    manner: Query<Manner>,
+    body: Instances,
+) -> Result<Reply<SubTaskReceipt>> {
+    operate(call, id.0, Action::Stop, &manner.0, &body.0).await
+}
+
+async fn restart(
+    call: Call<Operate>,
+    id: Path<i64>,
+    manner: Query<Manner>,
+    body: Instances,
+) -> Result<Reply<SubTaskReceipt>> {
+    operate(call, id.0, Action::Restart, &manner.0, &body.0).await
+}
+
+async fn operate(
+    call: Call<Operate>,
+    application_id: i64,
+    action: Action,
+    manner: &Manner,
+    instances: &Many<Reference>,
+) -> Result<Reply<SubTaskReceipt>> {
+    let wanted = make::Wanted {
+        action,
+        instances: create::wanted_instances(instances)?,
+        timeout_s: create::wanted_timeout(manner.timeout)?,
+        rollout: manner.rollout()?,
+    };
+    make::make(call, application_id, wanted).await
+}
+
+/// Filters of the list.
+#[derive(Deserialize, JsonSchema)]
+struct Filters {
+    /// Tasks of one application.
+    #[serde(default, alias = "application")]
+    application_id: Option<Id>,
+    /// `upgrade`, `revert`, `start`, `stop` or `restart`.
+    #[serde(default)]
+    kind: Option<Name>,
+    /// State.
+    #[serde(default)]
+    status: Option<Status>,
+    /// Tasks made by this username.
+    #[serde(default)]
+    creator: Option<Name>,
+}
+
+async fn list(call: Call<List>, filters: Query<Filters>, paging: Paging) -> Result<Reply<Page<SubTaskOut>>> {
+    let filters = filters.0;
+    let mut conditions: Vec<Condition> = Vec::new();
+    conditions.extend(visible_applications(call.caller()?));
+    conditions.extend(filters.application_id.map(|id| when!("t.application_id = $1", id.0)));
+    if let Some(kind) = filters.kind {
+        let kind = Action::parse(&kind.0).map_err(|error| Error::invalid("kind", error.to_string()))?;
+        conditions.push(when!("t.kind = $1", kind));
+    }
+    conditions.extend(filters.creator.map(|creator| when!("t.creator = $1", creator.0)));
+    conditions.extend(filters.status.map(|status| match status {
+        Status::Running => when!("t.outcome IS NULL"),
+        over => when!("t.outcome = $1", over),
+    }));
+    let mut read = call.read().await?;
+    let (count, tasks) = store::list_all(&mut read, call.organisation_id(), &conditions, &paging).await?;
+    let results = with_executions(&call, &mut read, tasks).await?;
+    Ok(Reply::new(paging.page(count, results)))
+}
+
+async fn detail(call: Call<Read>, id: Path<i64>) -> Result<Reply<SubTaskOut>> {
+    let mut read = call.read().await?;
+    let task = store::find(&mut read, id.0).await?.ok_or_else(|| Error::not_found("task"))?;
+    let executions = store::execution_views(&mut read, vec![id.0]).await?;
+    drop(read);
+    let log = call.kernel().part::<Engine>().logs.task(id.0).await.map_err(Error::internal)?;
+    let output = log.text(OUTPUT_SHOWN_BYTES).await.map_err(Error::internal)?.to_string();
+    Ok(Reply::new(shown(&call, task, executions).with_output(output)))
+}

@@ -1,0 +1,161 @@
+//! Hosts that come back: with the truth about what was given up, and in spite of what is broken or gone meanwhile.
+
+use std::io::Write as _;
+use std::time::Duration;
+
+use drover_automation::engine::sweep_once;
+use drover_automation::executions::store::mark_sent;
+use drover_kernel::{args, sql};
+use drover_shared::message::{Finished, Holding, ProcessVerdict, ToAgent, ToServer};
+use drover_shared::order::Statement;
+use drover_shared::words::ExecutionState;
+use drover_tests::stub_agent::{StubAgent, listen};
+use drover_tests::{TestServer, both_engines, wait_until};
+use serde_json::{Value, json};
+
+use super::{detail, instances, upgrade, upgrades};
+use crate::deploys::Shop;
+
+async fn order(agent: &mut StubAgent) -> Statement {
+    let ToAgent::Run { order, .. } = agent.hear().await else { panic!("no order") };
+    serde_json::from_str(&order.statement).expect("a statement")
+}
+
+async fn accept(agent: &mut StubAgent, statement: &Statement) {
+    let Statement { execution_id, attempt, .. } = statement.clone();
+    agent.say(&ToServer::Accepted { execution_id, attempt, channel: 1 }).await;
+}
+
+async fn succeed(agent: &mut StubAgent, statement: &Statement) {
+    let finished = Finished {
+        execution_id: statement.execution_id.clone(),
+        attempt: statement.attempt,
+        state: ExecutionState::Succeeded,
+        reason: None,
+        steps: Vec::new(),
+        log_length: 0,
+        output_truncated: false,
+        processes: ProcessVerdict::default(),
+        releases: None,
+    };
+    agent.say(&ToServer::Finished(Box::new(finished))).await;
+}
+
+/// A shop whose update was taken by its host and given up, because the host said nothing more.
+async fn given_up(server: &TestServer) -> (Shop, StubAgent, Statement, i64, i64) {
+    let shop = Shop::new(server, 1).await;
+    shop.hook("pre_exec", "true").await;
+    let mut agent = StubAgent::enrol(server, listen(server).await, "web-1", &[]).await;
+    let deploy_task = shop.started().await;
+    let task = upgrade(&shop, deploy_task, &shop.instances).await;
+    let statement = order(&mut agent).await;
+    accept(&mut agent, &statement).await;
+    wait_until("the order to be taken", async || state(&shop, deploy_task, task).await == "running").await;
+    server.advance(Duration::from_secs(700));
+    sweep_once(server.kernel(), true).await.expect("a round");
+    assert_eq!(state(&shop, deploy_task, task).await, "lost");
+    assert_eq!(instances(&shop).await, ["stopped"]);
+    (shop, agent, statement, deploy_task, task)
+}
+
+async fn state(shop: &Shop, deploy_task: i64, task: i64) -> String {
+    let told = detail(shop, deploy_task, task).await;
+    told["instances"][0]["status"].as_str().expect("a state").to_owned()
+}
+
+/// Waits until the server says that the agent may forget an execution.
+async fn archived(agent: &mut StubAgent, statement: &Statement) {
+    loop {
+        if let ToAgent::Archived { execution_id, .. } = agent.hear().await {
+            assert_eq!(execution_id, statement.execution_id);
+            return;
+        }
+    }
+}
+
+both_engines! {
+    async fn the_hosts_own_word_replaces_lost(server: TestServer) {
+        let (shop, mut agent, statement, deploy_task, task) = given_up(&server).await;
+        succeed(&mut agent, &statement).await;
+        archived(&mut agent, &statement).await;
+        assert_eq!(state(&shop, deploy_task, task).await, "succeeded");
+        let page = shop.admin.get(&format!("/applications/{}/instances/", shop.application)).await.expect(200);
+        assert_eq!((&page["results"][0]["status"], &page["results"][0]["version"]), (&json!("running"), &json!("1.0")));
+        assert_eq!(detail(&shop, deploy_task, task).await["status"], "failed", "what was decided stays");
+        wait_until("a word in the output", async || {
+            let told = detail(&shop, deploy_task, task).await;
+            told["output"].as_str().is_some_and(|text| text.contains("came back after it was given up as lost: succeeded"))
+        })
+        .await;
+    }
+
+    async fn an_instance_that_is_gone_meanwhile_disturbs_nobody(server: TestServer) {
+        let (shop, mut agent, statement, deploy_task, task) = given_up(&server).await;
+        let path = format!("/applications/{}/instances/", shop.application);
+        shop.admin.delete_with(&path, json!(shop.instances)).await.expect(200);
+        succeed(&mut agent, &statement).await;
+        archived(&mut agent, &statement).await;
+        assert_eq!(state(&shop, deploy_task, task).await, "succeeded");
+        // The host goes on to be of use, in the same session.
+        let hosts = json!([{"hostid": shop.hosts[0]}]);
+        let made = shop.admin.post(&path, hosts).await.expect(200);
+        upgrade(&shop, deploy_task, &[made[0]["id"].as_i64().expect("an id")]).await;
+        order(&mut agent).await;
+    }
+
+    async fn a_damaged_file_of_output_keeps_no_host_from_its_other_work(server: TestServer) {
+        let shop = Shop::new(&server, 1).await;
+        shop.hook("pre_exec", "true").await;
+        let mut agent = StubAgent::enrol(&server, listen(&server).await, "web-1", &[]).await;
+        let deploy_task = shop.started().await;
+        let task = upgrade(&shop, deploy_task, &shop.instances).await;
+        let statement = order(&mut agent).await;
+        accept(&mut agent, &statement).await;
+        wait_until("the order to be taken", async || state(&shop, deploy_task, task).await == "running").await;
+        // Another application is deployed to the same host after the server started anew over a broken file.
+        let other = shop.admin.post("/applications/", json!({"name": "other"})).await.expect(200)["id"].as_i64().expect("an id");
+        let path = format!("/applications/{other}/instances/");
+        let made = shop.admin.post(&path, json!([{"hostid": shop.hosts[0]}])).await.expect(200);
+        for action in ["pause", "resume"] {
+            let path = format!("{}{task}/actions/{action}/", upgrades(deploy_task));
+            shop.admin.post(&path, Value::Null).await.expect(200);
+        }
+        wait_until("a line of output", async || {
+            detail(&shop, deploy_task, task).await["output"].as_str().is_some_and(|text| text.contains("resume"))
+        })
+        .await;
+        let file = server.data_directory().join(format!("logs/{}/{task}.log", task / 1000));
+        std::fs::OpenOptions::new().write(true).open(&file).expect("the output").write_all(&[0xFF; 16]).expect("room");
+        let Shop { admin, hosts, .. } = shop;
+        drop(admin);
+        let server = server.restarted().await;
+        let shop = Shop { admin: server.admin(), application: other, hosts, instances: vec![made[0]["id"].as_i64().expect("an id")] };
+        shop.set(json!({"enabled": true})).await;
+        let script = shop.admin.post("/applications/deploy-scripts/", json!({"name": "other", "language": "bash", "content": "true"})).await.expect(200);
+        shop.set(json!({"lifecycle_hooks": {"pre_exec": {"script": {"id": script["id"]}}}})).await;
+        let later = shop.started().await;
+        upgrade(&shop, later, &shop.instances).await;
+        agent.moves_to(listen(&server).await);
+        let Statement { execution_id, attempt, .. } = statement.clone();
+        let holding = Holding { execution_id, attempt, channel: 1, log_length: 0, finished: false, needs_order: false };
+        agent.come_back(vec![holding]).await;
+        let next = order(&mut agent).await;
+        assert_ne!(next.execution_id, statement.execution_id);
+        drop(shop.admin);
+    }
+
+    async fn what_is_held_in_the_last_moment_is_not_sent(server: TestServer) {
+        let shop = Shop::new(&server, 1).await;
+        shop.hook("pre_exec", "true").await;
+        let deploy_task = shop.started().await;
+        let task = upgrade(&shop, deploy_task, &shop.instances).await;
+        wait_until("its turn", async || detail(&shop, deploy_task, task).await["phase"] == "instances").await;
+        let ids: Vec<String> = server.read().await.values(sql!("SELECT id FROM executions"), args![]).await.expect("one");
+        // Between reading what waits and marking it as sent a person holds the task.
+        let path = format!("{}{task}/actions/pause/", upgrades(deploy_task));
+        shop.admin.post(&path, Value::Null).await.expect(200);
+        let mut tx = server.work().begin(1).await.expect("a transaction");
+        let sent = mark_sent(&mut tx, ids.clone(), 1).await.expect("the database");
+        assert_eq!((ids.len(), sent), (1, vec![]));
+    }
+}
