@@ -268,18 +268,18 @@ sign_in_failures.blocked_until bigint NOT NULL
 sign_in_failures.last_at bigint NOT NULL
 tasks.id bigint NOT NULL IDENTITY
 tasks.organisation_id bigint NOT NULL
-tasks.deploy_task_id bigint NOT NULL
+tasks.deploy_task_id bigint
 tasks.application_id bigint NOT NULL
 tasks.kind text NOT NULL
 tasks.channel text NOT NULL
 tasks.version text NOT NULL
 tasks.update_source text
 tasks.timeout_s bigint NOT NULL
+tasks.keep_backups bigint NOT NULL
 tasks.phase text NOT NULL
 tasks.outcome text
 tasks.reason text
 tasks.source jsonb
-tasks.keep_backups bigint NOT NULL
 tasks.resolved_commit text
 tasks.artifact_digest text
 tasks.plan_digest text
@@ -431,7 +431,8 @@ sessions PRIMARY KEY (id)
 sessions UNIQUE (token_hash)
 sign_in_failures FOREIGN KEY (organisation_id) REFERENCES organisations(id)
 sign_in_failures PRIMARY KEY (organisation_id, subject)
-tasks CHECK ((kind = ANY (ARRAY['upgrade'::text, 'revert'::text])))
+tasks CHECK (((deploy_task_id IS NOT NULL) OR (kind <> ALL (ARRAY['upgrade'::text, 'revert'::text]))))
+tasks CHECK ((kind = ANY (ARRAY['upgrade'::text, 'revert'::text, 'start'::text, 'stop'::text, 'restart'::text])))
 tasks CHECK ((origin = ANY (ARRAY['retry'::text, 'auto_revert'::text])))
 tasks CHECK ((outcome = ANY (ARRAY['finished'::text, 'failed'::text])))
 tasks CHECK ((phase = ANY (ARRAY['preparing'::text, 'global_pre'::text, 'instances'::text, 'global_post'::text, 'over'::text])))
@@ -474,6 +475,7 @@ CREATE INDEX sessions_by_end ON public.sessions USING btree (expires_at)
 CREATE INDEX sessions_by_user ON public.sessions USING btree (user_id)
 CREATE INDEX sign_in_failures_by_age ON public.sign_in_failures USING btree (organisation_id, last_at)
 CREATE INDEX tasks_at_work ON public.tasks USING btree (phase) WHERE (phase <> 'over'::text)
+CREATE INDEX tasks_by_application ON public.tasks USING btree (application_id, id)
 CREATE INDEX tasks_by_deploy_task ON public.tasks USING btree (deploy_task_id, id)
 CREATE UNIQUE INDEX agents_host_id_key ON public.agents USING btree (host_id)
 CREATE UNIQUE INDEX agents_pkey ON public.agents USING btree (id)
@@ -494,8 +496,8 @@ CREATE UNIQUE INDEX deploy_task_rights_pkey ON public.deploy_task_rights USING b
 CREATE UNIQUE INDEX deploy_tasks_pkey ON public.deploy_tasks USING btree (id)
 CREATE UNIQUE INDEX deploy_template_hooks_pkey ON public.deploy_template_hooks USING btree (template_id, hook)
 CREATE UNIQUE INDEX deploy_templates_pkey ON public.deploy_templates USING btree (id)
-CREATE UNIQUE INDEX executions_pkey ON public.executions USING btree (id)
-CREATE UNIQUE INDEX executions_task_id_ordinal_key ON public.executions USING btree (task_id, ordinal)
+CREATE UNIQUE INDEX executions_next_pkey ON public.executions USING btree (id)
+CREATE UNIQUE INDEX executions_next_task_id_ordinal_key ON public.executions USING btree (task_id, ordinal)
 CREATE UNIQUE INDEX hosts_organisation_id_name_key ON public.hosts USING btree (organisation_id, name)
 CREATE UNIQUE INDEX hosts_pkey ON public.hosts USING btree (id)
 CREATE UNIQUE INDEX idempotency_keys_pkey ON public.idempotency_keys USING btree (organisation_id, user_id, key)
@@ -518,8 +520,8 @@ CREATE UNIQUE INDEX secrets_pkey ON public.secrets USING btree (organisation_id,
 CREATE UNIQUE INDEX sessions_pkey ON public.sessions USING btree (id)
 CREATE UNIQUE INDEX sessions_token_hash_key ON public.sessions USING btree (token_hash)
 CREATE UNIQUE INDEX sign_in_failures_pkey ON public.sign_in_failures USING btree (organisation_id, subject)
-CREATE UNIQUE INDEX tasks_channel_key ON public.tasks USING btree (channel)
-CREATE UNIQUE INDEX tasks_pkey ON public.tasks USING btree (id)
+CREATE UNIQUE INDEX tasks_next_channel_key ON public.tasks USING btree (channel)
+CREATE UNIQUE INDEX tasks_next_pkey ON public.tasks USING btree (id)
 CREATE UNIQUE INDEX users_by_username ON public.users USING btree (lower(username))
 CREATE UNIQUE INDEX users_pkey ON public.users USING btree (id)
 CREATE UNIQUE INDEX variables_pkey ON public.variables USING btree (organisation_id, scope, object_id, name)

@@ -202,10 +202,10 @@ CREATE INDEX deploy_templates_by_credential ON deploy_templates (credential_id) 
 
 CREATE INDEX deploy_templates_by_organisation ON deploy_templates (organisation_id, id);
 
-CREATE TABLE executions (
+CREATE TABLE "executions" (
     id TEXT PRIMARY KEY,
     organisation_id BIGINT NOT NULL REFERENCES organisations (id),
-    task_id BIGINT NOT NULL REFERENCES tasks (id) ON DELETE CASCADE,
+    task_id BIGINT NOT NULL REFERENCES "tasks" (id) ON DELETE CASCADE,
     ordinal BIGINT NOT NULL,
     role TEXT NOT NULL CHECK (role IN ('global_pre', 'instance', 'global_post')),
     instance_id BIGINT,
@@ -225,12 +225,14 @@ CREATE TABLE executions (
     created_at BIGINT NOT NULL,
     dispatched_at BIGINT,
     started_at BIGINT,
-    finished_at BIGINT, batch BIGINT NOT NULL DEFAULT 0, excluded BOOLEAN NOT NULL DEFAULT FALSE, revert_entry TEXT,
+    finished_at BIGINT,
+    batch BIGINT NOT NULL DEFAULT 0,
+    excluded BOOLEAN NOT NULL DEFAULT FALSE,
+    revert_entry TEXT,
     UNIQUE (task_id, ordinal)
 );
 
-CREATE INDEX executions_at_work ON executions (host_id, state)
-    WHERE state IN ('queued', 'dispatched', 'running');
+CREATE INDEX executions_at_work ON executions (host_id, state) WHERE state IN ('queued', 'dispatched', 'running');
 
 CREATE INDEX executions_by_instance ON executions (instance_id, id);
 
@@ -411,31 +413,43 @@ CREATE TABLE sign_in_failures (
 
 CREATE INDEX sign_in_failures_by_age ON sign_in_failures (organisation_id, last_at);
 
-CREATE TABLE tasks (
+CREATE TABLE "tasks" (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     organisation_id BIGINT NOT NULL REFERENCES organisations (id),
-    deploy_task_id BIGINT NOT NULL REFERENCES deploy_tasks (id) ON DELETE CASCADE,
+    deploy_task_id BIGINT REFERENCES deploy_tasks (id) ON DELETE CASCADE,
     application_id BIGINT NOT NULL REFERENCES applications (id) ON DELETE CASCADE,
-    kind TEXT NOT NULL CHECK (kind IN ('upgrade', 'revert')),
+    kind TEXT NOT NULL CHECK (kind IN ('upgrade', 'revert', 'start', 'stop', 'restart')),
     channel TEXT NOT NULL UNIQUE,
     version TEXT NOT NULL,
     update_source TEXT,
     timeout_s BIGINT NOT NULL,
+    keep_backups BIGINT NOT NULL,
     phase TEXT NOT NULL CHECK (phase IN ('preparing', 'global_pre', 'instances', 'global_post', 'over')),
     outcome TEXT CHECK (outcome IN ('finished', 'failed')),
     reason TEXT,
     source TEXT,
-    keep_backups BIGINT NOT NULL,
     resolved_commit TEXT,
     artifact_digest TEXT,
     plan_digest TEXT,
     creator TEXT NOT NULL,
     created_at BIGINT NOT NULL,
     deadline_at BIGINT NOT NULL,
-    finished_at BIGINT
-, rollout TEXT, batch_admitted BIGINT NOT NULL DEFAULT 0, promoted BOOLEAN NOT NULL DEFAULT FALSE, held_by TEXT, held_at BIGINT, stop_reason TEXT, cancelled BOOLEAN NOT NULL DEFAULT FALSE, origin TEXT CHECK (origin IN ('retry', 'auto_revert')), origin_task_id BIGINT);
+    finished_at BIGINT,
+    rollout TEXT,
+    batch_admitted BIGINT NOT NULL DEFAULT 0,
+    promoted BOOLEAN NOT NULL DEFAULT FALSE,
+    held_by TEXT,
+    held_at BIGINT,
+    stop_reason TEXT,
+    cancelled BOOLEAN NOT NULL DEFAULT FALSE,
+    origin TEXT CHECK (origin IN ('retry', 'auto_revert')),
+    origin_task_id BIGINT,
+    CHECK (deploy_task_id IS NOT NULL OR kind NOT IN ('upgrade', 'revert'))
+);
 
 CREATE INDEX tasks_at_work ON tasks (phase) WHERE phase <> 'over';
+
+CREATE INDEX tasks_by_application ON tasks (application_id, id);
 
 CREATE INDEX tasks_by_deploy_task ON tasks (deploy_task_id, id);
 

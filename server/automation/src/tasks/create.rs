@@ -152,13 +152,7 @@ pub(crate) async fn gather(
         version,
         source_path,
         creator: creator.to_owned(),
-        deploy_task: Some(render::DeployTask {
-            id: deploy_task.id,
-            version: deploy_task.version.clone(),
-            level: deploy_task.level.clone(),
-            description: deploy_task.description.clone(),
-            creator: deploy_task.creator.clone(),
-        }),
+        deploy_task: Some(told(&deploy_task)),
         application,
         settings,
         hooks,
@@ -172,6 +166,17 @@ pub(crate) async fn gather(
         secrets: secrets.into_iter().collect(),
     };
     Ok(Gathered { deploy_task, input, kept, source, timeout_s })
+}
+
+/// A deploy task as scripts see it.
+fn told(deploy_task: &DeployTask) -> render::DeployTask {
+    render::DeployTask {
+        id: deploy_task.id,
+        version: deploy_task.version.clone(),
+        level: deploy_task.level.clone(),
+        description: deploy_task.description.clone(),
+        creator: deploy_task.creator.clone(),
+    }
 }
 
 /// Where a repository is and what it is reached with.
