@@ -14,6 +14,7 @@ use serde_json::json;
 use crate::client::{Client, TestUser};
 use crate::database::{Database, Engine};
 use crate::kit;
+use crate::waiting::wait_until;
 
 /// Password of the administrator `admin`.
 pub const ADMIN_PASSWORD: &str = "administrator's password";
@@ -115,6 +116,7 @@ impl TestServer {
         // What is open is closed with the last handle on the kernel.
         ending.follow(None);
         drop((kernel, routes, old, admin));
+        wait_until("the old server to let go of its files", async || is_free(ending.data_directory.path())).await;
         let db = ending.database.reopen().await;
         let (kernel, routes) = kit::assemble(db, clock.clone(), settings.clone(), ending.data_directory.path());
         ending.follow(Some(kernel.clone()));
@@ -267,4 +269,10 @@ mod tests {
             check_work_ends_first(Engine::Postgres).await;
         }
     }
+}
+
+/// Whether no server has the data directory's output open.
+fn is_free(data_directory: &std::path::Path) -> bool {
+    let lock = std::fs::File::open(data_directory.join("logs/lock"));
+    lock.is_ok_and(|file| file.try_lock().is_ok())
 }

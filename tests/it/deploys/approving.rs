@@ -212,8 +212,9 @@ both_engines! {
             shop.read(task).await["status_reason"].as_str().is_some_and(|why| why.starts_with("it cannot start yet: "))
         })
         .await;
-        server.run(sql!("UPDATE instances SET status = 'running'"), args![]).await;
+        // First this one, which would take the instance as soon as it is free.
         server.run(sql!("UPDATE deploy_tasks SET status = 'closed' WHERE id = $1"), args![late]).await;
+        server.run(sql!("UPDATE instances SET status = 'running'"), args![]).await;
         server.advance(Duration::from_secs(31));
         wait_for(&server, &shop, task, "running").await;
         // A server that was away at the time and the hour after does not start it in broad daylight.

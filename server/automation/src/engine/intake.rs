@@ -7,11 +7,11 @@
 //! that nobody's news suffer from another's.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use drover_kernel::{Audit, Error, Kernel, Result, Tx};
 use drover_shared::message::Finished;
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedMutexGuard, oneshot};
 
 use super::{Engine, lock, results, step};
 use crate::executions::store::{self as store, Known};
@@ -40,7 +40,7 @@ struct Item {
 pub(super) struct Intake {
     waiting: Mutex<VecDeque<Item>>,
     /// Held by whoever takes in what waits.
-    turn: tokio::sync::Mutex<()>,
+    turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// Takes news in; gives the execution as it was, if it belongs to the session's host and this is its present attempt.
@@ -57,21 +57,28 @@ pub(crate) async fn take_in(kernel: &Kernel, session: &Session, news: News) -> R
         let turn = tokio::select! {
             biased;
             answer = &mut answer => return answer.map_err(Error::internal)?,
-            turn = engine.intake.turn.lock() => turn,
+            turn = engine.intake.turn.clone().lock_owned() => turn,
         };
-        let items = engine.intake.next();
-        let outcomes = match together(kernel, &items).await {
-            Ok(known) => known.into_iter().map(Ok).collect(),
-            Err(error) => {
-                tracing::debug!(%error, count = items.len(), "news could not be taken in together");
-                one_by_one(kernel, &items).await
-            }
-        };
-        for (item, outcome) in items.into_iter().zip(outcomes) {
-            let _ = item.reply.send(outcome);
-        }
-        drop(turn);
+        let owner = kernel.clone();
+        // By itself, so that the end of this session in the middle leaves nobody else without an answer.
+        let _ = kernel.spawn(async move { take_turn(&owner, turn).await }).await;
     }
+}
+
+/// Takes in what waits, and answers.
+async fn take_turn(kernel: &Kernel, turn: OwnedMutexGuard<()>) {
+    let items = kernel.part::<Engine>().intake.next();
+    let outcomes = match together(kernel, &items).await {
+        Ok(known) => known.into_iter().map(Ok).collect(),
+        Err(error) => {
+            tracing::debug!(%error, count = items.len(), "news could not be taken in together");
+            one_by_one(kernel, &items).await
+        }
+    };
+    for (item, outcome) in items.into_iter().zip(outcomes) {
+        let _ = item.reply.send(outcome);
+    }
+    drop(turn);
 }
 
 impl Intake {
