@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use drover_shared::limits::PROTOCOL_VERSIONS;
 use drover_shared::message::Abilities;
 use drover_shared::token::JoinToken;
 use nix::fcntl::{Flock, FlockArg};
@@ -133,6 +134,7 @@ impl Agent {
             signing_key: String::new(),
             boot_id: boot_id.clone(),
             abilities: abilities(),
+            versions: PROTOCOL_VERSIONS,
         };
         let (url, tls, enrolling) = if let Some(identity) = Identity::load(&data_dir)? {
             profile.key = identity.key()?;

@@ -15,7 +15,6 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use drover_shared::Digest;
 use drover_shared::frame::{FrameError, Header, Kind};
-use drover_shared::limits::PROTOCOL_VERSIONS;
 use drover_shared::message::{
     Abilities, Finished, Hello, Holding, HoldingAnswer, INSPECT_FEATURE, Inspect, Inspected, SHARED_PATHS_FEATURE,
     ToAgent, ToServer, hello_bytes,
@@ -49,6 +48,8 @@ pub struct Profile {
     pub boot_id: String,
     /// What the agent may do.
     pub abilities: Abilities,
+    /// Lowest and highest version of the protocol that it speaks.
+    pub versions: (u32, u32),
 }
 
 /// What the shell has to do.
@@ -99,12 +100,19 @@ pub struct NewOrder {
 
 enum Phase {
     Offline,
-    /// Until the time given, the server's next message of the handshake is awaited; with the nonce once it came.
+    /// Until the time given, the server's next message of the handshake is awaited; with its challenge once it came.
     Handshake {
         until_ms: u64,
-        nonce: Option<String>,
+        challenge: Option<Challenge>,
     },
     Open(Open),
+}
+
+/// What the server's first message settles.
+struct Challenge {
+    nonce: String,
+    /// Version of the protocol that this session is spoken in.
+    version: u32,
 }
 
 struct Open {
@@ -154,7 +162,7 @@ impl Session {
     /// A connection is there; the server speaks first.
     pub fn connected(&mut self, now: Now) {
         self.disconnected();
-        self.phase = Phase::Handshake { until_ms: now.monotonic_ms + HANDSHAKE_MS_MAX, nonce: None };
+        self.phase = Phase::Handshake { until_ms: now.monotonic_ms + HANDSHAKE_MS_MAX, challenge: None };
     }
 
     /// The connection is gone; what was to be sent over it is forgotten.
@@ -179,19 +187,19 @@ impl Session {
         match (message, &self.phase) {
             (ToAgent::Unknown | ToAgent::HeartbeatAck {}, _) | (_, Phase::Offline) => {}
             (ToAgent::Refused { reason, retry }, _) => self.close(format!("the server refused: {reason}"), retry),
-            (ToAgent::Challenge { nonce, versions, .. }, Phase::Handshake { nonce: None, .. }) => {
+            (ToAgent::Challenge { nonce, versions, .. }, Phase::Handshake { challenge: None, .. }) => {
                 self.challenged(nonce, versions, now);
             }
-            (ToAgent::Enrolled { agent_id, ca_pem, signing_key }, Phase::Handshake { nonce: Some(_), .. })
+            (ToAgent::Enrolled { agent_id, ca_pem, signing_key }, Phase::Handshake { challenge: Some(_), .. })
                 if self.profile.agent_id.is_none() =>
             {
                 self.outputs.push_back(Output::Enrolled(agent_id, ca_pem, signing_key));
             }
             (
                 ToAgent::Welcome { version, heartbeat_ms, deadline_ms, output_window_bytes, holdings, .. },
-                Phase::Handshake { nonce: Some(_), .. },
+                Phase::Handshake { challenge: Some(challenge), .. },
             ) if self.profile.agent_id.is_some() => {
-                if version != PROTOCOL_VERSIONS.1 {
+                if version != challenge.version {
                     return self
                         .close(format!("the server chose protocol version {version}, which was not offered"), true);
                 }
@@ -270,15 +278,15 @@ impl Session {
     }
 
     fn challenged(&mut self, nonce: String, versions: (u32, u32), now: Now) {
-        let (lowest, highest) = PROTOCOL_VERSIONS;
+        let (lowest, highest) = self.profile.versions;
         if versions.1 < lowest || versions.0 > highest {
             let (low, high) = versions;
             let reason =
                 format!("the server speaks protocol versions {low} to {high}, this agent {lowest} to {highest}");
             return self.close(reason, true);
         }
-        if let Phase::Handshake { nonce: awaited, .. } = &mut self.phase {
-            *awaited = Some(nonce);
+        if let Phase::Handshake { challenge, .. } = &mut self.phase {
+            *challenge = Some(Challenge { nonce, version: highest.min(versions.1) });
         }
         match (&self.profile.agent_id, &self.profile.secret) {
             (Some(_), _) => self.greet(now),
@@ -291,7 +299,8 @@ impl Session {
     }
 
     fn greet(&mut self, now: Now) {
-        let Phase::Handshake { nonce: Some(nonce), .. } = &self.phase else { return };
+        let Phase::Handshake { challenge: Some(Challenge { nonce, version }), .. } = &self.phase else { return };
+        let version = *version;
         let Some(agent_id) = self.profile.agent_id.clone() else { return };
         let signature = self.profile.key.sign(&hello_bytes(nonce, &agent_id));
         for (key, shipping) in &mut self.executions {
@@ -310,7 +319,7 @@ impl Session {
         });
         let hello = Hello {
             agent_id,
-            version: PROTOCOL_VERSIONS.1,
+            version,
             features: [secret::FEATURE, INSPECT_FEATURE, SHARED_PATHS_FEATURE].map(str::to_owned).into(),
             signature,
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -349,7 +358,8 @@ impl Session {
             ToAgent::Run { order, secrets } => self.handle_run(order, secrets),
             ToAgent::Inspect(inspect) => self.outputs.push_back(Output::Inspect(inspect)),
             ToAgent::Cancel { execution_id, attempt, reason, timed_out } => {
-                if let Some(key) = known(self, &execution_id, attempt) {
+                // Its order may still wait to be carried out; what nobody holds then is left alone.
+                if let Some(key) = Key::new(&execution_id, attempt) {
                     self.outputs.push_back(Output::Cancel(key, reason, timed_out));
                 }
             }

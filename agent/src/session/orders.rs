@@ -22,6 +22,10 @@ impl Session {
             return tracing::warn!("an order without a readable statement was skipped");
         };
         let (execution_id, attempt) = (named.execution_id, named.attempt);
+        if self.waits_to_be_carried_out(&execution_id, attempt) {
+            // It is answered when the first of it is.
+            return;
+        }
         match self.examine(&order, &secrets, &execution_id, attempt) {
             Ok(Some((key, statement, entry))) => {
                 self.outputs.push_back(Output::Run(Box::new(NewOrder { key, order, statement, entry, secrets })));
@@ -37,6 +41,12 @@ impl Session {
             }
             Err(reason) => self.reject(execution_id, attempt, reason),
         }
+    }
+
+    fn waits_to_be_carried_out(&self, execution_id: &str, attempt: u32) -> bool {
+        self.outputs.iter().any(|output| {
+            matches!(output, Output::Run(new) if new.key.attempt == attempt && new.key.execution_id == execution_id)
+        })
     }
 
     /// The order as a new one; none when it is held already.

@@ -26,6 +26,10 @@ fn server_key() -> Ed25519KeyPair {
 }
 
 fn session() -> Session {
+    session_speaking((1, 1))
+}
+
+fn session_speaking(versions: (u32, u32)) -> Session {
     Session::new(Profile {
         name: "web-1".to_owned(),
         secret: None,
@@ -34,6 +38,7 @@ fn session() -> Session {
         signing_key: BASE64.encode(server_key().public_key().as_ref()),
         boot_id: "boot".to_owned(),
         abilities: Abilities::default(),
+        versions,
     })
 }
 
@@ -50,12 +55,20 @@ fn sent(session: &mut Session) -> Vec<ToServer> {
 }
 
 fn challenge() -> ToAgent {
-    ToAgent::Challenge { nonce: "n".to_owned(), versions: (1, 3), time_ms: 0 }
+    challenge_of((1, 3))
+}
+
+fn challenge_of(versions: (u32, u32)) -> ToAgent {
+    ToAgent::Challenge { nonce: "n".to_owned(), versions, time_ms: 0 }
 }
 
 fn welcome(window: u64, holdings: Vec<HoldingAnswer>) -> ToAgent {
+    welcome_to(1, window, holdings)
+}
+
+fn welcome_to(version: u32, window: u64, holdings: Vec<HoldingAnswer>) -> ToAgent {
     let (heartbeat_ms, deadline_ms) = (1_000, 3_000);
-    ToAgent::Welcome { version: 1, epoch: 1, heartbeat_ms, deadline_ms, output_window_bytes: window, holdings }
+    ToAgent::Welcome { version, epoch: 1, heartbeat_ms, deadline_ms, output_window_bytes: window, holdings }
 }
 
 fn open(session: &mut Session, window: u64, holdings: Vec<HoldingAnswer>) -> Vec<ToServer> {
@@ -319,4 +332,56 @@ fn a_damaged_log_does_not_keep_the_outcome_back() {
     assert!(ship(&mut session, &log, at(100)).is_empty());
     let outcome = sent(&mut session);
     assert!(matches!(&outcome[..], [ToServer::Finished(told)] if told.output_truncated), "{outcome:?}");
+}
+
+#[test]
+fn the_highest_version_that_both_speak_is_used() {
+    for (own, servers, expected) in [((1, 2), (1, 1), 1), ((1, 1), (1, 2), 1), ((1, 3), (2, 5), 3), ((2, 4), (1, 3), 3)]
+    {
+        let mut session = session_speaking(own);
+        session.connected(at(0));
+        session.handle_message(challenge_of(servers), at(0));
+        let hello = sent(&mut session);
+        let [ToServer::Hello(hello)] = &hello[..] else { panic!("{own:?} at {servers:?}: {hello:?}") };
+        assert_eq!(hello.version, expected, "{own:?} at {servers:?}");
+        session.handle_message(welcome_to(expected, 1 << 20, Vec::new()), at(0));
+        assert!(session.is_open(), "{own:?} at {servers:?}");
+
+        // Another one than was offered is not taken.
+        session.connected(at(0));
+        session.handle_message(challenge_of(servers), at(0));
+        outputs(&mut session);
+        session.handle_message(welcome_to(expected + 1, 1 << 20, Vec::new()), at(0));
+        assert!(!session.is_open(), "{own:?} at {servers:?}");
+    }
+    for (own, servers) in [((1, 1), (2, 3)), ((3, 4), (1, 2))] {
+        let mut session = session_speaking(own);
+        session.connected(at(0));
+        session.handle_message(challenge_of(servers), at(0));
+        let answer = outputs(&mut session);
+        let [Output::Close(reason, true)] = &answer[..] else { panic!("{own:?} at {servers:?}: {answer:?}") };
+        let expected = format!(
+            "the server speaks protocol versions {} to {}, this agent {} to {}",
+            servers.0, servers.1, own.0, own.1
+        );
+        assert_eq!(*reason, expected);
+    }
+}
+
+/// While the writer has no room, messages come in and nothing is carried out.
+#[test]
+fn a_cancel_counts_although_its_order_is_not_carried_out_yet() {
+    let mut session = session();
+    open(&mut session, 1 << 20, Vec::new());
+    let id = execution_id();
+    session.handle_message(run(order(&id, "agent-1")), at(1));
+    session.handle_message(run(order(&id, "agent-1")), at(2));
+    let reason = "cancelled by ada".to_owned();
+    session.handle_message(
+        ToAgent::Cancel { execution_id: id, attempt: 1, reason: reason.clone(), timed_out: false },
+        at(3),
+    );
+    let outputs = outputs(&mut session);
+    let [Output::Run(new), Output::Cancel(key, why, false)] = &outputs[..] else { panic!("{outputs:?}") };
+    assert_eq!((&new.key, why), (key, &reason));
 }
