@@ -305,11 +305,16 @@ impl Folder {
     /// Says that side effects may happen from now on: durably, unless the order says it already.
     ///
     /// # Errors
-    /// Whatever the file system says.
+    /// Whatever the file system says; it says nothing then.
     pub fn write_started(&self, started: &Started, durably: bool) -> io::Result<()> {
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(self.path.join("started"))?;
-        file.write_all(canonical(started).as_bytes())?;
-        if durably { file.sync_all() } else { Ok(()) }
+        let written =
+            file.write_all(canonical(started).as_bytes()).and_then(|()| if durably { file.sync_all() } else { Ok(()) });
+        if written.is_err() {
+            // Half a mark would say that a hook may have run.
+            let _ = file.set_len(0);
+        }
+        written
     }
 
     /// Why the execution is to end, if it is.

@@ -17,13 +17,13 @@ use nix::unistd::Pid;
 
 use super::cache::{Cache, Done};
 use super::fetching::artifacts;
-use super::lost;
 use super::watcher::{Watcher, Watches};
 use crate::clock;
 use crate::describe;
 use crate::session::{NewOrder, Session};
 use crate::spool::{Accepted, CancelNote, Folder, Key, Spool, Standing};
 use crate::supervise;
+use crate::supervise::lost::{self, Obstacle};
 
 /// Supervisors at work at a time; the others wait their turn.
 const RUNNING_MAX: usize = 128;
@@ -59,6 +59,8 @@ pub(super) struct Execution {
     log: Option<File>,
     watch: Option<Watches>,
     discard: bool,
+    /// Why it never started, while that cannot be written.
+    obstacle: Option<Obstacle>,
 }
 
 /// Reports of work that went on elsewhere.
@@ -141,6 +143,7 @@ impl Executions {
             log: None,
             watch: None,
             discard: false,
+            obstacle: None,
         };
         match standing {
             Standing::Finished(finished) => {
@@ -200,6 +203,7 @@ impl Executions {
             log: None,
             watch: None,
             discard: false,
+            obstacle: None,
         };
         self.all.insert(key.clone(), execution);
         self.advance(&key, session);
@@ -249,18 +253,20 @@ impl Executions {
             Err(error) => {
                 tracing::error!(%key, %error, "no supervisor can be started");
                 let reason = format!("no supervisor can be started: {}", describe(&error));
-                self.give_up(key, reason, session);
+                self.give_up(key, Obstacle::before_all(reason), session);
             }
         }
     }
 
     /// Ends an execution that never started.
-    fn give_up(&mut self, key: &Key, reason: String, session: &mut Session) {
-        let Some(execution) = self.all.get(key) else { return };
-        match lost::never_started(&execution.folder, reason) {
+    pub(super) fn give_up(&mut self, key: &Key, obstacle: Obstacle, session: &mut Session) {
+        let Some(execution) = self.all.get_mut(key) else { return };
+        match lost::never_started(&execution.folder, &obstacle) {
             Ok(finished) => self.over(key, finished, session),
             Err(error) => {
-                tracing::error!(%key, %error, "the outcome cannot be written, trying again");
+                tracing::error!(%key, %error, reason = obstacle.reason, "the outcome cannot be written, trying again");
+                execution.obstacle = Some(obstacle);
+                execution.entry = None;
                 self.look_again(key);
             }
         }
@@ -304,7 +310,9 @@ impl Executions {
                 self.settle_lost(key, case);
             }
             Ok(Standing::Waiting) => {
-                self.give_up(key, "the supervisor ended before it started anything".to_owned(), session);
+                let unknown = || Obstacle::before_all("the supervisor ended before it started anything".to_owned());
+                let obstacle = execution.obstacle.take().unwrap_or_else(unknown);
+                self.give_up(key, obstacle, session);
             }
             Ok(Standing::Finished(finished)) => self.over(key, *finished, session),
             Ok(Standing::Running) => {}

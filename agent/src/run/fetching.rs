@@ -16,7 +16,8 @@ use crate::clock;
 use crate::describe;
 use crate::log::LogWriter;
 use crate::session::Session;
-use crate::spool::{CancelNote, Folder, Key};
+use crate::spool::{Folder, Key};
+use crate::supervise::lost::Obstacle;
 use crate::supervise::skipped;
 
 impl Executions {
@@ -89,11 +90,11 @@ impl Executions {
     /// Writes how a fetch ended into log and spool.
     fn end_fetch(&mut self, key: &Key, index: usize, outcome: Result<String, String>, session: &mut Session) {
         let Some(execution) = self.all.get(key) else { return };
-        if let Err(error) = note_fetch(&execution.folder, index, outcome) {
+        if let Err(error) = note_fetch(&execution.folder, index, outcome.clone()) {
             tracing::error!(%key, %error, "the outcome of a fetch cannot be kept");
-            // Without it the execution cannot go on as if nothing had happened.
-            let reason = format!("fetch: {}", describe(&error));
-            let _ = execution.folder.write_cancel(&CancelNote { reason, timed_out: false });
+            // Without it the execution cannot go on as if nothing had happened, and a supervisor has nothing to add.
+            let reason = outcome.err().unwrap_or_else(|| describe(&error));
+            return self.give_up(key, Obstacle { step: Some(index), reason }, session);
         }
         self.grew(key, session);
     }

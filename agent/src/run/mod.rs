@@ -9,7 +9,6 @@ mod executions;
 mod fetching;
 mod inspecting;
 mod link;
-mod lost;
 mod watcher;
 
 use std::collections::BTreeMap;

@@ -5,6 +5,7 @@
 //! unless it is killed.
 
 mod health;
+pub(crate) mod lost;
 mod mask;
 pub mod processes;
 mod script;
@@ -26,6 +27,7 @@ use crate::clock;
 use crate::log::LogWriter;
 use crate::release;
 use crate::spool::{Folder, Started, boot_id};
+use lost::Obstacle;
 use mask::Patterns;
 use processes::Tree;
 pub(crate) use secrets::hand_over;
@@ -81,15 +83,17 @@ pub fn supervise(path: &Path) -> io::Result<bool> {
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
     let folder = Folder::at(path);
     let Some(mut lock) = take_lock(&folder)? else { return Ok(false) };
-    {
-        use std::io::Write as _;
-        lock.set_len(0)?;
-        lock.write_all(std::process::id().to_string().as_bytes())?;
-    }
     if folder.started()?.is_some() || folder.status()?.is_some() {
         return Ok(false);
     }
-    let mut context = prepare(folder)?;
+    let mut context = match sign(&mut lock).and_then(|()| prepare(folder.clone())) {
+        Ok(context) => context,
+        Err(error) => {
+            let reason = format!("nothing was started: {}", crate::describe(&error));
+            lost::never_started(&folder, &Obstacle::before_all(reason))?;
+            return Ok(true);
+        }
+    };
     let finished = run(&mut context);
     conclude(&context.folder, &mut context.log, finished)?;
     Ok(true)
@@ -125,6 +129,13 @@ fn take_lock(folder: &Folder) -> io::Result<Option<nix::fcntl::Flock<std::fs::Fi
     Ok(None)
 }
 
+/// Writes down who holds the lock, for whoever wants to end it.
+fn sign(lock: &mut std::fs::File) -> io::Result<()> {
+    use std::io::Write as _;
+    lock.set_len(0)?;
+    lock.write_all(std::process::id().to_string().as_bytes())
+}
+
 fn prepare(folder: Folder) -> io::Result<Context> {
     let accepted = folder.accepted()?;
     let (statement, entry) = accepted.open().map_err(io::Error::other)?;
@@ -133,16 +144,29 @@ fn prepare(folder: Folder) -> io::Result<Context> {
     let left = statement.timeout_ms.saturating_sub(accepted.elapsed_ms(&boot_id, now));
     let watch = Watch::new(&folder, now.monotonic_ms.saturating_add(left), statement.timeout_ms)?;
     let log = LogWriter::open(&folder.log(), entry.output_bytes_max)?;
-    let tree = Tree::prepare(&format!("{}.{}", statement.execution_id, statement.attempt));
-    // Without its secrets a hook must not start; with a cancel note there is nothing to start.
+    // Without its secrets and its mark a hook must not start; with a cancel note or a failed fetch none is started.
+    let starts = watch.stopped_by_note().is_none() && !failed_first(&folder.fetched()?, &entry.steps);
     let secrets = if entry.secrets.is_empty() { Secrets::default() } else { secrets::take_over()? };
-    if watch.stopped_by_note().is_none() {
+    if starts {
         secrets.check(&entry.secrets).map_err(io::Error::other)?;
     }
     let patterns = Patterns::new(&secrets);
-    folder.write_started(&Started { boot_id, cgroup: tree.cgroup().map(Path::to_owned) }, !accepted.at_once)?;
+    let tree = Tree::prepare(&format!("{}.{}", statement.execution_id, statement.attempt));
+    let started = Started { boot_id, cgroup: tree.cgroup().map(Path::to_owned) };
+    if let Err(error) = folder.write_started(&started, !accepted.at_once)
+        && starts
+    {
+        tree.close();
+        return Err(error);
+    }
     let verdict = ProcessVerdict::default();
     Ok(Context { folder, statement, entry, log, watch, tree, verdict, secrets, patterns })
+}
+
+/// Whether a fetch failed before anything else has its turn.
+fn failed_first(fetched: &[(usize, StepOutcome)], steps: &[Step]) -> bool {
+    let first = steps.iter().position(|step| !matches!(step, Step::Fetch { .. })).unwrap_or(steps.len());
+    fetched.iter().any(|(at, outcome)| *at < first && outcome.state == StepState::Failed)
 }
 
 fn run(context: &mut Context) -> Finished {

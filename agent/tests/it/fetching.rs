@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use drover_shared::Digest;
 use drover_shared::message::{Finished, ToAgent, ToServer};
 use drover_shared::order::Step;
-use drover_shared::words::ExecutionState;
+use drover_shared::words::{ExecutionState, StepState};
 
 use crate::bench::{Bench, bash, entry, execution_id};
-use crate::server::{Got, Peer, Server, agent, run};
+use crate::server::{Got, Peer, Server, agent, agent_under, run};
+use crate::spool::limited;
 
 /// Requests of an agent that nobody has answered yet, and outcomes, as they come.
 #[derive(Default)]
@@ -19,6 +20,7 @@ struct Seen {
     on_behalf: BTreeMap<Digest, String>,
     finished: BTreeMap<String, Finished>,
     under_way_most: usize,
+    log: Vec<u8>,
 }
 
 impl Seen {
@@ -36,6 +38,7 @@ impl Seen {
                 }
                 Got::Data(header, body) => {
                     let offset = header.offset + body.len() as u64;
+                    self.log.extend(body);
                     peer.send(&ToAgent::OutputAck { channel: header.channel, offset }).await;
                 }
                 Got::Message(_) => {}
@@ -145,4 +148,60 @@ async fn a_download_goes_on_for_those_who_still_wait() {
     peer.send_artifact(seen.asked[&digest].0, 0, &content, true).await;
     seen.until(&mut peer, |seen| seen.finished.contains_key(&other)).await;
     assert_eq!(seen.finished[&other].state, ExecutionState::Succeeded);
+}
+
+#[tokio::test]
+async fn a_download_that_runs_out_of_room_fails_with_that_reason() {
+    let bench = Bench::new();
+    let mut server = Server::start().await;
+    let _agent = agent_under(&limited(128 * 1024), &bench.data_dir(), Some(&server.token));
+    let (mut peer, _) = server.open(|_| (true, 0)).await;
+    let big: Vec<u8> = (0..256 * 1024_u32).flat_map(u32::to_be_bytes).take(256 * 1024).collect();
+    let id = order(&server, &mut peer, &big, 60_000).await;
+    let mut seen = Seen::default();
+    seen.until(&mut peer, |seen| seen.asked.len() == 1).await;
+    let channel = seen.asked[&Digest::of(&big)].0;
+    for (number, piece) in big.chunks(64 * 1024).enumerate() {
+        peer.send_artifact(channel, number as u64 * 64 * 1024, piece, false).await;
+    }
+    seen.until(&mut peer, |seen| seen.finished.contains_key(&id)).await;
+    let finished = &seen.finished[&id];
+    assert_eq!((finished.state, finished.steps[0].state), (ExecutionState::Failed, StepState::Failed));
+    assert_eq!(finished.steps[1].state, StepState::Skipped);
+    let reason = finished.reason.as_deref().unwrap();
+    assert_eq!(reason, "fetch: the file would be larger than this system allows");
+    assert!(std::fs::read_dir(bench.data_dir().join("artifacts")).unwrap().next().is_none(), "a part is left");
+    let log = String::from_utf8_lossy(&seen.log).into_owned();
+    assert!(log.contains("fetch: the file would be larger than this system allows\n"), "{log}");
+
+    // Nothing of it stands in the way of a smaller one.
+    let id = order(&server, &mut peer, &artifact(1), 60_000).await;
+    let wanted = Digest::of(&artifact(1));
+    seen.until(&mut peer, |seen| seen.asked.contains_key(&wanted)).await;
+    peer.send_artifact(seen.asked[&wanted].0, 0, &artifact(1), true).await;
+    seen.until(&mut peer, |seen| seen.finished.contains_key(&id)).await;
+    assert_eq!(seen.finished[&id].state, ExecutionState::Succeeded);
+}
+
+#[tokio::test]
+async fn a_fetch_whose_outcome_cannot_be_kept_fails_with_that_reason() {
+    let bench = Bench::new();
+    let mut server = Server::start().await;
+    let _agent = agent(&bench.data_dir(), Some(&server.token));
+    let (mut peer, _) = server.open(|_| (true, 0)).await;
+    let id = order(&server, &mut peer, &artifact(2), 60_000).await;
+    let mut seen = Seen::default();
+    seen.until(&mut peer, |seen| seen.asked.len() == 1 && !seen.log.is_empty()).await;
+    let log = bench.data_dir().join("spool").join(format!("{id}.1")).join("log");
+    std::fs::remove_file(&log).unwrap();
+    std::os::unix::fs::symlink("/dev/full", &log).unwrap();
+    let (channel, _) = seen.asked[&Digest::of(&artifact(2))];
+    peer.send_artifact(channel, 0, &artifact(2), true).await;
+    seen.until(&mut peer, |seen| seen.finished.contains_key(&id)).await;
+    let finished = &seen.finished[&id];
+    let states: Vec<StepState> = finished.steps.iter().map(|step| step.state).collect();
+    assert_eq!(states, [StepState::Failed, StepState::Skipped]);
+    assert_eq!(finished.state, ExecutionState::Failed);
+    assert_eq!(finished.reason.as_deref(), Some("fetch: the disk is full"));
+    assert_eq!(finished.steps[0].error.as_deref(), Some("the disk is full"));
 }

@@ -128,10 +128,25 @@ fn what_is_missing_on_the_host_is_named() {
 }
 
 #[test]
+fn without_root_a_hook_of_another_user_is_refused() {
+    let bench = Bench::new();
+    let ran = bench.path("ran");
+    let hook = format!("touch {}", ran.display());
+    let (finished, folder) =
+        bench.run_without_root(&entry(vec![script("pre_exec", Language::Bash, &hook, Some("root"))]));
+    let reason = finished.reason.unwrap();
+    assert!(reason.starts_with("pre_exec the agent runs as `"), "{reason}");
+    assert!(reason.ends_with("` and may not run scripts as `root`"), "{reason}");
+    assert!(text(&folder, Stream::Notice).contains(&reason));
+    assert!(!ran.exists());
+    let (finished, _) = Bench::new().run_without_root(&entry(vec![bash("pre_exec", "test $(id -u) != 0")]));
+    assert_eq!(finished.reason, None, "its own user it may be");
+}
+
+#[test]
 fn a_hook_runs_as_its_user() {
     if !is_root() {
-        let (finished, _) = Bench::new().run(&entry(vec![script("pre_exec", Language::Bash, "id", Some("root"))]));
-        assert!(finished.reason.unwrap().contains("may not run scripts as `root`"));
+        // Only root may become somebody else; see above for everybody else.
         return;
     }
     let bench = Bench::new();

@@ -3,15 +3,18 @@
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use drover_agent::release::Layout;
 use drover_shared::Digest;
 use drover_shared::message::Finished;
 use drover_shared::order::{Entry, Step};
-use drover_shared::words::ExecutionState;
+use drover_shared::record::Stream;
+use drover_shared::words::{ExecutionState, StepState};
 use tar::{EntryType, Header};
 
-use crate::bench::{Bench, bash, entry};
+use crate::bench::{Bench, PROGRAM, bash, entry, text};
+use crate::spool::limited;
 
 /// One member of a made-up archive: path, kind, link target, content.
 pub(crate) type Member<'a> = (&'a str, EntryType, &'a str, &'a [u8]);
@@ -222,4 +225,34 @@ fn a_folder_called_current_is_left_alone() {
     let finished = site.run(vec![Step::Switch { release: "7-z".to_owned() }]);
     assert_eq!(finished.reason.as_deref(), Some("switch: release `7-z` is not on this host"));
     assert_eq!(names(&finished), [("1-a", false)]);
+}
+
+#[test]
+fn an_unpack_that_runs_out_of_room_changes_nothing() {
+    let site = Site::new();
+    assert_eq!(site.install("1-a", 9).reason, None);
+    let big = vec![0; 1 << 20];
+    let members = [("small", EntryType::Regular, "", b"x".as_slice()), ("big", EntryType::Regular, "", &big)];
+    let (digest, release) = (site.cache(&archive(&members)), "2-b".to_owned());
+    let steps = vec![Step::Unpack { digest, release: release.clone() }, Step::Switch { release }];
+    let folder = site.bench.accept(&site.entry(steps.clone()));
+    let [shell, option, limit] = limited(256 * 1024);
+    let status = Command::new(shell).args([option, limit]).arg(PROGRAM).arg("supervise").arg(folder.path()).status();
+    assert!(status.unwrap().success());
+    let finished = folder.status().unwrap().unwrap();
+    let states: Vec<StepState> = finished.steps.iter().map(|step| step.state).collect();
+    assert_eq!((finished.state, &states[..]), (ExecutionState::Failed, &[StepState::Failed, StepState::Skipped][..]));
+    let reason = finished.reason.clone().unwrap();
+    let expected = "unpack: member `big` cannot be unpacked: the file would be larger than this system allows";
+    assert_eq!(reason, expected);
+    assert!(text(&folder, Stream::Notice).contains(expected));
+    assert_eq!(names(&finished), [("1-a", true)]);
+    let left: Vec<_> =
+        std::fs::read_dir(site.layout().releases()).unwrap().map(|item| item.unwrap().file_name()).collect();
+    assert_eq!(left, ["1-a"], "the temporary folder is gone");
+    assert_eq!(std::fs::read(site.layout().current().join("app.txt")).unwrap(), b"1-a");
+
+    // Once there is room it goes well.
+    let finished = site.run(steps);
+    assert_eq!((finished.reason.as_deref(), names(&finished)), (None, vec![("2-b", true), ("1-a", false)]));
 }

@@ -2,16 +2,19 @@
 
 use std::process::Command;
 
-use drover_agent::spool::{Accepted, Key, Spool, Standing};
-use drover_shared::message::ToServer;
+use drover_agent::spool::{Accepted, CancelNote, Folder, Key, Spool, Standing};
+use drover_shared::Digest;
+use drover_shared::message::{StepOutcome, ToServer};
+use drover_shared::order::Step;
+use drover_shared::record::Stream;
 use drover_shared::words::{ExecutionState, StepState};
 
-use crate::bench::{Bench, PROGRAM, bash, entry, execution_id, supervise};
+use crate::bench::{Bench, PROGRAM, bash, entry, execution_id, supervise, text};
 use crate::run::Gathered;
 use crate::server::{Server, agent_under, run};
 
 /// Runs what follows with files of at most so many bytes.
-fn limited(bytes: u64) -> [String; 3] {
+pub(crate) fn limited(bytes: u64) -> [String; 3] {
     ["sh".to_owned(), "-c".to_owned(), format!("ulimit -f {} && exec \"$0\" \"$@\"", bytes / 512)]
 }
 
@@ -44,6 +47,97 @@ fn output_that_cannot_be_kept_ends_the_hook() {
     assert!(reason.contains("its output cannot be kept: the file would be larger than this system allows"), "{reason}");
     assert!(finished.processes.ended >= 1);
     assert!(finished.processes.survivors.is_empty());
+}
+
+/// Where the mark of a start cannot be kept no hook may run: here because it leads into a folder that is not there.
+#[test]
+fn what_keeps_a_supervisor_from_starting_is_the_outcome() {
+    let bench = Bench::new();
+    let hook = bash("pre_exec", &format!("touch {}", bench.path("ran").display()));
+    let block = |folder: &Folder| {
+        std::fs::remove_file(folder.path().join("started")).unwrap();
+        std::os::unix::fs::symlink(bench.path("gone/started"), folder.path().join("started")).unwrap();
+    };
+    let folder = bench.accept(&entry(vec![hook.clone()]));
+    block(&folder);
+    supervise(&folder);
+    let finished = folder.status().unwrap().expect("an outcome");
+    assert_eq!((finished.state, finished.steps[0].state), (ExecutionState::Failed, StepState::Skipped));
+    let reason = finished.reason.unwrap();
+    assert_eq!(reason, "nothing was started: No such file or directory (os error 2)");
+    assert!(text(&folder, Stream::Notice).contains(&reason));
+    assert_eq!(finished.log_length, std::fs::metadata(folder.log()).unwrap().len());
+
+    // What is cancelled needs no mark.
+    let folder = bench.accept(&entry(vec![hook]));
+    block(&folder);
+    folder.write_cancel(&CancelNote { reason: "cancelled by ada".to_owned(), timed_out: false }).unwrap();
+    supervise(&folder);
+    let finished = folder.status().unwrap().expect("an outcome");
+    assert_eq!((finished.state, finished.reason.as_deref()), (ExecutionState::Cancelled, Some("cancelled by ada")));
+    assert!(!bench.path("ran").exists());
+}
+
+/// Mounts a small file system of its own, copies a data directory there, fills it up, supervises, and copies back.
+const ON_A_FULL_DISK: &str = r#"
+set -e
+mkdir "$1/disk"
+mount -t tmpfs -o size=1m none "$1/disk"
+cp -a --sparse=never "$1/data" "$1/disk/data"
+dd if=/dev/zero of="$1/disk/rest" bs=4k 2> "$1/filled" && exit 10
+"$2" supervise "$1/disk/data/spool/$3" || code=$?
+rm "$1/disk/rest"
+cp -a "$1/disk/data" "$1/after"
+exit $code
+"#;
+
+/// As above on a disk that took the order and then took no more, where this machine lets a test have such a disk.
+#[test]
+fn a_disk_that_is_full_when_the_supervisor_starts_is_the_outcome() {
+    let bench = Bench::new();
+    let folder = bench.accept(&entry(vec![bash("pre_exec", &format!("touch {}", bench.path("ran").display()))]));
+    let own_disk = |script: &str| {
+        let mut command = Command::new("unshare");
+        command.args(["--user", "--map-root-user", "--mount", "sh", "-c", script, "sh"]).arg(bench.folder.path());
+        command.arg(PROGRAM).arg(folder.path().file_name().unwrap());
+        command.output()
+    };
+    if !own_disk("mount -t tmpfs none /mnt").is_ok_and(|output| output.status.success()) {
+        return;
+    }
+    let output = own_disk(ON_A_FULL_DISK).unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let after = bench.path("after").join("spool").join(folder.path().file_name().unwrap());
+    let finished = Folder::at(&after).status().unwrap().expect("an outcome");
+    assert_eq!((finished.state, finished.steps[0].state), (ExecutionState::Failed, StepState::Skipped));
+    assert_eq!(finished.reason.as_deref(), Some("nothing was started: the disk is full"));
+    assert!(!bench.path("ran").exists());
+}
+
+/// Without its secrets a hook cannot start; what made it pointless before is the reason all the same.
+#[test]
+fn a_failed_fetch_is_the_reason_although_the_secrets_are_gone() {
+    let bench = Bench::new();
+    let fetch = Step::Fetch { digest: Digest::of(b"x"), size_bytes: 1 };
+    let mut entry = entry(vec![fetch, bash("pre_exec", "echo {{ secret.word }}")]);
+    entry.secrets = vec!["word".to_owned()];
+    let folder = bench.accept(&entry);
+    let outcome = StepOutcome {
+        name: "fetch".to_owned(),
+        state: StepState::Failed,
+        exit_code: None,
+        signal: None,
+        error: Some("the disk is full".to_owned()),
+        started_ms: None,
+        duration_ms: None,
+        log_start: 0,
+        log_end: 0,
+    };
+    folder.write_fetched(&[(0, outcome)]).unwrap();
+    supervise(&folder);
+    let finished = folder.status().unwrap().expect("an outcome");
+    assert_eq!(finished.state, ExecutionState::Failed);
+    assert_eq!(finished.reason.as_deref(), Some("fetch: the disk is full"));
 }
 
 /// After a loss of power the mark of a start may be gone. An order that was going to start at once is called lost then,

@@ -1,4 +1,6 @@
-//! Outcomes that no supervisor wrote: of executions that were lost, and of those that never started.
+//! Outcomes without a run: of executions whose supervisor is gone, and of those that never started.
+//!
+//! Invariant: the outcome is written though the disk is full, as long as the space set aside for it is there.
 
 use std::io;
 use std::time::Duration;
@@ -10,23 +12,39 @@ use crate::log::{LogWriter, events};
 use crate::release::Layout;
 use crate::spool::{Folder, Key, Started};
 use crate::supervise::processes::Tree;
-use crate::supervise::skipped;
+use crate::supervise::{explain, skipped};
 
 /// An execution whose supervisor is gone.
-pub(super) struct Case {
+pub(crate) struct Case {
     /// Its spool folder.
-    pub(super) folder: Folder,
+    pub(crate) folder: Folder,
     /// Who started it.
-    pub(super) started: Started,
+    pub(crate) started: Started,
     /// Id of this boot.
-    pub(super) boot_id: String,
+    pub(crate) boot_id: String,
+}
+
+/// Why an execution never started.
+#[derive(Debug, Clone)]
+pub(crate) struct Obstacle {
+    /// The step that failed, if one had its turn already.
+    pub(crate) step: Option<usize>,
+    /// For people.
+    pub(crate) reason: String,
+}
+
+impl Obstacle {
+    /// One before any step.
+    pub(crate) fn before_all(reason: String) -> Self {
+        Self { step: None, reason }
+    }
 }
 
 /// Ends what is left of a lost execution and writes its outcome.
 ///
 /// # Errors
 /// The spool cannot be read or written.
-pub(super) fn settle(key: &Key, case: &Case) -> io::Result<Finished> {
+pub(crate) fn settle(key: &Key, case: &Case) -> io::Result<Finished> {
     let restarted = case.started.boot_id != case.boot_id;
     let reason = if restarted {
         "the host was restarted while this ran: how it ended is not known"
@@ -41,25 +59,36 @@ pub(super) fn settle(key: &Key, case: &Case) -> io::Result<Finished> {
         let tree = Tree::orphaned(case.started.cgroup.clone(), key);
         tree.end(entry.kill_grace_ms, &mut |wait| std::thread::sleep(Duration::from_millis(wait)))
     };
-    write(&case.folder, ExecutionState::Lost, reason.to_owned(), processes)
+    write(&case.folder, ExecutionState::Lost, &Obstacle::before_all(reason.to_owned()), processes)
 }
 
-/// Writes the outcome of an execution that no supervisor could be started for.
+/// Writes the outcome of an execution that could not be started.
 ///
 /// # Errors
 /// The spool cannot be read or written.
-pub(super) fn never_started(folder: &Folder, reason: String) -> io::Result<Finished> {
-    write(folder, ExecutionState::Failed, reason, ProcessVerdict { certain: true, ..ProcessVerdict::default() })
+pub(crate) fn never_started(folder: &Folder, obstacle: &Obstacle) -> io::Result<Finished> {
+    write(folder, ExecutionState::Failed, obstacle, ProcessVerdict { certain: true, ..ProcessVerdict::default() })
 }
 
-fn write(folder: &Folder, state: ExecutionState, reason: String, processes: ProcessVerdict) -> io::Result<Finished> {
+fn write(
+    folder: &Folder,
+    state: ExecutionState,
+    obstacle: &Obstacle,
+    processes: ProcessVerdict,
+) -> io::Result<Finished> {
     let accepted = folder.accepted()?;
     let (statement, entry) = accepted.open().map_err(io::Error::other)?;
     let mut log = LogWriter::open(&folder.log(), u64::MAX)?;
     let mut steps: Vec<StepOutcome> = entry.steps.iter().map(|step| skipped(step, log.length())).collect();
     for (index, at, time_ms, event) in events(&folder.log())? {
         let Some(step) = steps.get_mut(usize::from(index)) else { continue };
-        apply(step, at, time_ms, &event, log.length(), &reason);
+        apply(step, at, time_ms, &event, log.length(), &obstacle.reason);
+    }
+    let mut reason = obstacle.reason.clone();
+    if let Some((step, outcome)) = obstacle.step.and_then(|at| entry.steps.get(at).zip(steps.get_mut(at))) {
+        outcome.state = StepState::Failed;
+        outcome.error = Some(obstacle.reason.clone());
+        reason = explain(step, &obstacle.reason);
     }
     let last = steps.iter().rposition(|step| step.state != StepState::Skipped).unwrap_or(0);
     // On a full disk the line is left out, and the outcome still written.
