@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use drover_inventory::secrets;
 use drover_kernel::{Error, Kernel, Result};
-use drover_shared::message::{SHARED_PATHS_FEATURE, ToAgent};
+use drover_shared::message::SHARED_PATHS_FEATURE;
 use drover_shared::order::Entry;
 use drover_shared::secret::{FEATURE, Secrets};
 
@@ -78,7 +78,10 @@ async fn needs_of_one(kernel: &Kernel, session: &Session, execution: &Sendable) 
 /// When the database is not available.
 pub(super) async fn send(kernel: &Kernel, session: &Session, execution: &Sendable, needs: Needs) -> Result<bool> {
     match needs {
-        Ok(secrets) => Ok(session.send(ToAgent::Run { order: order(kernel, session, execution), secrets }).await),
+        Ok(secrets) => {
+            let order = order(kernel, session, execution);
+            Ok(session.send_order(&execution.id, execution.attempt, order, secrets).await)
+        }
         Err(reason) => {
             results::withheld(kernel, session, &execution.id, execution.attempt, &reason).await?;
             Ok(true)

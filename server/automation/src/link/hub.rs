@@ -4,6 +4,8 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use drover_shared::message::ToAgent;
+use drover_shared::order::Order;
+use drover_shared::secret::Secrets;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -12,6 +14,9 @@ use crate::executions::store::Known;
 
 /// Absences that are remembered, so that each is mentioned once; beyond that they are mentioned again.
 const ABSENCES_MAX: usize = 100_000;
+
+/// Cancels that a session remembers, so that each is told once; beyond that they are told again.
+const CANCELS_MAX: usize = 10_000;
 
 /// An open session.
 pub struct Session {
@@ -34,7 +39,8 @@ pub struct Session {
     /// What somebody waits for.
     pub(super) questions: Questions,
     control: mpsc::Sender<ToAgent>,
-    cancelled: Mutex<HashSet<String>>,
+    /// What the agent was told to end, by execution and attempt.
+    cancelled: Mutex<HashMap<(String, i64), ToAgent>>,
 }
 
 impl Session {
@@ -73,23 +79,45 @@ impl Session {
         }
     }
 
-    /// Tells the agent to end an execution, once in a session: what it was told it does.
+    /// Queues an order, as [`send`](Self::send) does; behind it the cancel that was told already, if there was one: an
+    /// execution counts as sent a moment before its order is, and the agent drops a cancel of what it does not know.
+    pub(crate) async fn send_order(&self, id: &str, attempt: i64, order: Order, secrets: Secrets) -> bool {
+        if !self.send(ToAgent::Run { order, secrets }).await {
+            return false;
+        }
+        // One that is told from now on is queued behind the order by itself.
+        let told = lock(&self.cancelled).get(&(id.to_owned(), attempt)).cloned();
+        match told {
+            Some(cancel) => self.send(cancel).await,
+            None => true,
+        }
+    }
+
+    /// Tells the agent to end an attempt of an execution, once in a session: what it was told it does.
     pub(crate) async fn cancel(&self, execution: &Known, reason: &str, timed_out: bool) {
         self.cancel_one(&execution.id, execution.attempt, reason, timed_out).await;
     }
 
     /// As [`cancel`](Self::cancel), for who knows no more than its name.
     pub(crate) async fn cancel_one(&self, id: &str, attempt: i64, reason: &str, timed_out: bool) {
-        if !lock(&self.cancelled).insert(id.to_owned()) {
-            return;
-        }
         let message = ToAgent::Cancel {
             execution_id: id.to_owned(),
             attempt: u32::try_from(attempt).unwrap_or(u32::MAX),
             reason: reason.to_owned(),
             timed_out,
         };
-        self.send(message).await;
+        if self.is_told_first(id, attempt, &message) {
+            self.send(message).await;
+        }
+    }
+
+    /// Notes a cancel before it is sent. False when it was told before.
+    fn is_told_first(&self, id: &str, attempt: i64, cancel: &ToAgent) -> bool {
+        let mut cancelled = lock(&self.cancelled);
+        if cancelled.len() >= CANCELS_MAX {
+            cancelled.clear();
+        }
+        cancelled.insert((id.to_owned(), attempt), cancel.clone()).is_none()
     }
 }
 
@@ -162,6 +190,39 @@ mod tests {
         let agent =
             Agent { id: agent.to_owned(), organisation_id: 1, host_id: 7, public_key: String::new(), boot_id: None };
         Arc::new(Session::new(&agent, "web-1".to_owned(), epoch, Vec::new(), mpsc::channel(1).0))
+    }
+
+    /// An execution counts as sent a moment before its order is: somebody may cancel it then, and the agent drops a
+    /// cancel of what it does not know.
+    #[tokio::test]
+    async fn a_cancel_that_overtakes_its_order_is_told_again_behind_it() {
+        let agent =
+            Agent { id: "a".to_owned(), organisation_id: 1, host_id: 7, public_key: String::new(), boot_id: None };
+        let (sender, mut control) = mpsc::channel(16);
+        let session = Session::new(&agent, "web-1".to_owned(), 1, Vec::new(), sender);
+        let order = || Order { statement: String::new(), entry: String::new(), signature: String::new() };
+        let mut heard = || {
+            let messages = std::iter::from_fn(|| control.try_recv().ok());
+            let words = messages.map(|message| match message {
+                ToAgent::Run { .. } => "run".to_owned(),
+                ToAgent::Cancel { execution_id, attempt, reason, timed_out } => {
+                    format!("cancel {execution_id}.{attempt} {reason} {timed_out}")
+                }
+                other => panic!("{other:?}"),
+            });
+            words.collect::<Vec<_>>()
+        };
+        session.cancel_one("e", 1, "by ada", false).await;
+        assert!(session.send_order("e", 1, order(), Secrets::default()).await);
+        assert_eq!(heard(), ["cancel e.1 by ada false", "run", "cancel e.1 by ada false"]);
+        session.cancel_one("e", 1, "by ada", false).await;
+        assert!(session.send_order("f", 1, order(), Secrets::default()).await);
+        assert_eq!(heard(), ["run"], "it is told no more often than that, and of no other");
+
+        // Another attempt is another execution to the agent.
+        assert!(session.send_order("e", 2, order(), Secrets::default()).await);
+        session.cancel_one("e", 2, "too late", true).await;
+        assert_eq!(heard(), ["run", "cancel e.2 too late true"]);
     }
 
     #[test]
