@@ -197,7 +197,7 @@ async fn run(config: Config) -> Result<()> {
     }
     let running = [
         kernel.spawn(serve::serve(kernel.clone(), listener, http(&kernel), tls)),
-        kernel.spawn(link::serve(kernel.clone(), agents, agent_tls)),
+        kernel.spawn(link::serve(kernel.clone(), agents, agent_tls, link::Patience::default())),
         kernel.spawn(engine::sweep(kernel.clone())),
         kernel.spawn(jobs().run(kernel.clone())),
     ];

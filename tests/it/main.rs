@@ -16,5 +16,6 @@ mod settings;
 mod sources;
 mod statements;
 mod stories;
+mod strangers;
 mod tasks;
 mod templates;

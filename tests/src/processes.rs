@@ -223,7 +223,15 @@ impl Processes {
     /// # Panics
     /// When it cannot be started, or runs already.
     pub fn spawn_agent(&mut self, host: &str, arguments: &[&str]) {
-        let mut command = self.program("drover-agent");
+        let command = self.program("drover-agent");
+        self.spawn_agent_by(command, host, arguments);
+    }
+
+    /// As [`spawn_agent`](Self::spawn_agent), by a command for the agent's program that was made ready otherwise.
+    ///
+    /// # Panics
+    /// When it cannot be started, or runs already.
+    pub fn spawn_agent_by(&mut self, mut command: Command, host: &str, arguments: &[&str]) {
         command.arg("run").arg("--data-dir").arg(self.agent_folder(host)).args(arguments);
         let log = self.log(&format!("agent-{host}"));
         command.stdout(log.try_clone().expect("the log")).stderr(log).process_group(0);

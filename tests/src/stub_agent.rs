@@ -36,11 +36,19 @@ const PATH: &str = "/agent/v1/link";
 /// # Panics
 /// When there is no port.
 pub async fn listen(server: &TestServer) -> SocketAddr {
+    listen_with(server, link::Patience::default()).await
+}
+
+/// As [`listen`], with this patience for peers that are no agents yet.
+///
+/// # Panics
+/// When there is no port.
+pub async fn listen_with(server: &TestServer, patience: link::Patience) -> SocketAddr {
     let kernel = server.kernel().clone();
     let listener = link::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.expect("a port");
     let address = listener.local_addr().expect("its address");
     let tls = kernel.part::<Engine>().keys.server_config(certificate_names("127.0.0.1")).expect("a certificate");
-    kernel.spawn(link::serve(kernel.clone(), listener, tls));
+    kernel.spawn(link::serve(kernel.clone(), listener, tls, patience));
     address
 }
 

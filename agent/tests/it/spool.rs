@@ -207,6 +207,6 @@ fn a_forgotten_folder_is_used_again_empty() {
     assert_eq!(std::fs::metadata(third.log()).unwrap().len(), 0);
     supervise(&third);
     assert_eq!(third.status().unwrap().unwrap().state, ExecutionState::Succeeded);
-    assert_eq!(crate::bench::text(&third, drover_shared::record::Stream::Output), "third\n");
+    assert_eq!(text(&third, Stream::Output), "third\n");
     assert!(spool.accept(&key, &accepted).is_err(), "an execution has its folder once");
 }

@@ -1,6 +1,8 @@
 //! What fails stops no more than it must, says why, and leaves the rest as it was.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::CommandExt as _;
 
 use drover_tests::processes::is_alive;
 
@@ -135,6 +137,96 @@ async fn a_running_user_that_does_not_exist_is_named() {
     assert_eq!(reason, "post_exec user `nobody-of-this-name` does not exist on this host");
     let output = shop.output(&sub_task, "").await.text;
     assert!(output.contains(&reason) && !output.contains("never"), "{output}");
+}
+
+#[tokio::test]
+async fn an_interpreter_that_is_not_there_is_named() {
+    let mut shop = Shop::with_versions(&["web-1"]).await;
+    let folder = shop.folder().display().to_string();
+    // The machine of the tests has one: the agent is started where none is found.
+    let programs = shop.folder().join("programs");
+    fs::create_dir(&programs).expect("a folder");
+    shop.processes.stop_agent("web-1").await;
+    let mut agent = shop.processes.program("drover-agent");
+    agent.env("PATH", &programs);
+    shop.processes.spawn_agent_by(agent, "web-1", &[]);
+    shop.processes.wait_for_connection("web-1", true).await;
+    shop.hook("pre_exec", "python", &format!("open('{folder}/ran', 'w')\n")).await;
+    shop.hook("post_exec", "bash", "echo never").await;
+
+    let sub_task = shop.deploy("v1").await;
+    let detail = check_failed(&shop, &sub_task).await;
+    let instance = on_host(&detail, "web-1");
+    let reason = text(&instance["error"]);
+    assert_eq!(reason, "pre_exec interpreter `python3` is not installed on this host");
+    let expected = [
+        step("fetch", "succeeded"),
+        step("pre_exec", "failed"),
+        step("unpack", "skipped"),
+        step("switch", "skipped"),
+        step("post_exec", "skipped"),
+        step("prune", "skipped"),
+    ];
+    assert_eq!((&instance["status"], steps(instance)), (&json!("failed"), expected.to_vec()));
+    let output = shop.output(&sub_task, "").await.text;
+    assert!(output.contains(&reason) && !output.contains("never"), "{output}");
+    assert!(!shop.folder().join("ran").exists());
+    assert_eq!(shop.instance("web-1").await, ("stopped".to_owned(), None));
+    assert_eq!(shop.current("web-1", "index.html"), None);
+}
+
+/// Number of an account that is not root; it need not have a name.
+const STRANGER: u32 = 65_534;
+
+/// Starts the agent of a host as an account that is not root, whoever runs the tests.
+async fn start_without_root(shop: &mut Shop, host: &str) {
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    shop.processes.stop_agent(host).await;
+    let folder = shop.folder().to_owned();
+    fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).expect("a folder that others may enter");
+    give_away(&shop.processes.agent_folder(host));
+    // The program may lie where only root gets to.
+    let agent = shop.processes.program("drover-agent");
+    let program = folder.join("drover-agent");
+    fs::copy(agent.get_program(), &program).expect("the program");
+    let mut own = Command::new(program);
+    own.env_clear().current_dir(&folder).stdin(std::process::Stdio::null()).uid(STRANGER).gid(STRANGER);
+    own.envs(agent.get_envs().filter_map(|(name, value)| value.map(|value| (name.to_owned(), value.to_owned()))));
+    shop.processes.spawn_agent_by(own, host, &[]);
+    shop.processes.wait_for_connection(host, true).await;
+}
+
+/// Gives a folder and all below it to that account.
+fn give_away(path: &Path) {
+    std::os::unix::fs::lchown(path, Some(STRANGER), Some(STRANGER)).expect("another owner");
+    if path.is_dir() {
+        for item in fs::read_dir(path).expect("a folder") {
+            give_away(&item.expect("an item").path());
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_agent_without_root_says_so_and_names_what_it_may_not_do() {
+    let mut shop = Shop::with_versions(&["web-1"]).await;
+    start_without_root(&mut shop, "web-1").await;
+    let host = shop.processes.wait_for_connection("web-1", true).await;
+    let shown = shop.api().get(&format!("/hosts/{host}/")).await.expect(200);
+    assert_eq!(shown["agent"]["abilities"]["other_users"], json!(false), "{shown:#}");
+    let own = text(&shown["agent"]["abilities"]["user"]);
+    assert_ne!(own, "root");
+
+    let folder = shop.folder().display().to_string();
+    shop.hook("pre_exec", "bash", &format!("touch '{folder}/ran'")).await;
+    shop.set(json!({"lifecycle_hooks": {"pre_exec": {"running_user": "root"}}})).await;
+    let sub_task = shop.deploy("v1").await;
+    let detail = check_failed(&shop, &sub_task).await;
+    let reason = text(&on_host(&detail, "web-1")["error"]);
+    assert_eq!(reason, format!("pre_exec the agent runs as `{own}` and may not run scripts as `root`"));
+    assert!(shop.output(&sub_task, "").await.text.contains(&reason));
+    assert!(!shop.folder().join("ran").exists());
 }
 
 #[tokio::test]

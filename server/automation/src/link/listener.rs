@@ -1,4 +1,6 @@
 //! The agents' listener: TLS with a certificate of the server's own CA, one websocket for each agent.
+//!
+//! Invariant: accepting waits for no peer, and for nothing that a peer may hold.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -14,14 +16,14 @@ use tokio_tungstenite::tungstenite::handshake::server::{ErrorResponse, Request, 
 use tokio_tungstenite::tungstenite::http::StatusCode;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 
+use super::admission::{Admission, Bounds, Visitor};
 use super::session::{self, Socket};
 
 /// Path of the link.
 const PATH: &str = "/agent/v1/link";
-/// Time for TLS and the upgrade.
-const HANDSHAKE: Duration = Duration::from_secs(20);
-/// Connections that shake hands at a time; the rest wait in the kernel's queue.
-const HANDSHAKES_MAX: usize = 256;
+/// Connections that shake hands at a time, of all addresses and of one; and connections of one address that are no
+/// agents yet.
+const ADMITTED_MAX: Bounds = Bounds { turns: 256, turns_of_one: 128, visitors_of_one: 8_192 };
 /// Connections at most.
 const CONNECTIONS_MAX: usize = 20_000;
 /// Bytes that may wait to be written to one agent.
@@ -35,20 +37,34 @@ pub async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
     TcpListener::bind(address).await
 }
 
+/// How long a peer may take until it is connected.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// For its first byte.
+    pub first_byte: Duration,
+    /// For its turn, TLS and the upgrade.
+    pub handshake: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self { first_byte: Duration::from_secs(10), handshake: Duration::from_secs(20) }
+    }
+}
+
 /// Serves agents until the kernel stops.
-pub async fn serve(kernel: Kernel, listener: TcpListener, tls: Arc<ServerConfig>) {
+pub async fn serve(kernel: Kernel, listener: TcpListener, tls: Arc<ServerConfig>, patience: Patience) {
     let stop = kernel.stopping();
     let acceptor = TlsAcceptor::from(tls);
-    let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    let admission = Admission::new(ADMITTED_MAX);
     let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
-        let Ok(handshake) = handshakes.clone().acquire_owned().await else { return };
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = stop.cancelled() => return,
         };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
+        let (stream, address) = match accepted {
+            Ok((stream, address)) => (stream, address.ip()),
             Err(error) => {
                 // Out of file descriptors: serving who is there matters more than accepting.
                 tracing::warn!(%error, "cannot accept an agent");
@@ -60,29 +76,52 @@ pub async fn serve(kernel: Kernel, listener: TcpListener, tls: Arc<ServerConfig>
             tracing::warn!("more than {CONNECTIONS_MAX} agents, one is turned away");
             continue;
         };
-        let (kernel, acceptor) = (kernel.clone(), acceptor.clone());
+        let Some(visitor) = admission.arrive(address) else {
+            tracing::debug!(%address, "too many connections of one address that are no agents yet");
+            continue;
+        };
+        let (kernel, acceptor, stop) = (kernel.clone(), acceptor.clone(), stop.clone());
         let spawner = kernel.clone();
         spawner.spawn(async move {
-            let socket = tokio::time::timeout(HANDSHAKE, shake_hands(acceptor, stream)).await;
-            drop(handshake);
+            let socket = tokio::select! {
+                socket = let_in(visitor, stream, acceptor, patience) => socket,
+                () = stop.cancelled() => return,
+            };
             match socket {
                 // The handshake's state is large and over: the session gets a task of its own.
-                Ok(Ok(socket)) => {
+                Ok(socket) => {
                     let owner = kernel.clone();
                     owner.spawn(async move {
                         session::run(kernel, socket).await;
                         drop(connection);
                     });
                 }
-                Ok(Err(error)) => tracing::debug!(error, "no agent"),
-                Err(_) => tracing::debug!("an agent took too long to connect"),
+                Err(error) => tracing::debug!(error, "no agent"),
             }
         });
     }
 }
 
+/// From a connection to a websocket. Who says nothing takes no turn of those who do.
+async fn let_in(
+    visitor: Visitor,
+    stream: TcpStream,
+    acceptor: TlsAcceptor,
+    patience: Patience,
+) -> Result<Socket, String> {
+    let first = tokio::time::timeout(patience.first_byte, stream.peek(&mut [0; 1])).await;
+    match first.map_err(|_| "it says nothing")?.map_err(|error| error.to_string())? {
+        0 => return Err("it hung up at once".to_owned()),
+        _ => stream.set_nodelay(true).map_err(|error| error.to_string())?,
+    }
+    let handshake = async {
+        let _turn = visitor.turn().await;
+        Box::pin(shake_hands(acceptor, stream)).await
+    };
+    tokio::time::timeout(patience.handshake, handshake).await.map_err(|_| "it took too long to connect")?
+}
+
 async fn shake_hands(acceptor: TlsAcceptor, stream: TcpStream) -> Result<Socket, String> {
-    stream.set_nodelay(true).map_err(|error| error.to_string())?;
     let stream = acceptor.accept(stream).await.map_err(|error| error.to_string())?;
     let config = WebSocketConfig::default()
         .read_buffer_size(4096)

@@ -4,6 +4,7 @@
 //! the epoch in the database tells the present one from all before; what a session takes in is durable before it is
 //! acknowledged.
 
+mod admission;
 pub(crate) mod asking;
 pub mod enrol;
 pub mod hub;
@@ -14,7 +15,7 @@ mod store;
 mod transfer;
 
 pub use enrol::create_join_token;
-pub use listener::{bind, serve};
+pub use listener::{Patience, bind, serve};
 
 use drover_kernel::jobs::Work;
 use drover_kernel::{Audit, DEFAULT_ORGANISATION, Result};
