@@ -233,6 +233,12 @@ impl TestServer {
     }
 }
 
+/// Whether no server has the data directory's output open.
+fn is_free(data_directory: &std::path::Path) -> bool {
+    let lock = std::fs::File::open(data_directory.join("logs/lock"));
+    lock.is_ok_and(|file| file.try_lock().is_ok())
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
@@ -269,10 +275,4 @@ mod tests {
             check_work_ends_first(Engine::Postgres).await;
         }
     }
-}
-
-/// Whether no server has the data directory's output open.
-fn is_free(data_directory: &std::path::Path) -> bool {
-    let lock = std::fs::File::open(data_directory.join("logs/lock"));
-    lock.is_ok_and(|file| file.try_lock().is_ok())
 }
