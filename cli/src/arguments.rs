@@ -72,7 +72,10 @@ pub(crate) enum Command {
     /// Look at deploy tasks and act on them
     #[command(subcommand)]
     Task(Task),
-    /// Show the output of a deploy task's sub-task
+    /// Look at the instances of an application; start, stop and restart them
+    #[command(subcommand)]
+    Instance(crate::commands::instance::Command),
+    /// Show the output of a task
     Logs(Logs),
     /// Look at the releases that hosts keep
     #[command(subcommand)]
@@ -411,7 +414,8 @@ pub(crate) struct Logs {
 /// Whose output.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct LogTarget {
-    pub(crate) task: u64,
+    /// Deploy task; none for a task that belongs to none.
+    pub(crate) task: Option<u64>,
     pub(crate) sub_task: Option<String>,
 }
 
@@ -450,11 +454,15 @@ pub(crate) struct Limit {
 fn log_target(text: &str) -> Result<LogTarget, String> {
     let (task, sub_task) = text.split_once('/').map_or((text, None), |(task, rest)| (task, Some(rest)));
     let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    let wrong = || "write the deploy task's id, or TASK_ID/SUBTASK_ID".to_owned();
+    let wrong = || "write the deploy task's id, TASK_ID/SUBTASK_ID, or /ID for a task without a deploy task".to_owned();
     if sub_task.is_some_and(|id| !digits(id)) {
         return Err(wrong());
     }
-    Ok(LogTarget { task: task.parse().map_err(|_| wrong())?, sub_task: sub_task.map(str::to_owned) })
+    let task = match (task, sub_task) {
+        ("", Some(_)) => None,
+        (task, _) => Some(task.parse().map_err(|_| wrong())?),
+    };
+    Ok(LogTarget { task, sub_task: sub_task.map(str::to_owned) })
 }
 
 #[cfg(test)]
@@ -530,7 +538,9 @@ mod tests {
 
     #[test]
     fn log_targets_are_read() {
-        assert_eq!(log_target("12"), Ok(LogTarget { task: 12, sub_task: None }));
-        assert_eq!(log_target("12/034"), Ok(LogTarget { task: 12, sub_task: Some("034".to_owned()) }));
+        assert_eq!(log_target("/34"), Ok(LogTarget { task: None, sub_task: Some("34".to_owned()) }));
+        assert!(log_target("/").is_err() && log_target("").is_err() && log_target("x/1").is_err());
+        assert_eq!(log_target("12"), Ok(LogTarget { task: Some(12), sub_task: None }));
+        assert_eq!(log_target("12/034"), Ok(LogTarget { task: Some(12), sub_task: Some("034".to_owned()) }));
     }
 }

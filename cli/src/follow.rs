@@ -17,23 +17,31 @@ use crate::screen::Screen;
 const SETTLE: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(200);
 
-/// Which of the two kinds of sub-task.
+/// What a task does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     Upgrade,
     Revert,
+    Start,
+    Stop,
+    Restart,
 }
+
+const KINDS: [Kind; 5] = [Kind::Upgrade, Kind::Revert, Kind::Start, Kind::Stop, Kind::Restart];
 
 impl Kind {
     /// The kind with this name.
     pub(crate) fn named(name: &str) -> Option<Self> {
-        [Self::Upgrade, Self::Revert].into_iter().find(|kind| kind.as_str() == name)
+        KINDS.into_iter().find(|kind| kind.as_str() == name)
     }
 
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Upgrade => "upgrade",
             Self::Revert => "revert",
+            Self::Start => "start",
+            Self::Stop => "stop",
+            Self::Restart => "restart",
         }
     }
 
@@ -43,10 +51,11 @@ impl Kind {
     }
 }
 
-/// A sub-task that runs or ran.
+/// A task that runs or ran.
 #[derive(Debug, Clone)]
 pub(crate) struct SubTask {
-    pub(crate) deploy_task: u64,
+    /// None when it starts, stops or restarts instances.
+    pub(crate) deploy_task: Option<u64>,
     pub(crate) id: String,
     pub(crate) kind: Kind,
     pub(crate) version: String,
@@ -57,12 +66,27 @@ pub(crate) struct SubTask {
 impl SubTask {
     /// How `drover logs` names it.
     pub(crate) fn name(&self) -> String {
-        format!("{}/{}", self.deploy_task, self.id)
+        let deploy_task = self.deploy_task.map(|id| id.to_string()).unwrap_or_default();
+        format!("{deploy_task}/{}", self.id)
+    }
+
+    /// Where it is.
+    pub(crate) fn address(&self) -> String {
+        match self.deploy_task {
+            Some(deploy_task) => format!("{}{}/", self.kind.path(deploy_task), self.id),
+            None => format!("/tasks/{}/", self.id),
+        }
+    }
+
+    /// What it does, in a sentence.
+    fn what(&self) -> String {
+        let to = if self.deploy_task.is_some() { format!(" to version {}", self.version) } else { String::new() };
+        format!("{}{to} on {}", self.kind.as_str(), hosts(&self.hosts))
     }
 
     /// Reads its present state.
     pub(crate) fn detail(&self, server: &Server) -> Result<Value> {
-        server.get(&format!("{}{}/", self.kind.path(self.deploy_task), self.id))
+        server.get(&self.address())
     }
 
     /// As an object for programs.
@@ -78,7 +102,7 @@ impl SubTask {
     }
 
     /// Makes a sub-task of the server's description.
-    pub(crate) fn from_detail(deploy_task: u64, detail: &Value) -> Result<Self> {
+    pub(crate) fn from_detail(detail: &Value) -> Result<Self> {
         let text = |name: &str| detail[name].as_str().map(str::to_owned);
         let kind = detail["kind"].as_str().and_then(Kind::named);
         let (Some(id), Some(kind), Some(task_output)) = (text("task_id"), kind, text("task_output")) else {
@@ -86,6 +110,7 @@ impl SubTask {
         };
         let instances = detail["instances"].as_array().map_or(&[][..], Vec::as_slice);
         let hosts = instances.iter().map(|instance| output::cell(instance, "hostname")).collect();
+        let deploy_task = detail["deploy_task_id"].as_u64();
         Ok(Self { deploy_task, id, kind, version: text("version").unwrap_or_default(), task_output, hosts })
     }
 }
@@ -102,7 +127,7 @@ pub(crate) fn follow(server: &Server, sub_task: &SubTask, from: u64, wait: Optio
     })?;
     let detail = settled(server, sub_task, &reason)?;
     screen.finish(&detail)?;
-    let what = format!("{} to version {} on {}", sub_task.kind.as_str(), sub_task.version, hosts(&sub_task.hosts));
+    let what = sub_task.what();
     if detail["status"] == "finished" {
         screen.say(&format!("{what}: finished"));
         return Ok(());

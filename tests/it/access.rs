@@ -118,7 +118,54 @@ async fn replay(server: &TestServer, client: &Client, objects: &Objects, expecte
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// Whether a route reads a body.
+fn has_body(document: &Value, route: &Route) -> bool {
+    let method = route.method.as_str().to_lowercase();
+    !document["paths"][route.path.trim_start_matches("/api/v1")][method]["requestBody"].is_null()
+}
+
+/// What would be more or less after a change: every change is audited.
+async fn traces(server: &TestServer) -> Vec<i64> {
+    let mut counts = vec![server.count(sql!("SELECT COUNT(*) FROM audit_entries"), args![]).await];
+    counts.push(server.count(sql!("SELECT COUNT(*) FROM users"), args![]).await);
+    counts.push(server.count(sql!("SELECT COUNT(*) FROM deploy_tasks"), args![]).await);
+    counts.push(server.count(sql!("SELECT COUNT(*) FROM tasks"), args![]).await);
+    counts
+}
+
 both_engines! {
+    async fn no_route_takes_nonsense(server: TestServer) {
+        let objects = objects(&server).await;
+        let (admin, before) = (server.admin(), traces(&server).await);
+        let document = admin.get("/openapi.json").await.expect(200);
+        let mut tried = 0;
+        for route in server.routes().all().iter().filter(|route| has_body(&document, route)) {
+            for text in ["{", "7", "\"text\"", "{\"a\": ?}"] {
+                let answer = admin.send_text(route.method.clone(), &path(route, &objects), text.to_owned()).await;
+                let error = answer.expect_error(400, 10001);
+                assert!(error["field"].is_string(), "{} {} with {text}: {error}", route.method, route.path);
+            }
+            tried += 1;
+        }
+        assert!(tried > 40, "{tried} routes read a body");
+        assert_eq!(traces(&server).await, before);
+    }
+
+    async fn what_is_not_there_is_not_found(server: TestServer) {
+        let objects = objects(&server).await;
+        let (admin, before) = (server.admin(), traces(&server).await);
+        for route in server.routes().all().iter().filter(|route| route.path.contains('{')) {
+            if route.method != "GET" && !matches!(route.need, Need::Resource { .. }) {
+                continue;
+            }
+            let filled = route.path.split('/').map(|part| if part.starts_with('{') { "4711" } else { part });
+            let path = filled.collect::<Vec<_>>().join("/").trim_start_matches("/api/v1").to_owned();
+            let answer = admin.send(route.method.clone(), &path, body(route, &objects)).await;
+            assert_eq!((answer.status, &answer.body["error_code"]), (404, &json!(10004)), "{} {path}", route.method);
+        }
+        assert_eq!(traces(&server).await, before);
+    }
+
     async fn nobody_gets_in_without_signing_in(server: TestServer) {
         let objects = objects(&server).await;
         replay(&server, &server.anonymous(), &objects, |route| (route.need != Need::Public).then_some(401)).await;

@@ -27,6 +27,12 @@ struct Count {
     failed: u64,
 }
 
+impl Count {
+    fn plus(self, other: Self) -> Self {
+        Self { passed: self.passed + other.passed, failed: self.failed + other.failed }
+    }
+}
+
 /// Runs the tests whose names contain one of the filters; all of them without filters.
 pub(crate) fn run(arguments: &[String]) -> Result<ExitCode> {
     let (flags, filters): (Vec<&String>, Vec<&String>) = arguments.iter().partition(|word| word.starts_with("--"));
@@ -104,7 +110,19 @@ fn run_tests(postgres: Option<&Postgres>, filters: &[&String]) -> Result<Option<
     let (lines, success) = shown_and_kept(&mut command)?;
     let count = if nextest { nextest_count(&lines) } else { libtest_count(&lines) };
     // A runner that fails without a failed test did not do its work.
-    Ok(count.map(|count| if success || count.failed > 0 { count } else { Count { failed: 1, ..count } }))
+    let count = count.map(|count| if success || count.failed > 0 { count } else { Count { failed: 1, ..count } });
+    match count {
+        Some(count) if nextest && filters.is_empty() => doctests().map(|more| more.map(|more| count.plus(more))),
+        count => Ok(count),
+    }
+}
+
+/// What must not compile is shown in the kernel's documentation, which nextest does not run.
+fn doctests() -> Result<Option<Count>> {
+    let mut command = process::cargo();
+    command.args(["test", "--doc", "--package", "drover-kernel"]);
+    let (lines, _) = shown_and_kept(&mut command)?;
+    Ok(libtest_count(&lines))
 }
 
 /// Runs a command, shows what it writes, and keeps it; the truth says whether it succeeded.

@@ -14,7 +14,7 @@ const ANSWERS_MAX: usize = 100_000;
 
 pub(crate) fn run(server: &Server, logs: &Logs, json: bool) -> Result<()> {
     let found = super::sub_task::find(server, &logs.target)?;
-    let sub_task = SubTask::from_detail(logs.target.task, &found)?;
+    let sub_task = SubTask::from_detail(&found)?;
     if logs.follow {
         return follow::follow(server, &sub_task, logs.from, logs.wait, json);
     }

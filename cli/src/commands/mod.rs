@@ -1,6 +1,7 @@
 //! The commands, one file for each group.
 
 mod deploy;
+pub(crate) mod instance;
 mod inventory;
 mod logs;
 mod plan;
@@ -33,6 +34,7 @@ pub(crate) fn run(Arguments { global, command }: Arguments) -> Result<()> {
         Command::Skip(skip) => sub_task::skip(&server(&global)?, &skip, global.json),
         Command::Retry(retry) => sub_task::retry(&server(&global)?, &retry, global.json),
         Command::Task(task) => task::run(&server(&global)?, &task, global.json),
+        Command::Instance(command) => instance::run(&server(&global)?, &command, global.json),
         Command::Logs(logs) => logs::run(&server(&global)?, &logs, global.json),
         Command::Release(release) => release::run(&server(&global)?, &release, global.json),
         Command::Host(Host::List(list)) => inventory::hosts(&server(&global)?, &list, global.json),

@@ -167,7 +167,7 @@ pub(crate) fn make_sub_task(
         return Err(Failure::failed("the server made a sub-task and did not say which"));
     };
     Ok(SubTask {
-        deploy_task,
+        deploy_task: Some(deploy_task),
         id: id.to_owned(),
         kind,
         version: version.to_owned(),

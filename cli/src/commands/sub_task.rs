@@ -9,9 +9,12 @@ use crate::failure::{Failure, Result};
 use crate::follow::{self, SubTask};
 use crate::output;
 
-/// A sub-task as its deploy task shows it; the newest when none is named.
+/// A sub-task as its deploy task shows it; the newest when none is named. A task that belongs to none by itself.
 pub(super) fn find(server: &Server, target: &LogTarget) -> Result<Value> {
-    let mut task = server.get(&format!("{TASKS}{}/", target.task))?;
+    let Some(deploy_task) = target.task else {
+        return server.get(&format!("/tasks/{}/", target.sub_task.as_deref().unwrap_or_default()));
+    };
+    let mut task = server.get(&format!("{TASKS}{deploy_task}/"))?;
     let sub_tasks: Vec<Value> = match task["sub_tasks"].take() {
         Value::Array(sub_tasks) => sub_tasks,
         _ => Vec::new(),
@@ -22,7 +25,7 @@ pub(super) fn find(server: &Server, target: &LogTarget) -> Result<Value> {
     };
     found.ok_or_else(|| {
         let what = target.sub_task.as_ref().map_or("sub-tasks yet".to_owned(), |id| format!("sub-task {id}"));
-        Failure::not_found(format!("deploy task {} has no {what}", target.task))
+        Failure::not_found(format!("deploy task {deploy_task} has no {what}"))
     })
 }
 
@@ -32,13 +35,13 @@ fn newest(sub_tasks: Vec<Value>) -> Option<Value> {
 }
 
 fn address(sub_task: &SubTask, action: &str) -> String {
-    format!("{}{}/actions/{action}/", sub_task.kind.path(sub_task.deploy_task), sub_task.id)
+    format!("{}actions/{action}/", sub_task.address())
 }
 
 /// Pauses, resumes, promotes, refuses or cancels.
 pub(super) fn act(server: &Server, action: &Action, name: &str, json: bool) -> Result<()> {
     let found = find(server, &action.target)?;
-    let sub_task = SubTask::from_detail(action.target.task, &found)?;
+    let sub_task = SubTask::from_detail(&found)?;
     server.post(&address(&sub_task, name), &json!({ "reason": action.reason }))?;
     done(&sub_task, name, json)
 }
@@ -65,7 +68,7 @@ fn instances(found: &Value, hosts: &[String]) -> Result<Vec<Value>> {
 /// Takes hosts out before their turn.
 pub(super) fn skip(server: &Server, skip: &Skip, json: bool) -> Result<()> {
     let found = find(server, &skip.action.target)?;
-    let sub_task = SubTask::from_detail(skip.action.target.task, &found)?;
+    let sub_task = SubTask::from_detail(&found)?;
     let body = json!({ "instances": instances(&found, &skip.hosts)?, "reason": skip.action.reason });
     server.post(&address(&sub_task, "skip"), &body)?;
     done(&sub_task, "skip", json)
@@ -74,7 +77,7 @@ pub(super) fn skip(server: &Server, skip: &Skip, json: bool) -> Result<()> {
 /// Tries again what failed, and follows it.
 pub(super) fn retry(server: &Server, retry: &Retry, json: bool) -> Result<()> {
     let found = find(server, &retry.action.target)?;
-    let sub_task = SubTask::from_detail(retry.action.target.task, &found)?;
+    let sub_task = SubTask::from_detail(&found)?;
     let mut body = json!({ "reason": retry.action.reason, "from_failed_step": !retry.from_the_beginning });
     if !retry.hosts.is_empty() {
         body["instances"] = instances(&found, &retry.hosts)?.into();
@@ -85,7 +88,7 @@ pub(super) fn retry(server: &Server, retry: &Retry, json: bool) -> Result<()> {
     let receipt = server.post(&address(&sub_task, "retry"), &body)?;
     let made = receipt["task_id"].as_str().map(str::to_owned);
     let target = LogTarget { task: retry.action.target.task, sub_task: made };
-    let again = SubTask::from_detail(target.task, &find(server, &target)?)?;
+    let again = SubTask::from_detail(&find(server, &target)?)?;
     if !retry.no_follow {
         return follow::follow(server, &again, 0, retry.wait, json);
     }

@@ -112,6 +112,34 @@ impl Answer for Result<Response> {
 }
 
 /// Handlers that begin with a [`Call`]: the only ones that can be routes.
+///
+/// A handler that asks for no permission does not compile, whether it takes nothing or something else first:
+///
+/// ```compile_fail,E0277
+/// async fn open() -> drover_kernel::Result<drover_kernel::Reply<u8>> {
+///     Ok(drover_kernel::Reply::new(1))
+/// }
+/// let _ = drover_kernel::Routes::tagged("test").get("/test/", "test", "Test.", open);
+/// ```
+///
+/// ```compile_fail,E0277
+/// use drover_kernel::{Path, Reply, Result, Routes};
+/// async fn open(_: Path<i64>) -> Result<Reply<u8>> {
+///     Ok(Reply::new(1))
+/// }
+/// let _ = Routes::tagged("test").get("/test/{id}/", "test", "Test.", open);
+/// ```
+///
+/// With a permission the same one compiles:
+///
+/// ```
+/// use drover_kernel::{Call, Path, Reply, Result, Routes, permission};
+/// permission!(pub Look, "test.look", "Look", SignedIn);
+/// async fn open(_: Call<Look>, _: Path<i64>) -> Result<Reply<u8>> {
+///     Ok(Reply::new(1))
+/// }
+/// let _ = Routes::tagged("test").get("/test/{id}/", "test", "Test.", open);
+/// ```
 #[diagnostic::on_unimplemented(
     message = "a route's handler must be `async fn(Call<Permission>, …) -> Result<Reply<…>>`",
     label = "the first argument is not a `Call<_>`, or another argument does not describe itself"

@@ -88,6 +88,26 @@ async fn programs_are_started_restarted_and_stopped() {
 }
 
 #[tokio::test]
+async fn the_command_line_starts_and_stops_as_well() {
+    let shop = Shop::with_program(&["web-1", "web-2"]).await;
+    let token = shop.api().token().to_owned();
+    let says = async |code: i32, arguments: &[&str]| shop.says(code, &[&["--token", &token], arguments].concat()).await;
+    let output = says(0, &["instance", "start", "shop", "--batch", "50%", "--yes"]).await;
+    assert!(output.contains("running as process"), "{output}");
+    let first = shop.program_of("web-1").expect("it runs");
+    says(2, &["instance", "start", "shop", "--hosts", "web-1", "--yes"]).await;
+    let made = says(0, &["instance", "restart", "shop", "--hosts", "web-1", "--no-follow", "--yes"]).await;
+    let name = made.trim();
+    assert!(name.starts_with('/'), "{made}");
+    let output = says(0, &["logs", "--follow", name]).await;
+    assert!(output.contains(&format!("process {first} has ended")), "{output}");
+    let listed = says(0, &["instance", "list", "shop"]).await;
+    assert_eq!(listed.matches("running").count(), 2, "{listed}");
+    says(0, &["instance", "stop", "shop", "--yes"]).await;
+    assert_eq!((shop.program_of("web-1"), shop.program_of("web-2")), (None, None));
+}
+
+#[tokio::test]
 async fn what_cannot_be_started_says_so_and_stays_stopped() {
     let shop = Shop::with_program(&["web-1", "web-2"]).await;
     fs::write(shop.folder().join("programs/web-1/app.py"), "import sys\nsys.exit('no room')\n").expect("a program");

@@ -17,12 +17,14 @@ both_engines! {
         server.anonymous().get(path).await.expect_error(401, 10002);
         let user = server.user("ada").await;
         user.get(path).await.expect_error(404, 10004);
-        grant(&server, user.id, shop.application, &["review_app_deploy_task"]).await;
+        grant(&server, user.id, shop.application, &["restart_app"]).await;
         user.get(path).await.expect_error(403, 10003);
-        grant(&server, user.id, shop.application, &["view_app"]).await;
-        // Whoever may follow is told how.
-        let error = user.get(path).await.expect_error(400, 10001);
-        assert_eq!(error["field"], "Upgrade", "{error}");
+        // Whoever reviews what runs, or may see it, is told how to follow.
+        for right in ["review_app_deploy_task", "view_app"] {
+            grant(&server, user.id, shop.application, &[right]).await;
+            let error = user.get(path).await.expect_error(400, 10001);
+            assert_eq!(error["field"], "Upgrade", "{error}");
+        }
         let taker = server.user("eve").await;
         taker.get(path).await.expect_error(404, 10004);
         shop.admin.post(&action_path(deploy_task, "delegate"), json!({"user_id": taker.id})).await.expect(200);

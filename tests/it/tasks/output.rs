@@ -212,10 +212,12 @@ both_engines! {
         check(&server.anonymous(), 401).await;
         let user = server.user("ada").await;
         check(&user, 404).await;
-        grant(&server, user.id, story.shop.application, &["review_app_deploy_task"]).await;
+        grant(&server, user.id, story.shop.application, &["restart_app"]).await;
         check(&user, 403).await;
-        grant(&server, user.id, story.shop.application, &["view_app"]).await;
-        check(&user, 200).await;
+        for right in ["review_app_deploy_task", "view_app"] {
+            grant(&server, user.id, story.shop.application, &[right]).await;
+            check(&user, 200).await;
+        }
         let taker = server.user("eve").await;
         check(&taker, 404).await;
         let path = action_path(story.deploy_task, "delegate");

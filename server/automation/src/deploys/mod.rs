@@ -60,6 +60,9 @@ pub fn routes() -> Routes {
         .post(&at("actions/delegate/"), "deploy-task-delegate", "Hand a deploy task over to another user.", delegate)
 }
 
+/// Whoever reviews a task has to read it, its sub-tasks and their output.
+pub(crate) const REVIEWERS_READ: &[(&str, &str)] = &[("review_app_deploy_task", "view_app")];
+
 /// Deploy tasks stand for their application, plus what was delegated.
 pub fn resources() -> Resources {
     Resources::default().with(ResourceKind {
@@ -70,8 +73,7 @@ pub fn resources() -> Resources {
         further_rights: Some(sql!(
             "SELECT right_name FROM deploy_task_rights WHERE organisation_id = $1 AND deploy_task_id = $2 AND user_id = $3"
         )),
-        // Whoever reviews a task has to read it.
-        implied: &[("review_app_deploy_task", "view_app")],
+        implied: REVIEWERS_READ,
         text_key: false,
     })
 }

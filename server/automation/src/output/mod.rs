@@ -59,7 +59,7 @@ pub fn resources() -> Resources {
             "SELECT r.right_name FROM deploy_task_rights r JOIN tasks t ON t.deploy_task_id = r.deploy_task_id \
              WHERE t.organisation_id = $1 AND t.id = $2 AND r.user_id = $3"
         )),
-        implied: &[],
+        implied: crate::deploys::REVIEWERS_READ,
         text_key: false,
     })
 }
