@@ -27,6 +27,11 @@ const IMPURE_PATHS: &[&str] = &["std::fs", "std::io", "std::env", "std::process"
 /// What `store.rs` may not do: its caller owns the transaction, and nobody waits for the network in one.
 const BEYOND_STORE: &[&str] = &[".begin(", ".commit(", ".rollback(", "TcpStream", "ureq::", "hyper::", "reqwest::"];
 
+/// How a request would come to a transaction besides its own, and who may: attempts to sign in are counted whether or not
+/// the rest of the request is carried out.
+const SECOND_TRANSACTION: &str = "call.kernel().work()";
+const COUNTS_ATTEMPTS: &[&str] = &["server/identity/src/sign_in.rs", "server/identity/src/account.rs"];
+
 /// Marks of work that was left undone.
 const STUBS: &[&str] = &["todo!", "unimplemented!"];
 const STUB_WORD: &str = concat!("FIX", "ME");
@@ -38,6 +43,7 @@ pub(super) fn violations(file: &RustFile<'_>) -> Vec<Violation> {
     found.extend(globs(file));
     found.extend(stubs(file));
     found.extend(sleeps(file));
+    found.extend(second_transactions(file));
     match file.source.file_name() {
         "rules.rs" => found.extend(impure(file)),
         "store.rs" => found.extend(beyond_store(file)),
@@ -93,6 +99,15 @@ fn enclosing_function(code: &str) -> Option<&str> {
     let at = words(code, "fn").last()?;
     let name = code[at + 2..].trim_start();
     name.split(|next: char| !next.is_alphanumeric() && next != '_').next()
+}
+
+fn second_transactions(file: &RustFile<'_>) -> Vec<Violation> {
+    let code = &file.code[..file.tests_from];
+    if COUNTS_ATTEMPTS.contains(&file.source.path.as_str()) {
+        return Vec::new();
+    }
+    let rule = format!("`{SECOND_TRANSACTION}`: a request reads and writes through its call");
+    code.match_indices(SECOND_TRANSACTION).map(|(at, _)| file.violation(at, rule.clone())).collect()
 }
 
 fn impure(file: &RustFile<'_>) -> Vec<Violation> {
@@ -151,6 +166,13 @@ mod tests {
         assert_eq!(lines("tests/it/a.rs", text), ["3"]);
         assert_eq!(lines("a/src/a.rs", text), [""; 0]);
         assert_eq!(lines("a/src/a.rs", &format!("fn f() {{ sleep(2) }}\n#[cfg(test)]\nmod tests {{\n{text}}}")), ["6"]);
+    }
+
+    #[test]
+    fn a_request_has_one_transaction() {
+        let text = "async fn f(call: Call<P>) { call.kernel().work().begin(1); }\n";
+        assert_eq!(lines("server/edge/src/a.rs", text), ["2"]);
+        assert_eq!(lines("server/identity/src/account.rs", text), [""; 0]);
     }
 
     #[test]
