@@ -10,7 +10,7 @@ use super::{Engine, restore_instance, rollout, say_and_wake, wake};
 use crate::executions::rules::{Event, reported};
 use crate::executions::store::{self as store, Known};
 use crate::link::hub::Session;
-use crate::tasks::store::instance_statuses;
+use crate::tasks::premises::instance_statuses;
 
 /// The agent holds the order.
 pub(super) async fn accepted(tx: &mut Tx, host_id: i64, id: &str, attempt: i64) -> Result<Option<Known>> {

@@ -10,8 +10,8 @@ use drover_shared::words::{Action, Language};
 
 use crate::render;
 use crate::tasks::plan::{self, Draft, Input};
+use crate::tasks::premises::{Application, Target};
 use crate::tasks::rules::Role;
-use crate::tasks::store::{Application, Target};
 
 /// Tenths of a second that a process has to appear or to go.
 const PATIENCE_TENTHS: u32 = 300;

@@ -15,8 +15,8 @@ use crate::channel;
 use crate::settings;
 use crate::tasks::create::{self, NewPlan};
 use crate::tasks::plan::{self, Input};
+use crate::tasks::premises;
 use crate::tasks::rollout::Rollout;
-use crate::tasks::store;
 use crate::tasks::view::SubTaskReceipt;
 
 /// Seconds that an operation may take unless somebody says otherwise.
@@ -65,7 +65,7 @@ pub(super) async fn make(call: Call<Operate>, application_id: i64, wanted: Wante
 }
 
 async fn gather(read: &mut Read, application_id: i64, creator: &str, wanted: &Wanted) -> Result<Input> {
-    let targets = store::targets(read, application_id, &wanted.instances).await?;
+    let targets = premises::targets(read, application_id, &wanted.instances).await?;
     if let Some(missing) = wanted.instances.iter().find(|id| !targets.iter().any(|target| target.instance_id == **id)) {
         return Err(Error::invalid("id", format!("{missing} is no instance of this application")));
     }
@@ -79,9 +79,9 @@ async fn gather(read: &mut Read, application_id: i64, creator: &str, wanted: &Wa
     if let Some(status) = already.filter(|_| !there.is_empty()) {
         return Err(Error::conflict(format!("already {status} on: {}", there.join(", "))));
     }
-    let application = store::application(read, application_id).await?;
+    let application = premises::application(read, application_id).await?;
     let host_ids: Vec<i64> = targets.iter().map(|target| target.host_id).collect();
-    let addresses = store::addresses(read, host_ids.clone()).await?;
+    let addresses = premises::addresses(read, host_ids.clone()).await?;
     let variables = TaskVariables::read(read, application_id, host_ids, wanted.instances.clone()).await?;
     let settings = settings::store::load(read, application_id).await?.map(|loaded| loaded.values).unwrap_or_default();
     let secrets = secrets_for(read, application.organisation_id, application.id).await?;

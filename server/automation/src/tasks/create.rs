@@ -19,6 +19,7 @@ use serde::Serialize;
 use super::binding::Binding;
 use super::follow_up::Made;
 use super::former;
+use super::premises;
 use super::preview::{self, Preview};
 use super::rollout::Rollout;
 use super::rules::first_phase;
@@ -69,7 +70,7 @@ pub(crate) struct Gathered {
     deploy_task: DeployTask,
     pub input: plan::Input,
     /// Releases that instances have now, if the rollout is to take back what it changes.
-    kept: Vec<store::KeptRelease>,
+    kept: Vec<premises::KeptRelease>,
     pub source: Option<Source>,
     timeout_s: i64,
 }
@@ -106,12 +107,12 @@ pub(crate) async fn gather(
     let loaded = Loaded::check_enabled(loaded)?;
     let owner = loaded.owner_of_repository();
     let Loaded { values: settings, hooks, .. } = loaded;
-    let targets = store::targets(read, application_id, &wanted.instances).await?;
+    let targets = premises::targets(read, application_id, &wanted.instances).await?;
     if let Some(missing) = wanted.instances.iter().find(|id| !targets.iter().any(|target| target.instance_id == **id)) {
         return Err(Error::invalid("instances", format!("{missing} is no instance of this application")));
     }
-    let application = store::application(read, application_id).await?;
-    let addresses = store::addresses(read, targets.iter().map(|target| target.host_id).collect()).await?;
+    let application = premises::application(read, application_id).await?;
+    let addresses = premises::addresses(read, targets.iter().map(|target| target.host_id).collect()).await?;
     let host_ids = targets.iter().map(|target| target.host_id).collect();
     let variables = TaskVariables::read(read, application.id, host_ids, wanted.instances.clone()).await?;
     let secrets = secrets_for(read, application.organisation_id, application.id).await?;
@@ -119,7 +120,7 @@ pub(crate) async fn gather(
     let takes_back = wanted.rollout.as_ref().is_some_and(|rollout| rollout.auto_revert);
     let mut kept = Vec::new();
     if wanted.action == Action::Revert || takes_back {
-        kept = store::kept_releases(read, &wanted.instances).await?;
+        kept = premises::kept_releases(read, &wanted.instances).await?;
     }
     let back = match wanted.action {
         Action::Upgrade | Action::Start | Action::Stop | Action::Restart => {
@@ -344,7 +345,7 @@ pub(crate) struct NewPlan<'a> {
 pub(crate) async fn store_plan(tx: &mut Tx, plan: NewPlan<'_>) -> Result<Made> {
     let channel = random_secret().map_err(Error::internal)?;
     // Read under the change's own lock: this is what they go back to if nothing happens to them.
-    let before = store::instance_statuses(tx, plan.instances).await?;
+    let before = premises::instance_statuses(tx, plan.instances).await?;
     instances::store::begin_change(tx, plan.instances, busy(plan.action)).await?;
     let allowed = Duration::from_secs(u64::try_from(plan.timeout_s).unwrap_or(1));
     let new = NewTask {

@@ -13,6 +13,7 @@ use drover_shared::words::{Action, ExecutionState as State};
 
 use super::create::busy;
 use super::plan;
+use super::premises;
 use super::rollout::Rollout;
 use super::rules::{Role, first_phase};
 use super::store::{self, Execution, NewExecution, NewTask, Origin, Script, Task};
@@ -182,7 +183,7 @@ async fn insert(tx: &mut Tx, follow_up: FollowUp<'_>) -> Result<Made> {
     let FollowUp { origin, of, kind, version, creator, rollout, parts, complete } = follow_up;
     let channel = random_secret().map_err(Error::internal)?;
     let ids: Vec<i64> = parts.iter().filter_map(|part| part.instance_id).collect();
-    let before = store::instance_statuses(tx, &ids).await?;
+    let before = premises::instance_statuses(tx, &ids).await?;
     instances::store::begin_change(tx, &ids, busy(kind)).await?;
     let allowed = Duration::from_secs(u64::try_from(of.timeout_s).unwrap_or(1));
     let task_id = store::insert_task(

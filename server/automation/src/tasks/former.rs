@@ -10,8 +10,9 @@ use drover_kernel::{Error, Kernel, Result, args, row, sql};
 use drover_shared::Digest;
 
 use super::plan::Artifact;
+use super::premises::{KeptRelease, Target};
 use super::preview;
-use super::store::{KeptRelease, Source, Target, Task};
+use super::store::{Source, Task};
 use crate::artifacts::ArtifactError;
 use crate::engine::Engine;
 use crate::settings::rules::Values;

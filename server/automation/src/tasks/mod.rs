@@ -10,6 +10,7 @@ pub(crate) mod follow_up;
 pub(crate) mod former;
 pub mod health;
 pub(crate) mod plan;
+pub(crate) mod premises;
 pub(crate) mod preview;
 pub mod rollout;
 pub mod rules;

@@ -14,10 +14,10 @@ use drover_shared::order::{Entry, Step, canonical};
 use drover_shared::words::{Action, Word as _};
 
 use super::health::Health;
+use super::premises::{Application, KeptRelease, Target};
 use super::rollout::Rollout;
 use super::rules::Role;
 use super::secrets;
-use super::store::{Application, KeptRelease, Target};
 use crate::render;
 use crate::settings::rules::{HookName, Values};
 use crate::settings::store::HookRow;

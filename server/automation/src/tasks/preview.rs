@@ -16,9 +16,10 @@ use super::binding::Binding;
 use super::create::Planned;
 use super::former;
 use super::plan;
+use super::premises;
 use super::rollout::Rollout;
 use super::rules::Role;
-use super::store::{self, Source};
+use super::store::Source;
 use crate::engine::{Engine, prepare};
 use crate::source::GitSource;
 
@@ -159,7 +160,7 @@ pub(crate) async fn preview(read: &mut Read, planned: Planned, binding: Binding)
     }
     for some in drafts.chunks(COMPARED_AT_ONCE) {
         let ids = some.iter().filter_map(|draft| draft.instance_id).collect();
-        let last = store::last_entries(read, input.action, ids).await?;
+        let last = premises::last_entries(read, input.action, ids).await?;
         for draft in some.iter().filter(|draft| draft.role == Role::Instance) {
             let before = last.iter().find(|last| Some(last.instance_id) == draft.instance_id);
             let before = before.map(|last| serde_json::from_str::<Entry>(&last.entry)).transpose();

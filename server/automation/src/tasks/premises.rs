@@ -1,0 +1,116 @@
+//! What planning reads of applications, instances and hosts. SQL alone.
+
+use drover_kernel::db::Read;
+use drover_kernel::{Result, Time, args, row, sql};
+use drover_shared::Digest;
+use drover_shared::words::Action;
+
+row! {
+    /// An application as planning needs it.
+    pub struct Application {
+        pub id: i64,
+        pub organisation_id: i64,
+        pub name: String,
+        pub full_name: String,
+        pub application_type: String,
+        pub directory: String,
+        pub run_user: String,
+        pub startup_cmd: String,
+        pub stop_cmd: String,
+        pub stdout_path: String,
+        pub stderr_path: String,
+        pub pid_path: String,
+    }
+}
+
+row! {
+    /// An instance with its host, as planning needs them.
+    pub struct Target {
+        pub instance_id: i64,
+        pub host_id: i64,
+        pub host_name: String,
+        pub host_type: String,
+        pub os_type: String,
+        pub location: String,
+        pub status: String,
+        pub version: Option<String>,
+    }
+}
+
+row! {
+    /// A release that a host keeps.
+    pub struct KeptRelease {
+        pub instance_id: i64,
+        pub release_name: String,
+        pub version: String,
+        pub artifact_digest: Digest,
+        pub tree_digest: Digest,
+        pub is_current: bool,
+        pub installed_at: Time,
+    }
+}
+
+pub(crate) async fn application(read: &mut Read, id: i64) -> Result<Application> {
+    Ok(read.one(sql!("SELECT * FROM applications WHERE id = $1"), args![id]).await?)
+}
+
+/// The instances in the order of the ids given; fewer when some are not of this application.
+pub(crate) async fn targets(read: &mut Read, application_id: i64, ids: &[i64]) -> Result<Vec<Target>> {
+    let sql = sql!(
+        "SELECT i.id AS instance_id, i.host_id, h.name AS host_name, h.host_type, h.os_type, h.location, i.status, \
+         i.version FROM instances i JOIN hosts h ON h.id = i.host_id WHERE i.application_id = $1 AND i.id IN ($2)"
+    );
+    let mut targets: Vec<Target> = read.all(sql, args![application_id, ids.to_vec()]).await?;
+    targets.sort_by_key(|target| ids.iter().position(|id| *id == target.instance_id));
+    Ok(targets)
+}
+
+/// Addresses of hosts, as pairs of host and address.
+pub(crate) async fn addresses(read: &mut Read, host_ids: Vec<i64>) -> Result<Vec<(i64, String)>> {
+    row! {
+        struct Address {
+            host_id: i64,
+            address: String,
+        }
+    }
+    let sql = sql!("SELECT host_id, address FROM ip_addresses WHERE host_id IN ($1) ORDER BY id");
+    let rows: Vec<Address> = read.all(sql, args![host_ids]).await?;
+    Ok(rows.into_iter().map(|row| (row.host_id, row.address)).collect())
+}
+
+/// Releases that the instances keep, newest first.
+pub(crate) async fn kept_releases(read: &mut Read, instance_ids: &[i64]) -> Result<Vec<KeptRelease>> {
+    let sql = sql!("SELECT * FROM instance_releases WHERE instance_id IN ($1) ORDER BY instance_id, installed_at DESC");
+    Ok(read.all(sql, args![instance_ids.to_vec()]).await?)
+}
+
+/// The statuses of instances, as pairs of instance and status.
+pub(crate) async fn instance_statuses(read: &mut Read, ids: &[i64]) -> Result<Vec<(i64, String)>> {
+    row! {
+        struct Status {
+            id: i64,
+            status: String,
+        }
+    }
+    let rows: Vec<Status> =
+        read.all(sql!("SELECT id, status FROM instances WHERE id IN ($1)"), args![ids.to_vec()]).await?;
+    Ok(rows.into_iter().map(|row| (row.id, row.status)).collect())
+}
+
+row! {
+    /// What was last sent to an instance.
+    pub struct LastEntry {
+        pub instance_id: i64,
+        pub entry: String,
+    }
+}
+
+/// What each of these instances was last sent by a task of this kind.
+pub(crate) async fn last_entries(read: &mut Read, kind: Action, instance_ids: Vec<i64>) -> Result<Vec<LastEntry>> {
+    let sql = sql!(
+        "SELECT e.instance_id, e.entry FROM executions e WHERE e.id IN (SELECT MAX(x.id) FROM executions x \
+         JOIN tasks t ON t.id = x.task_id WHERE x.instance_id IN ($2) AND x.dispatched_at IS NOT NULL AND t.kind = $1 \
+         GROUP BY x.instance_id)"
+    );
+    Ok(read.all(sql, args![kind, instance_ids]).await?)
+}
