@@ -239,6 +239,31 @@ mod tests {
     }
 
     #[test]
+    fn each_host_has_one_live_line_that_says_where_it_is() {
+        let bars = MultiProgress::with_draw_target(indicatif::ProgressDrawTarget::hidden());
+        let mut screen = Screen::with(false, Some(bars), false, &["web-1".to_owned(), "b".to_owned()]);
+        let live = |screen: &Screen| -> Vec<(String, String)> {
+            let bars = screen.hosts.values().filter_map(|host| host.bar.as_ref());
+            bars.map(|bar| (bar.prefix().trim_end().to_owned(), bar.message())).collect()
+        };
+        let lines = |b: &str, web: &str| vec![("b".to_owned(), b.to_owned()), ("web-1".to_owned(), web.to_owned())];
+        assert_eq!(live(&screen), lines("waiting", "waiting"));
+        let event = |step: &str, state: &str, error: Option<&str>| Event {
+            step: step.to_owned(),
+            state: state.to_owned(),
+            error: error.map(str::to_owned),
+        };
+        screen.event("web-1", &event("pre_exec", "running", None));
+        assert_eq!(live(&screen), lines("waiting", "pre_exec"));
+        screen.event("b", &event("pre_exec", "failed", Some("exit code 4")));
+        screen.event("web-1", &event("", "succeeded", None));
+        assert_eq!(live(&screen), lines("pre_exec: failed (exit code 4)", "succeeded"));
+        // The server's own words have no line of theirs.
+        screen.event(SERVER, &event("fetch", "running", None));
+        assert_eq!(live(&screen).len(), 2);
+    }
+
+    #[test]
     fn a_line_without_end_is_shown_in_pieces() {
         let mut screen = Screen::with(false, None, false, &[]);
         let written = json!({ "offset": 0, "stream": "stdout", "text": "x".repeat(LINE_BYTES_MAX + 1) });
