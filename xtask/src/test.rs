@@ -120,7 +120,8 @@ fn run_tests(postgres: Option<&Postgres>, filters: &[&String]) -> Result<Option<
 /// What must not compile is shown in the kernel's documentation, which nextest does not run.
 fn doctests() -> Result<Option<Count>> {
     let mut command = process::cargo();
-    command.args(["test", "--doc", "--package", "drover-kernel"]);
+    // The whole workspace has the features that everything was built with: with one package alone it is built anew.
+    command.args(["test", "--doc", "--workspace"]);
     let (lines, _) = shown_and_kept(&mut command)?;
     Ok(libtest_count(&lines))
 }
