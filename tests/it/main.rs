@@ -1,6 +1,7 @@
 //! Tests across areas.
 
 mod access;
+mod configuration;
 mod credentials;
 mod deploys;
 mod edge;

@@ -65,13 +65,27 @@ pub struct Processes {
     _database: Option<Database>,
 }
 
+/// The folder with the programs to test.
+fn programs() -> PathBuf {
+    std::env::var_os(BIN_DIR).unwrap_or_else(|| panic!("run the tests with `cargo xtask test`")).into()
+}
+
+/// The full name of a program to test, for a test that needs nothing around it.
+///
+/// # Panics
+/// Outside `cargo xtask test`.
+#[must_use]
+pub fn binary(name: &str) -> PathBuf {
+    programs().join(name)
+}
+
 impl Processes {
     /// Starts a server with a database of its own, and waits until it serves.
     ///
     /// # Panics
     /// When the programs are not built, or the server does not come up.
     pub async fn start(engine: Engine) -> Self {
-        let programs = std::env::var_os(BIN_DIR).unwrap_or_else(|| panic!("run the tests with `cargo xtask test`"));
+        let programs = programs();
         let (database, database_url) = match engine {
             Engine::Sqlite => (None, None),
             Engine::Postgres => {
@@ -83,7 +97,7 @@ impl Processes {
         };
         let mut processes = Self {
             folder: tempfile::Builder::new().prefix("drover-story-").tempdir().expect("a temporary folder"),
-            programs: programs.into(),
+            programs,
             database_url,
             server: None,
             addresses: None,

@@ -49,7 +49,7 @@ fn show(server: &Server, id: u64, json: bool) -> Result<()> {
     if json {
         return output::json(&task);
     }
-    let planned = task["planned_exec_time"].as_i64().filter(|time| *time > 0).map(|time| time.to_string());
+    let planned = task["planned_exec_time"].as_i64().filter(|time| *time > 0).map(when);
     for (heading, value) in [
         ("task", cell(&task, "id")),
         ("application", cell(&task["application"], "full_name")),
@@ -82,6 +82,11 @@ fn show(server: &Server, id: u64, json: bool) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// Seconds since 1970 UTC as people read them; a time that no calendar knows stays a number.
+fn when(seconds: i64) -> String {
+    chrono::DateTime::from_timestamp(seconds, 0).map_or_else(|| seconds.to_string(), |time| time.to_rfc3339())
 }
 
 /// Hosts of a sub-task with their states.
