@@ -59,16 +59,23 @@ both_engines! {
         let second = json!({"instances": references(&shop.instances[1..])});
         act(&shop, deploy_task, task, "skip", second).await;
         let Shop { admin, application, hosts, instances: ids } = shop;
-        drop((admin, listener));
-        // The repository answers after the server was started anew.
+        drop(admin);
+        // The repository answers after the server was started anew; until then it is there and says nothing: one that
+        // hung up would end the task.
         let repository = Repository::new();
         let change = sql!("UPDATE tasks SET source = $2 WHERE id = $1");
         let source = json!({"url": repository.settings()["url"], "branch": "main", "version": "main", "path": ""});
         server.run(change, args![task, source]).await;
         let server = server.restarted().await;
+        drop(listener);
         let shop = Shop { admin: server.admin(), application, hosts, instances: ids };
-        sweep_once(server.kernel(), true).await.expect("a round");
-        wait_until("the instances", async || detail(&shop, deploy_task, task).await["phase"] == "instances").await;
+        wait_until("the instances", async || {
+            sweep_once(server.kernel(), true).await.expect("a round");
+            let told = detail(&shop, deploy_task, task).await;
+            assert_ne!(told["phase"], "over", "{told:#}");
+            told["phase"] == "instances"
+        })
+        .await;
         let told = detail(&shop, deploy_task, task).await;
         let states: Vec<&Value> = (0..2).map(|one| &told["instances"][one]["status"]).collect();
         assert_eq!(states, ["queued", "cancelled"], "{told:#}");
