@@ -11,7 +11,7 @@ use rustls::ClientConfig;
 use serde_json::Value;
 use ureq::http::{Method, Request, Response, StatusCode};
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
-use ureq::{Agent, Body, BodyReader};
+use ureq::{Agent, Body, BodyReader, SendBody};
 use url::Url;
 
 use crate::failure::{Answer, Failure, Result};
@@ -20,7 +20,7 @@ use crate::trust;
 
 const CONNECT: Duration = Duration::from_secs(10);
 const CALL: Duration = Duration::from_secs(60);
-/// Longest part of a download; a longer one goes on with the next part.
+/// Longest part of a download or an upload; a longer one goes on with the next part.
 const DOWNLOAD: Duration = Duration::from_secs(3600);
 const ANSWER_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// The largest page that the server gives.
@@ -154,6 +154,42 @@ impl Server {
     /// A POST that has nothing to say beyond its address.
     pub(crate) fn act(&self, path: &str) -> Result<Value> {
         self.call(Method::POST, path, &[], Some(&Value::Object(serde_json::Map::new())))
+    }
+
+    /// Announces an upload, as tus 1.0 has it; gives what the server says of it.
+    pub(crate) fn announce(&self, path: &str, length: u64, metadata: &str) -> Result<Value> {
+        let headers = [("upload-length", length.to_string()), ("upload-metadata", metadata.to_owned())];
+        self.upload(Method::POST, path, &headers, 0, &mut io::empty())
+    }
+
+    /// Sends a part of an upload from its offset on.
+    pub(crate) fn append(&self, path: &str, offset: u64, length: u64, bytes: &mut dyn io::Read) -> Result<()> {
+        let kind = "application/offset+octet-stream".to_owned();
+        let headers = [("upload-offset", offset.to_string()), ("content-type", kind)];
+        self.upload(Method::PATCH, path, &headers, length, bytes).map(drop)
+    }
+
+    fn upload(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, String)],
+        length: u64,
+        bytes: &mut dyn io::Read,
+    ) -> Result<Value> {
+        let address = self.address(path, &[]);
+        let mut request = Request::builder().method(method).uri(&address).header("tus-resumable", "1.0.0");
+        for (name, value) in headers {
+            request = request.header(*name, value);
+        }
+        if let Some(authorization) = self.authorization() {
+            request = request.header("authorization", authorization);
+        }
+        let request = request.header("content-length", length.to_string()).body(SendBody::from_reader(bytes));
+        let request = request.map_err(|error| Failure::usage(format!("cannot call {address}: {error}")))?;
+        let request = self.agent.configure_request(request).timeout_global(Some(DOWNLOAD));
+        let answer = self.agent.run(request.timeout_recv_response(Some(CALL)).build());
+        read(&address, answer.map_err(|error| self.not_reached(&error))?)
     }
 
     pub(crate) fn delete(&self, path: &str) -> Result<Value> {

@@ -75,6 +75,9 @@ pub(crate) enum Command {
     /// Look at the instances of an application; start, stop and restart them
     #[command(subcommand)]
     Instance(crate::commands::instance::Command),
+    /// Upload archives to deploy from, look at them and delete them
+    #[command(subcommand)]
+    Archive(crate::commands::archive::Command),
     /// Show the output of a task
     Logs(Logs),
     /// Look at the releases that hosts keep

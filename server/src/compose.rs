@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
+use drover_automation::archives::Archives;
 use drover_automation::artifacts::ArtifactStore;
 use drover_automation::channel::Viewers;
 use drover_automation::engine::Engine;
@@ -71,10 +72,12 @@ pub fn kernel(db: Db, clock: Clock, settings: Settings, data_directory: &Path) -
     let artifacts = ArtifactStore::open(&data_directory.join("artifacts")).context("artifacts")?;
     let sources =
         Sources::open(&data_directory.join("sources"), artifacts.clone(), Limits::default()).context("sources")?;
+    let archives = Archives::open(&data_directory.join("uploads")).context("uploads")?;
     let room = Room::new(data_directory, settings.disk_reserve_bytes);
     Ok(builder(db, clock, settings, data_directory)?
         .part(Arc::new(room))
         .part(Arc::new(Engine::new(logs, artifacts, sources, keys)))
+        .part(Arc::new(archives))
         .part(Arc::new(Viewers::default()))
         .build())
 }

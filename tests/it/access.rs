@@ -52,7 +52,11 @@ async fn objects(server: &TestServer) -> Objects {
         let channel = format!("channel-of-{task_id}");
         server.run(Sql::literal(task), args![application_id, task_id, kind, channel]).await;
     }
+    let archive = "INSERT INTO archives (id, organisation_id, application_id, version, name, state, size_bytes, sha256, \
+        creator, created_at, touched_at) VALUES (80, 1, $1, '1', 'hidden.tar', 'receiving', 9, $2, 'admin', 0, 0)";
+    server.run(Sql::literal(archive), args![application_id, "0".repeat(64)]).await;
     let ids = [
+        ("archives", "80".to_owned()),
         ("applications", application_id.to_string()),
         ("hosts", host_id.to_string()),
         ("{instance_id}", instance_id.to_string()),

@@ -1,6 +1,7 @@
 //! Tests across areas.
 
 mod access;
+mod archives;
 mod configuration;
 mod credentials;
 mod deploys;

@@ -145,12 +145,21 @@ impl Client {
     /// # Panics
     /// When the path is none, or the answer too large.
     pub async fn send_text(&self, method: Method, path: &str, body: String) -> Answer {
+        let text = format!("{} {}", path, body.chars().take(SHOWN_CHARACTERS_MAX).collect::<String>());
+        self.with_header("content-type", "application/json").send_told(method, path, body.into(), text).await
+    }
+
+    /// Sends bytes as they stand, or as they come.
+    pub async fn send_bytes(&self, method: Method, path: &str, body: impl Into<Body>) -> Answer {
+        self.send_told(method, path, body.into(), path.to_owned()).await
+    }
+
+    async fn send_told(&self, method: Method, path: &str, body: Body, text: String) -> Answer {
         // A path from the very root begins with two slashes.
         let uri = path.strip_prefix("//").map_or_else(|| format!("{BASE}{path}"), |rest| format!("/{rest}"));
-        let text = format!("{method} {uri} {}", body.chars().take(SHOWN_CHARACTERS_MAX).collect::<String>());
-        let mut request = Request::builder().method(method).uri(uri).body(Body::from(body)).expect("a request");
+        let text = format!("{method} {text}");
+        let mut request = Request::builder().method(method).uri(uri).body(body).expect("a request");
         *request.headers_mut() = self.headers.clone();
-        request.headers_mut().insert("content-type", HeaderValue::from_static("application/json"));
         if let Some(address) = self.address {
             request.extensions_mut().insert(ConnectInfo(SocketAddr::from((address, 4711))));
         }

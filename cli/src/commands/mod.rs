@@ -1,5 +1,6 @@
 //! The commands, one file for each group.
 
+pub(crate) mod archive;
 mod deploy;
 pub(crate) mod instance;
 mod inventory;
@@ -36,6 +37,7 @@ pub(crate) fn run(Arguments { global, command }: Arguments) -> Result<()> {
         Command::Task(task) => task::run(&server(&global)?, &task, global.json),
         Command::Instance(command) => instance::run(&server(&global)?, &command, global.json),
         Command::Logs(logs) => logs::run(&server(&global)?, &logs, global.json),
+        Command::Archive(command) => archive::run(&server(&global)?, &command, global.json),
         Command::Release(release) => release::run(&server(&global)?, &release, global.json),
         Command::Host(Host::List(list)) => inventory::hosts(&server(&global)?, &list, global.json),
         Command::App(App::List(list)) => inventory::applications(&server(&global)?, &list, global.json),

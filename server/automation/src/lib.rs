@@ -4,6 +4,7 @@
 //! execution runs on one host. Invariants: nothing runs that was not rendered when its task was made; an order is sent
 //! to one agent, signed; what was said to be stored is durable.
 
+pub mod archives;
 pub mod artifacts;
 pub mod channel;
 pub mod credentials;
@@ -34,7 +35,7 @@ pub fn routes() -> Routes {
         .merge(operations::routes())
         .merge(output::routes())
         .merge(channel::routes());
-    let tasks = tasks.merge(releases::routes());
+    let tasks = tasks.merge(releases::routes()).merge(archives::routes());
     let settings = credentials::routes().merge(templates::routes()).merge(settings::routes());
     scripts::routes().merge(settings).merge(tasks)
 }

@@ -158,6 +158,26 @@ impl<T: JsonSchema> Argument for Body<T> {
     }
 }
 
+/// Type of a body that goes on from an offset, as tus 1.0 has it.
+pub const OFFSET_OCTETS: &str = "application/offset+octet-stream";
+
+/// The body as it comes, piece by piece and of any length: the handler bounds it.
+pub struct Pieces(pub axum::body::BodyDataStream);
+
+impl FromRequest<Kernel> for Pieces {
+    type Rejection = Error;
+
+    async fn from_request(request: Request, _: &Kernel) -> Result<Self> {
+        Ok(Self(request.into_body().into_data_stream()))
+    }
+}
+
+impl Argument for Pieces {
+    fn describe(operation: &mut OperationDoc, _: &mut SchemaGenerator) {
+        operation.bytes = Some(OFFSET_OCTETS);
+    }
+}
+
 /// A list of ids: `[{"id": 1}]`, bare ids, or repeated `?id=` where an intermediary drops the body of a DELETE.
 /// None given is an error: never "all".
 pub struct Ids(pub Vec<i64>);

@@ -31,7 +31,7 @@ pub use audit::{Audit, AuditEntry, AuditList};
 pub use call::{Call, Caller};
 pub use clock::{Clock, Time};
 pub use error::{Error, Result};
-pub use extract::{Body, Ids, Path, Query};
+pub use extract::{Body, Ids, OFFSET_OCTETS, Path, Pieces, Query};
 pub use kernel::{Kernel, KernelBuilder, Settings};
 pub use page::{Page, Paging};
 pub use routes::{Message, Reply, Routes};

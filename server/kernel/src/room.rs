@@ -87,6 +87,24 @@ impl Room {
     }
 }
 
+impl Room {
+    /// Refuses what so many bytes are missing for. Counts, and tries nothing.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] with the reason.
+    pub fn require_bytes(&self, bytes: u64) -> Result<()> {
+        let gone = |error: nix::Error| Error::Unavailable(format!("the data directory cannot be looked at: {error}"));
+        let disk = nix::sys::statvfs::statvfs(&self.folder).map_err(gone)?;
+        let free = disk.blocks_available().saturating_mul(disk.fragment_size());
+        let usable = free.saturating_sub(self.reserve_bytes);
+        if bytes <= usable {
+            return Ok(());
+        }
+        let (bytes, usable) = (shown(bytes), shown(usable));
+        Err(Error::Unavailable(format!("{bytes} are needed on the disk of the data directory, of which {usable} are free")))
+    }
+}
+
 async fn trial(folder: PathBuf, reserve_bytes: u64) -> Result<(), String> {
     let trial = tokio::task::spawn_blocking(move || attempt(&folder, reserve_bytes));
     match tokio::time::timeout(TRIAL_MAX, trial).await {

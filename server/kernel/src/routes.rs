@@ -71,6 +71,8 @@ pub struct OperationDoc {
     pub query: Vec<(String, Schema)>,
     /// Body.
     pub body: Option<Schema>,
+    /// Type of a body that is bytes and no JSON.
+    pub bytes: Option<&'static str>,
     /// Answer.
     pub answer: Option<Schema>,
     /// Whether the operation is a websocket.
@@ -374,6 +376,9 @@ pub fn openapi(routes: &Routes, version: &str) -> serde_json::Value {
             json!({"description": "Failed", "content": {"application/json": {"schema": error}}});
         if let Some(body) = doc.body {
             operation["requestBody"] = json!({"content": {"application/json": {"schema": body}}});
+        }
+        if let Some(kind) = doc.bytes {
+            operation["requestBody"] = json!({"content": {kind: {"schema": {"type": "string", "format": "binary"}}}});
         }
         if route.need == Need::Public {
             operation["security"] = json!([]);

@@ -124,6 +124,27 @@ impl ArtifactStore {
         })
     }
 
+    /// Opens an artifact for reading it from beginning to end.
+    ///
+    /// # Errors
+    /// [`ArtifactError::Missing`], [`ArtifactError::Storage`].
+    pub fn open_file(&self, digest: Digest) -> Result<File, ArtifactError> {
+        Ok(self.read(digest)?.file)
+    }
+
+    /// Removes an artifact, if it is there. Who is reading it reads on.
+    ///
+    /// # Errors
+    /// [`ArtifactError::Storage`].
+    pub fn remove(&self, digest: Digest) -> Result<(), ArtifactError> {
+        match std::fs::remove_file(self.path(digest)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(ArtifactError::storage(format!("remove artifact {digest}"))(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Whether the artifact is there.
     #[must_use]
     pub fn contains(&self, digest: Digest) -> bool {

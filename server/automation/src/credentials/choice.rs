@@ -14,7 +14,7 @@ use zeroize::Zeroizing;
 
 use super::rules::{self, CredentialType, KEY_BYTES_MAX, PASSWORD_BYTES_MAX};
 use super::store::{self, Credential, CredentialRow, Owner};
-use crate::settings::rules::Values;
+use crate::settings::rules::{RepositoryType, Values};
 
 const FIELD: &str = "repository.credential";
 
@@ -120,6 +120,13 @@ pub(crate) struct Asked<'a> {
 /// Names `repository.credential`; forbidden where somebody would use a secret that is not theirs.
 pub(crate) async fn settle(tx: &mut Tx, values: &mut Values, mut asked: Asked<'_>) -> Result<bool> {
     let Some(repository) = &mut values.repository else { return Ok(false) };
+    if repository.repository_type == RepositoryType::Archive {
+        repository.credential_id = None;
+        return match asked.said {
+            Patch::Value(_) => Err(Error::invalid(FIELD, "is for a repository elsewhere, and not for ARCHIVE")),
+            Patch::Absent | Patch::Null => Ok(false),
+        };
+    }
     let before = asked.before.repository.as_ref();
     let has_moved = before.is_some_and(|before| before.url != repository.url);
     let organisation_id = tx.organisation_id();

@@ -156,6 +156,9 @@ pub async fn sweep_once(kernel: &Kernel, full: bool) -> Result<()> {
     let work = kernel.work();
     let now = kernel.clock().now();
     close_logs(kernel).await;
+    if full && let Err(error) = crate::archives::sweep(kernel).await {
+        tracing::warn!(%error, "cannot look after archives; the next round does");
+    }
     if let Err(error) = auto_start::look(kernel).await {
         tracing::warn!(%error, "cannot look which deploy tasks start by themselves; the next round does");
     }

@@ -7,6 +7,7 @@ use drover_shared::order;
 use tokio_util::sync::CancellationToken;
 
 use super::{Engine, advance, close_log, end, entry_texts, lock, plan_digest};
+use crate::archives;
 use crate::credentials::rules::CredentialType;
 use crate::credentials::store as credential_store;
 use crate::settings;
@@ -57,13 +58,36 @@ async fn prepare(kernel: &Kernel, task: &Task) -> Result<()> {
     if let Some((artifact, commit)) = former::stored(kernel, source).await?.zip(source.commit.as_ref()) {
         return complete(kernel, task, artifact, commit).await;
     }
-    match fetch(kernel, task, source).await {
-        Ok(fetched) => {
-            let artifact = Artifact { digest: fetched.digest, size_bytes: fetched.size_bytes };
-            complete(kernel, task, artifact, &fetched.commit).await
-        }
+    let fetched = match source.archive_of {
+        Some(application_id) => take_archive(kernel, task, application_id, source).await,
+        None => fetch(kernel, task, source).await.map(|fetched| {
+            (Artifact { digest: fetched.digest, size_bytes: fetched.size_bytes }, fetched.commit)
+        }),
+    };
+    match fetched {
+        Ok((artifact, commit)) => complete(kernel, task, artifact, &commit).await,
         Err(reason) => cannot_be_had(kernel, task, &reason).await,
     }
+}
+
+/// Takes the archive that was uploaded, or a part of it; gives its digest as well.
+async fn take_archive(
+    kernel: &Kernel,
+    task: &Task,
+    application_id: i64,
+    source: &Source,
+) -> Result<(Artifact, String), String> {
+    let engine = kernel.part::<Engine>();
+    let archive = archives::find(kernel, application_id, &source.version, source.commit.as_deref()).await?;
+    let commit = archive.sha256.to_string();
+    let line = format!("Version {} is archive {} with SHA-256 {commit}", source.version, archive.name);
+    engine.notice(task.id, kernel.clock().now(), &line).await;
+    let (digest, size_bytes) = archives::artifact(kernel, &archive, &source.path).await?;
+    if let Some(wanted) = source.artifact.filter(|wanted| *wanted != digest) {
+        return Err(format!("archive {commit} packs to artifact {digest} now, and was artifact {wanted}"));
+    }
+    engine.notice(task.id, kernel.clock().now(), &format!("Artifact {digest} has {size_bytes} bytes")).await;
+    Ok((Artifact { digest, size_bytes }, commit))
 }
 
 /// Fetches with its progress in the task's output.

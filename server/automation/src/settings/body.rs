@@ -189,6 +189,20 @@ fn take_credential(repository: &mut Patch<RepositoryBody>) -> Patch<CredentialBo
 
 impl RepositoryBody {
     fn merged(self, present: Option<&Repository>) -> Result<Repository> {
+        let was_archive = present.is_some_and(|present| present.repository_type == RepositoryType::Archive);
+        let is_archive = self.repository_type == Some(RepositoryType::Archive)
+            || was_archive && self.repository_type.is_none() && self.url.is_none();
+        if is_archive {
+            return Ok(Repository {
+                repository_type: RepositoryType::Archive,
+                url: self.url.map(|url| url.0).unwrap_or_default(),
+                branch: BRANCH_DEFAULT.to_owned(),
+                credential_id: None,
+                host_key: self.host_key.map(|text| text.0).or(None),
+                ca_certificate: self.ca_certificate.map(|text| text.0).or(None),
+            });
+        }
+        let present = present.filter(|_| !was_archive);
         let url = self.url.map(|url| url.0).or_else(|| present.map(|present| present.url.clone()));
         let url = url.ok_or_else(|| Error::invalid("repository.url", "is missing"))?;
         // What belongs to the place goes with it.

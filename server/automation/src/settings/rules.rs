@@ -15,6 +15,8 @@ api_words! {
         Git = "GIT",
         /// Sources on an FTP server.
         Ftp = "FTP",
+        /// Archives that are uploaded, one for each version.
+        Archive = "ARCHIVE",
     }
 }
 
@@ -189,7 +191,10 @@ pub fn guess_type(url: &str) -> RepositoryType {
 
 fn check_repository(repository: &Repository) -> Result<()> {
     if repository.repository_type == RepositoryType::Ftp {
-        return Err(Error::invalid("repository.type", "FTP is not supported, only GIT is"));
+        return Err(Error::invalid("repository.type", "FTP is not supported, only GIT and ARCHIVE are"));
+    }
+    if repository.repository_type == RepositoryType::Archive {
+        return check_archive(repository);
     }
     let invalid = |(field, reason): (&'static str, &'static str)| Error::invalid(format!("repository.{field}"), reason);
     let address = check::address(&repository.url).map_err(|reason| invalid(("url", reason)))?;
@@ -207,6 +212,21 @@ fn check_repository(repository: &Repository) -> Result<()> {
         check::certificates(certificates).map_err(|reason| invalid(("ca_certificate", reason)))?;
     }
     Ok(())
+}
+
+/// Archives are uploaded to the application itself: there is nothing to reach.
+fn check_archive(repository: &Repository) -> Result<()> {
+    let said = [
+        ("url", !repository.url.is_empty()),
+        ("host_key", repository.host_key.is_some()),
+        ("ca_certificate", repository.ca_certificate.is_some()),
+    ];
+    match said.into_iter().find(|(_, is_said)| *is_said) {
+        Some((field, _)) => {
+            Err(Error::invalid(format!("repository.{field}"), "is for a repository elsewhere, and not for ARCHIVE"))
+        }
+        None => Ok(()),
+    }
 }
 
 /// A folder to deploy into. Expressions are rendered for each host later, and the result is checked again there.

@@ -7,6 +7,7 @@
 pub(crate) mod check;
 mod git;
 pub(crate) mod login;
+mod members;
 mod mirror;
 mod pack;
 
@@ -21,6 +22,7 @@ use std::time::Duration;
 use drover_shared::Digest;
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
 use crate::artifacts::ArtifactStore;
@@ -28,6 +30,7 @@ use check::Address;
 use git::Git;
 use login::Login;
 use mirror::{Mirror, Resolved};
+pub use members::Format;
 use pack::Packed;
 
 /// What to fetch.
@@ -226,6 +229,14 @@ pub enum SourceError {
         /// Commit.
         commit: String,
     },
+    /// The path is not in the archive.
+    #[error("there is no `{path}` in {archive}")]
+    NoPart {
+        /// Path asked for.
+        path: String,
+        /// What it was looked for in.
+        archive: String,
+    },
     /// A member is refused, and the archive with it.
     #[error("the archive is refused because of `{name}`: {reason}")]
     Member {
@@ -248,6 +259,15 @@ pub enum SourceError {
         /// The limit.
         bytes: u64,
     },
+    /// It unpacks to suspiciously much.
+    #[error("the archive unpacks to more than {ratio} times its length, as one does that is made to fill disks")]
+    Bomb {
+        /// The limit.
+        ratio: u64,
+    },
+    /// It cannot be read.
+    #[error("the archive cannot be read: {0}")]
+    Damaged(String),
     /// The source has parts that are kept elsewhere.
     #[error("{0}")]
     Incomplete(String),
@@ -438,7 +458,7 @@ impl Sources {
             std::io::pipe().map_err(|error| SourceError::Storage(format!("cannot make a pipe: {error}")))?;
         let running = mirror.git.start_into(&mirror.folder, writer, &arguments)?;
         let (limits, artifacts) = (self.limits.clone(), self.artifacts.clone());
-        let packing = blocking(move || pack::pack(reader, time, &limits, &artifacts));
+        let packing = blocking(move || members::pack_git(reader, time, &limits, &artifacts));
         let ended = mirror.git.finish(running, "pack the source", None::<tokio::io::Empty>).await?;
         let packed = packing.await?;
         // When packing refuses, git dies of the closed pipe: the refusal is the reason, not that.
@@ -451,11 +471,82 @@ impl Sources {
         if !ended.success {
             return Err(SourceError::Storage(format!("git gives no archive: {}", ended.complaint)));
         }
-        check_whole(&packed)?;
-        let files = packed.files;
-        let stored = blocking(move || packed.artifact.commit()).await??;
-        Ok(Remembered { digest: stored.digest, size_bytes: stored.size_bytes, files, notices: Vec::new() })
+        blocking(move || keep(packed)).await?
     }
+
+    /// Packs an archive that somebody uploaded, from its file; `stop` gives it up.
+    ///
+    /// # Errors
+    /// See [`SourceError`]; no artifact is made then.
+    pub async fn pack_upload(&self, file: PathBuf, stop: CancellationToken) -> Result<Upload, SourceError> {
+        let (limits, artifacts) = (self.limits.clone(), self.artifacts.clone());
+        blocking(move || {
+            let unreadable = |error| SourceError::Storage(format!("cannot read what was uploaded: {error}"));
+            let file = std::fs::File::open(file).map_err(unreadable)?;
+            let (packed, format) = members::pack_upload(file, &limits, &artifacts, &stop)?;
+            let Remembered { digest, size_bytes, files, .. } = keep(packed)?;
+            Ok(Upload { format, digest, size_bytes, files })
+        })
+        .await?
+    }
+
+    /// Packs a part of an artifact, or gives the artifact itself when there is no path; `name` says for people what it was
+    /// made from. Gives digest and length.
+    ///
+    /// # Errors
+    /// [`SourceError::NoPart`] when there is nothing at the path, and others; see [`SourceError`].
+    pub async fn part(
+        &self,
+        whole: Digest,
+        path: Option<&str>,
+        name: &str,
+        stop: CancellationToken,
+    ) -> Result<(Digest, u64), SourceError> {
+        let path = check::path(path)?;
+        let size_bytes = {
+            let artifacts = self.artifacts.clone();
+            blocking(move || artifacts.read(whole).map(|file| file.size_bytes())).await??
+        };
+        let Some(path) = path else { return Ok((whole, size_bytes)) };
+        let key = Digest::of(format!("artifact {whole}").as_bytes());
+        let turn = self.turn(key);
+        let busy = |_| SourceError::Busy { url: name.to_owned() };
+        let _turn = timeout(self.limits.wait_max, turn.lock()).await.map_err(busy)?;
+        let index = self.index(key, &whole.to_string(), Some(&path));
+        if let Some(packed) = self.remembered(&index).await {
+            return Ok((packed.digest, packed.size_bytes));
+        }
+        let (limits, artifacts, inside) = (self.limits.clone(), self.artifacts.clone(), path.clone());
+        let packed = blocking(move || {
+            let file = artifacts.open_file(whole)?;
+            members::pack_part(file, &inside, &limits, &artifacts, &stop)?.map(keep).transpose()
+        });
+        let packed =
+            packed.await??.ok_or_else(|| SourceError::NoPart { path: path.clone(), archive: name.to_owned() })?;
+        remember(&index, &packed).await?;
+        Ok((packed.digest, packed.size_bytes))
+    }
+}
+
+/// An uploaded archive that was packed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Upload {
+    /// Form that it had.
+    pub format: Format,
+    /// SHA-256 of the artifact.
+    pub digest: Digest,
+    /// Length of the artifact in bytes.
+    pub size_bytes: u64,
+    /// Files and links in it.
+    pub files: u64,
+}
+
+/// Puts an archive that is complete into the store.
+fn keep(packed: Packed) -> Result<Remembered, SourceError> {
+    check_whole(&packed)?;
+    let files = packed.files;
+    let stored = packed.artifact.commit()?;
+    Ok(Remembered { digest: stored.digest, size_bytes: stored.size_bytes, files, notices: Vec::new() })
 }
 
 /// Starts work that blocks.

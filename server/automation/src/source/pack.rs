@@ -1,23 +1,29 @@
-//! From a commit to an archive: every member is checked, written anew with the same fields for everybody, compressed
-//! and stored under its digest.
+//! From members to an archive: every member is checked, written anew with the same fields for everybody, compressed and
+//! stored under its digest.
 //!
 //! Invariant: an archive in the store has only folders, files and links below its root, and no link leads out of it.
 //! The same members give the same bytes.
 
 use std::collections::{BTreeMap, HashSet};
-use std::io::{self, Cursor, Read, Write};
+use std::io::{self, Read, Write};
 use std::path::{Component, Path, PathBuf};
 
-use tar::{Archive, Builder, EntryType, Header};
+use tar::{Builder, EntryType, Header};
 
 use super::{Limits, SourceError};
 use crate::artifacts::{ArtifactError, ArtifactStore, ArtifactWriter};
 
 const COMPRESSION_LEVEL: i32 = 3;
 const NAME_BYTES_MAX: usize = 4096;
+/// What file systems allow.
+const PART_BYTES_MAX: usize = 255;
 /// Links that are followed before a chain counts as a loop.
 const LINKS_MAX: usize = 40;
 const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/v1";
+/// Bytes of a file that are moved at a time.
+const PIECE: usize = 64 * 1024;
+/// What a tar stream is padded to.
+const BLOCK: u64 = 512;
 
 /// An archive that is written, but not yet in the store.
 #[derive(Debug)]
@@ -29,39 +35,50 @@ pub(super) struct Packed {
     pub(super) lfs: Option<(String, u64)>,
 }
 
-/// Packs the members of the tar stream `members`; `time` (seconds since 1970) is given to all of them.
-pub(super) fn pack(
-    mut members: impl Read,
-    time: u64,
-    limits: &Limits,
-    store: &ArtifactStore,
-) -> Result<Packed, SourceError> {
-    let artifact = store.create(limits.artifact_bytes_max).map_err(SourceError::from)?;
-    let encoder = zstd::stream::write::Encoder::new(artifact, COMPRESSION_LEVEL).map_err(write_failed)?;
-    let mut packer = Packer {
-        builder: Builder::new(encoder),
-        time,
-        limits,
-        names: HashSet::new(),
-        links: BTreeMap::new(),
-        files: 0,
-        bytes: 0,
-        lfs: None,
-    };
-    let mut archive = Archive::new(&mut members);
-    for member in archive.entries().map_err(read_failed)? {
-        packer.add(member.map_err(read_failed)?)?;
-    }
-    // Padding follows the last member: its writer must not find the pipe closed.
-    io::copy(&mut members, &mut io::sink()).map_err(read_failed)?;
-    packer.check_links()?;
-    let Packer { builder, files, lfs, .. } = packer;
-    let encoder = builder.into_inner().map_err(write_failed)?;
-    Ok(Packed { artifact: encoder.finish().map_err(write_failed)?, files, lfs })
+/// What a member is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Kind {
+    Folder,
+    /// A file, and whether it is a program.
+    File {
+        executable: bool,
+    },
+    /// A symbolic link and where it points.
+    Link(PathBuf),
+    /// Something that no archive may hold, and why.
+    Other(&'static str),
 }
 
-fn read_failed(error: io::Error) -> SourceError {
-    SourceError::Storage(format!("git gives no archive: {error}"))
+/// A member as it comes.
+pub(super) struct Member<'a> {
+    /// Name for people.
+    pub(super) shown: String,
+    pub(super) path: PathBuf,
+    pub(super) kind: Kind,
+    /// Length of a file.
+    pub(super) size: u64,
+    /// When it was changed, in seconds since 1970.
+    pub(super) time: u64,
+    pub(super) content: &'a mut dyn Read,
+}
+
+/// Writes an archive.
+pub(super) struct Packer<'a> {
+    out: zstd::stream::write::Encoder<'static, ArtifactWriter>,
+    /// Makes the blocks that stand before a member's content.
+    heads: Builder<Vec<u8>>,
+    limits: &'a Limits,
+    /// Path whose members are packed, as if it were the root; the others are left out.
+    inside: Option<&'a Path>,
+    /// Most bytes that the files have together, and the error when they have more.
+    bytes_max: (u64, SourceError),
+    /// The error of a member that cannot be read.
+    unreadable: fn(io::Error) -> SourceError,
+    names: HashSet<PathBuf>,
+    links: BTreeMap<PathBuf, PathBuf>,
+    files: u64,
+    bytes: u64,
+    lfs: Option<(String, u64)>,
 }
 
 fn write_failed(error: io::Error) -> SourceError {
@@ -77,26 +94,51 @@ impl From<ArtifactError> for SourceError {
     }
 }
 
-struct Packer<'a, W: Write> {
-    builder: Builder<W>,
-    time: u64,
-    limits: &'a Limits,
-    names: HashSet<PathBuf>,
-    links: BTreeMap<PathBuf, PathBuf>,
-    files: u64,
-    bytes: u64,
-    lfs: Option<(String, u64)>,
-}
+impl<'a> Packer<'a> {
+    /// Begins an archive; `unreadable` says what it means that a member cannot be read.
+    pub(super) fn new(
+        limits: &'a Limits,
+        store: &ArtifactStore,
+        unreadable: fn(io::Error) -> SourceError,
+    ) -> Result<Self, SourceError> {
+        let artifact = store.create(limits.artifact_bytes_max).map_err(SourceError::from)?;
+        let bytes = limits.unpacked_bytes_max;
+        Ok(Self {
+            out: zstd::stream::write::Encoder::new(artifact, COMPRESSION_LEVEL).map_err(write_failed)?,
+            heads: Builder::new(Vec::new()),
+            limits,
+            inside: None,
+            bytes_max: (bytes, SourceError::TooLarge { what: "unpacked", bytes }),
+            unreadable,
+            names: HashSet::new(),
+            links: BTreeMap::new(),
+            files: 0,
+            bytes: 0,
+            lfs: None,
+        })
+    }
 
-impl<W: Write> Packer<'_, W> {
-    fn add(&mut self, mut member: tar::Entry<'_, impl Read>) -> Result<(), SourceError> {
-        let kind = member.header().entry_type();
-        if kind == EntryType::XGlobalHeader {
-            return Ok(());
-        }
-        let shown = String::from_utf8_lossy(&member.path_bytes()).into_owned();
+    /// Packs only what is at this path, as if its folder were the root.
+    pub(super) fn only(self, inside: Option<&'a Path>) -> Self {
+        Self { inside, ..self }
+    }
+
+    /// Lets the files have at most `bytes` together, if that is less than the limit.
+    pub(super) fn at_most(self, bytes: u64, error: SourceError) -> Self {
+        if bytes < self.bytes_max.0 { Self { bytes_max: (bytes, error), ..self } } else { self }
+    }
+
+    /// How many members there are.
+    pub(super) fn members(&self) -> usize {
+        self.names.len()
+    }
+
+    /// Adds a member.
+    pub(super) fn add(&mut self, member: Member<'_>) -> Result<(), SourceError> {
+        let Member { shown, path, kind, size, time, content } = member;
         let refuse = |reason| SourceError::Member { name: shown.clone(), reason };
-        let path = clean(&member.path().map_err(|_| refuse("its name cannot be read"))?).map_err(refuse)?;
+        let whole = clean(&path).map_err(refuse)?;
+        let Some(path) = below(&whole, self.inside, kind == Kind::Folder) else { return Ok(()) };
         if path.as_os_str().is_empty() {
             // The root itself.
             return Ok(());
@@ -111,57 +153,91 @@ impl<W: Write> Packer<'_, W> {
             return Err(SourceError::TooMany { members_max: self.limits.members_max });
         }
         let mut header = Header::new_gnu();
-        header.set_mtime(self.time);
+        header.set_mtime(time);
         header.set_uid(0);
         header.set_gid(0);
-        header.set_entry_type(kind);
+        header.set_size(0);
         match kind {
-            EntryType::Directory => {
+            Kind::Folder => {
+                header.set_entry_type(EntryType::Directory);
                 header.set_mode(0o755);
-                header.set_size(0);
-                self.builder.append_data(&mut header, path.join(""), io::empty()).map_err(write_failed)
+                let head = self.heads.append_data(&mut header, path.join(""), io::empty());
+                self.write_head(head)
             }
-            EntryType::Regular => {
-                let executable = member.header().mode().is_ok_and(|mode| mode & 0o100 != 0);
+            Kind::File { executable } => {
+                header.set_entry_type(EntryType::Regular);
                 header.set_mode(if executable { 0o755 } else { 0o644 });
-                self.add_file(&mut member, header, &path, shown)
+                header.set_size(size);
+                self.add_file(header, &path, shown, (size, content))
             }
-            EntryType::Symlink => {
-                let target = member.link_name().ok().flatten().ok_or_else(|| refuse("its target cannot be read"))?;
+            Kind::Link(target) => {
                 if target.is_absolute() {
                     return Err(refuse("it is a link to an absolute path"));
                 }
                 self.files += 1;
-                self.links.insert(path.clone(), target.to_path_buf());
+                self.links.insert(path.clone(), target.clone());
+                header.set_entry_type(EntryType::Symlink);
                 header.set_mode(0o777);
-                header.set_size(0);
-                self.builder.append_link(&mut header, path, target).map_err(write_failed)
+                let head = self.heads.append_link(&mut header, path, target);
+                self.write_head(head)
             }
-            _ => Err(refuse("it is no file, folder or symbolic link")),
+            Kind::Other(reason) => Err(refuse(reason)),
         }
     }
 
     fn add_file(
         &mut self,
-        member: &mut tar::Entry<'_, impl Read>,
         mut header: Header,
         path: &Path,
         shown: String,
+        (size, content): (u64, &mut dyn Read),
     ) -> Result<(), SourceError> {
-        let size = member.size();
         self.files += 1;
         self.bytes = self.bytes.saturating_add(size);
-        if self.bytes > self.limits.unpacked_bytes_max {
-            return Err(SourceError::TooLarge { what: "unpacked", bytes: self.limits.unpacked_bytes_max });
+        if self.bytes > self.bytes_max.0 {
+            return Err(self.bytes_max.1.clone());
         }
-        let mut start = Vec::with_capacity(LFS_POINTER.len());
-        member.take(LFS_POINTER.len() as u64).read_to_end(&mut start).map_err(read_failed)?;
+        let head = self.heads.append_data(&mut header, path, io::empty());
+        self.write_head(head)?;
+        let mut piece = vec![0; usize::try_from(size).unwrap_or(PIECE).clamp(1, PIECE)];
+        let (mut left, mut start) = (size, Vec::with_capacity(LFS_POINTER.len()));
+        while left > 0 {
+            let most = usize::try_from(left).unwrap_or(PIECE).min(piece.len());
+            let count = match content.read(&mut piece[..most]) {
+                Ok(0) => return Err(SourceError::Member { name: shown, reason: "it breaks off in the middle" }),
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err((self.unreadable)(error)),
+            };
+            self.out.write_all(&piece[..count]).map_err(write_failed)?;
+            let missing = LFS_POINTER.len() - start.len();
+            start.extend_from_slice(&piece[..count.min(missing)]);
+            left -= count as u64;
+        }
+        // What checks itself does so at its end.
+        if content.read(&mut piece[..1]).map_err(self.unreadable)? > 0 {
+            return Err(SourceError::Member { name: shown, reason: "it is longer than it says" });
+        }
         if start == LFS_POINTER && size < 1024 {
             self.lfs.get_or_insert((shown, 0)).1 += 1;
         }
-        header.set_size(size);
-        // A failure here may be of either side; the side of the archive says so itself.
-        self.builder.append_data(&mut header, path, Cursor::new(start).chain(member)).map_err(write_failed)
+        let padding = usize::try_from((BLOCK - size % BLOCK) % BLOCK).unwrap_or(0);
+        self.out.write_all(&[0; BLOCK as usize][..padding]).map_err(write_failed)
+    }
+
+    /// Writes the blocks that were made for a member.
+    fn write_head(&mut self, made: io::Result<()>) -> Result<(), SourceError> {
+        made.map_err(write_failed)?;
+        let head = std::mem::take(self.heads.get_mut());
+        self.out.write_all(&head).map_err(write_failed)
+    }
+
+    /// Ends the archive.
+    pub(super) fn finish(mut self) -> Result<Packed, SourceError> {
+        self.check_links()?;
+        self.out.write_all(&[0; 2 * BLOCK as usize]).map_err(write_failed)?;
+        let Self { out, files, lfs, .. } = self;
+        Ok(Packed { artifact: out.finish().map_err(write_failed)?, files, lfs })
     }
 
     /// Refuses links that lead out, also by way of other links.
@@ -210,6 +286,13 @@ fn parts_reversed(path: &Path) -> Vec<PathBuf> {
     parts
 }
 
+/// The path as it is below `inside`; none when it is elsewhere. What is no folder keeps its name.
+fn below(path: &Path, inside: Option<&Path>, is_folder: bool) -> Option<PathBuf> {
+    let Some(inside) = inside else { return Some(path.to_owned()) };
+    let rest = path.strip_prefix(inside).ok()?;
+    if rest.as_os_str().is_empty() && !is_folder { path.file_name().map(PathBuf::from) } else { Some(rest.to_owned()) }
+}
+
 /// The member's path below the root.
 fn clean(path: &Path) -> Result<PathBuf, &'static str> {
     if path.as_os_str().len() > NAME_BYTES_MAX {
@@ -218,6 +301,8 @@ fn clean(path: &Path) -> Result<PathBuf, &'static str> {
     let mut cleaned = PathBuf::new();
     for part in path.components() {
         match part {
+            Component::Normal(part) if part.len() > PART_BYTES_MAX => return Err("a part of its name is too long"),
+            Component::Normal(part) if part.as_encoded_bytes().contains(&0) => return Err("its name holds a NUL"),
             Component::Normal(part) => cleaned.push(part),
             Component::CurDir => {}
             Component::ParentDir => return Err("its name holds `..`"),

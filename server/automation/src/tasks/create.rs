@@ -33,7 +33,7 @@ use crate::deploys::rules as deploy_rules;
 use crate::deploys::store::{self as deploy_store, DeployTask};
 use crate::link::keys::random_secret;
 use crate::render;
-use crate::settings::rules::{Repository, TIMEOUT_S_MAX};
+use crate::settings::rules::{Repository, RepositoryType, TIMEOUT_S_MAX};
 use crate::settings::{self, store::Loaded};
 
 /// What both kinds ask for.
@@ -133,7 +133,7 @@ pub(crate) async fn gather(
     let source = repository.map(|repository| Source {
         version: version.clone(),
         path: source_path.clone(),
-        ..source_of(repository, owner)
+        ..source_of(repository, owner, application_id)
     });
     let source = source.or(back.source);
     let moves_files = source.is_some() || wanted.action == Action::Revert;
@@ -181,8 +181,9 @@ fn told(deploy_task: &DeployTask) -> render::DeployTask {
 }
 
 /// Where a repository is and what it is reached with.
-fn source_of(repository: &Repository, owner: Owner) -> Source {
+fn source_of(repository: &Repository, owner: Owner, application_id: i64) -> Source {
     Source {
+        archive_of: (repository.repository_type == RepositoryType::Archive).then_some(application_id),
         url: repository.url.clone(),
         branch: repository.branch.clone(),
         version: String::new(),

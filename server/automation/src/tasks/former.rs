@@ -120,11 +120,16 @@ pub(crate) async fn stored(kernel: &Kernel, source: &Source) -> Result<Option<Ar
     }
 }
 
-/// Refuses what cannot be had again: neither is the archive here nor the commit in its repository. Asks the repository.
+/// Refuses what cannot be had again: neither is the archive here nor the commit in its repository; and a version that
+/// nobody has uploaded. Asks the repository.
 ///
 /// # Errors
 /// A conflict with the reason.
 pub(super) async fn check(kernel: &Kernel, organisation_id: i64, version: &str, source: &Source) -> Result<()> {
+    if source.archive_of.is_some() && source.artifact.is_none() {
+        // Whether an archive was uploaded is known at once.
+        return preview::commit(kernel, organisation_id, Some(source)).await.map(drop);
+    }
     if source.artifact.is_none() || stored(kernel, source).await?.is_some() {
         return Ok(());
     }

@@ -20,6 +20,7 @@ use super::premises;
 use super::rollout::Rollout;
 use super::rules::Role;
 use super::store::Source;
+use crate::archives;
 use crate::engine::{Engine, prepare};
 use crate::source::GitSource;
 
@@ -114,6 +115,11 @@ pub(crate) async fn commit(kernel: &Kernel, organisation_id: i64, source: Option
     let Some(source) = source else { return Ok(None) };
     if former::stored(kernel, source).await?.is_some() {
         return Ok(source.commit.clone());
+    }
+    if let Some(application_id) = source.archive_of {
+        let found = archives::find(kernel, application_id, &source.version, source.commit.as_deref()).await;
+        let found = found.map_err(|reason| Error::conflict(format!("{SOURCE_FAILED}{reason}")))?;
+        return Ok(Some(found.sha256.to_string()));
     }
     let wanted = GitSource {
         url: source.url.clone(),

@@ -61,6 +61,9 @@ api_words! {
 /// Where the files of an upgrade come from.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Source {
+    /// Application whose uploaded archives it is chosen from; then there is no repository.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub archive_of: Option<i64>,
     /// Address of the repository.
     pub url: String,
     /// Branch taken when the version names nothing.
@@ -78,7 +81,7 @@ pub(crate) struct Source {
     /// Certificates that the server is checked with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_certificate: Option<String>,
-    /// The commit to fetch, when it was approved; else the version is looked up.
+    /// The commit to fetch, or the digest of the archive, when it was approved; else the version is looked up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub commit: Option<String>,
     /// Archive that has to come out of it.

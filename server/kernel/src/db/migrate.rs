@@ -27,7 +27,8 @@ migrations!(
     "0007_templates",
     "0008_approvals",
     "0009_shared_paths",
-    "0010_operations"
+    "0010_operations",
+    "0011_archives"
 );
 
 /// Key of the advisory lock that lets one server migrate at a time.

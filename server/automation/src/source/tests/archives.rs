@@ -102,7 +102,7 @@ fn members_that_git_never_makes_are_refused() {
     ];
     for (members, expected) in cases {
         let stream = [members.concat(), vec![0; 1024]].concat();
-        match pack::pack(&stream[..], 0, &Limits::default(), &store) {
+        match members::pack_git(&stream[..], 0, &Limits::default(), &store) {
             Err(SourceError::Member { reason, .. }) => assert_eq!(reason, expected),
             other => panic!("{expected}: {other:?}"),
         }

@@ -3,6 +3,7 @@
 mod archives;
 mod fetching;
 mod servers;
+mod uploads;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -1,0 +1,205 @@
+//! Archives as people make them, and as nobody should.
+
+use std::io::Write as _;
+
+use tar::EntryType;
+use zip::write::SimpleFileOptions;
+
+use super::*;
+
+fn tar_of(members: &[(&str, EntryType, &[u8])]) -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    for (name, kind, content) in members {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(*kind);
+        header.set_size(content.len() as u64);
+        header.set_mode(0o755);
+        header.set_mtime(1_000_000_000);
+        builder.append_data(&mut header, name, *content).unwrap();
+    }
+    builder.into_inner().unwrap()
+}
+
+fn zip_of(build: impl FnOnce(&mut zip::ZipWriter<std::io::Cursor<Vec<u8>>>)) -> Vec<u8> {
+    let mut writer = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+    build(&mut writer);
+    writer.finish().unwrap().into_inner()
+}
+
+/// Has bytes packed as if they had been uploaded.
+async fn pack(scene: &Scene, bytes: &[u8]) -> Result<Upload, SourceError> {
+    let file = scene.folder.path().join("upload");
+    std::fs::write(&file, bytes).unwrap();
+    scene.sources.pack_upload(file, CancellationToken::new()).await
+}
+
+fn gz(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+#[tokio::test]
+async fn every_form_gives_the_same_artifact() {
+    let scene = Scene::new();
+    let tar = tar_of(&[("./", EntryType::Directory, b""), ("./a/", EntryType::Directory, b""), ("./a/x.sh", EntryType::Regular, b"x\n")]);
+    let forms = [
+        (tar.clone(), Format::Tar),
+        (gz(&tar), Format::TarGz),
+        // Several members of gzip in a row are one stream.
+        ([gz(&tar[..700]), gz(&tar[700..])].concat(), Format::TarGz),
+        (zstd::encode_all(&tar[..], 1).unwrap(), Format::TarZst),
+    ];
+    let mut digests = Vec::new();
+    for (bytes, format) in forms {
+        let packed = pack(&scene, &bytes).await.unwrap();
+        assert_eq!((packed.format, packed.files), (format, 1));
+        digests.push(packed.digest);
+    }
+    assert!(digests.iter().all(|digest| *digest == digests[0]), "{digests:?}");
+    let inside = [("a/".to_owned(), 0o755, String::new()), ("a/x.sh".to_owned(), 0o755, "x\n".to_owned())];
+    assert_eq!(scene.members(digests[0]), inside);
+}
+
+#[tokio::test]
+async fn a_zip_file_keeps_programs_and_links() {
+    let scene = Scene::new();
+    let zip = zip_of(|writer| {
+        let mode = |mode| SimpleFileOptions::default().unix_permissions(mode);
+        writer.add_directory("bin/", mode(0o755)).unwrap();
+        writer.start_file("bin/run", mode(0o755)).unwrap();
+        writer.write_all(&b"run ".repeat(10_000)).unwrap();
+        writer.start_file("é.txt", mode(0o600)).unwrap();
+        writer.write_all(b"text").unwrap();
+        writer.add_symlink("link", "bin/run", mode(0o777)).unwrap();
+    });
+    let packed = pack(&scene, &zip).await.unwrap();
+    assert_eq!((packed.format, packed.files), (Format::Zip, 3));
+    let found = scene.members(packed.digest);
+    let names: Vec<(&str, u32)> = found.iter().map(|(name, mode, _)| (name.as_str(), *mode)).collect();
+    assert_eq!(names, [("bin/", 0o755), ("bin/run", 0o755), ("é.txt", 0o644), ("link", 0o777)]);
+    assert_eq!((found[1].2.len(), found[3].2.as_str()), (40_000, "-> bin/run"));
+}
+
+#[tokio::test]
+async fn members_of_a_zip_file_that_are_refused() {
+    let scene = Scene::new();
+    let named = |name: &str| {
+        let name = name.to_owned();
+        zip_of(move |writer| {
+            // What the library would mend on its way is put in afterwards.
+            writer.start_file("x".repeat(name.len()), SimpleFileOptions::default()).unwrap();
+            writer.write_all(b"x").unwrap();
+        })
+    };
+    let with_name = |name: &str| {
+        let bytes = named(name);
+        let (old, new) = ("x".repeat(name.len()).into_bytes(), name.as_bytes());
+        let mut bytes = bytes;
+        let places: Vec<usize> = bytes.windows(old.len()).enumerate().filter(|(_, part)| *part == old).map(|(at, _)| at).collect();
+        // The first is in the local header, the last in the directory.
+        for at in [places[0], places[places.len() - 1]] {
+            bytes[at..at + new.len()].copy_from_slice(new);
+        }
+        bytes
+    };
+    for (name, expected) in [
+        ("../../etc/x", "its name holds `..`"),
+        ("/etc/passwd", "its name is an absolute path"),
+        (r"dist\index.html", "its name has a backslash; parts of a name are divided by slashes"),
+    ] {
+        let error = pack(&scene, &with_name(name)).await.unwrap_err();
+        assert_eq!(error, SourceError::Member { name: name.to_owned(), reason: expected });
+    }
+    let link = zip_of(|writer| writer.add_symlink("out", "/etc", SimpleFileOptions::default()).unwrap());
+    let error = pack(&scene, &link).await.unwrap_err();
+    assert!(error.to_string().contains("`out`: it is a link to an absolute path"), "{error}");
+    let mut secret = zip_of(|writer| writer.start_file("secret", SimpleFileOptions::default()).unwrap());
+    // The flag that says that a member is encrypted, in both places.
+    let directory = secret.windows(4).position(|part| part == b"PK\x01\x02").unwrap();
+    secret[6] |= 1;
+    secret[directory + 8] |= 1;
+    assert!(pack(&scene, &secret).await.unwrap_err().to_string().contains("`secret`: it is encrypted"));
+    let good = with_name("a-good-name-of-a-file");
+    let cut = pack(&scene, &good[..good.len() - 10]).await.unwrap_err();
+    assert!(cut.to_string().starts_with("the archive cannot be read"), "{cut}");
+    let mut spoiled = good;
+    let at = spoiled.windows(21).position(|part| part == b"a-good-name-of-a-file").unwrap() + 21;
+    spoiled[at] ^= 1;
+    assert!(pack(&scene, &spoiled).await.is_err());
+    assert_eq!(scene.artifacts(), 0);
+}
+
+#[tokio::test]
+async fn what_breaks_off_or_is_damaged_is_refused() {
+    let scene = Scene::new();
+    let tar = tar_of(&[("x", EntryType::Regular, &b"incompressible? ".repeat(5_000))]);
+    let gz = gz(&tar);
+    let zst = zstd::encode_all(&tar[..], 1).unwrap();
+    for bytes in [&tar[..5000], &gz[..gz.len() / 2], &zst[..zst.len() / 2], &zip_of(|_| {}), &tar_of(&[]), &b""[..]] {
+        let error = pack(&scene, bytes).await.unwrap_err();
+        assert!(matches!(error, SourceError::Damaged(_) | SourceError::Member { .. }), "{error}");
+    }
+    for (start, name) in [(&b"BZh9"[..], "bzip2"), (b"\xfd7zXZ\0", "xz"), (b"7z\xbc\xaf", "7z"), (b"Rar!", "rar")] {
+        let error = pack(&scene, &[start, &[7; 600]].concat()).await.unwrap_err().to_string();
+        assert!(error.contains(&format!("it is {name}; tar, tar.gz, tar.zst and zip are taken")), "{error}");
+    }
+    assert_eq!(scene.artifacts(), 0);
+}
+
+/// A tar stream of one member that is as long as said and holds nothing but zeros, compressed.
+fn zeros(kind: EntryType, length: u64) -> Vec<u8> {
+    let mut header = tar::Header::new_gnu();
+    header.set_path("zeros").unwrap();
+    header.set_entry_type(kind);
+    header.set_size(length);
+    header.set_mode(0o644);
+    header.set_cksum();
+    let mut encoder = zstd::Encoder::new(Vec::new(), 1).unwrap();
+    encoder.write_all(header.as_bytes()).unwrap();
+    let piece = vec![0; 1 << 20];
+    for _ in 0..length >> 20 {
+        encoder.write_all(&piece).unwrap();
+    }
+    encoder.finish().unwrap()
+}
+
+#[tokio::test]
+async fn bombs_are_refused_before_they_go_off() {
+    let scene = Scene::new();
+    // The length alone is enough.
+    let error = pack(&scene, &zeros(EntryType::Regular, 2 << 30)).await.unwrap_err();
+    assert_eq!(error, SourceError::Bomb { ratio: 200 });
+    // A name of many bytes would be kept in memory.
+    for kind in [EntryType::GNULongName, EntryType::GNULongLink, EntryType::XHeader] {
+        let error = pack(&scene, &zeros(kind, 64 << 20)).await.unwrap_err();
+        assert!(error.to_string().contains("what describes a member is too long"), "{kind:?}: {error}");
+    }
+    // A directory of many members of the same bytes.
+    let limits = Limits { members_max: 100, ..Limits::default() };
+    let scene = Scene::with(limits);
+    let many = zip_of(|writer| {
+        for number in 0..200 {
+            writer.start_file(number.to_string(), SimpleFileOptions::default()).unwrap();
+        }
+    });
+    assert_eq!(pack(&scene, &many).await.unwrap_err(), SourceError::TooMany { members_max: 100 });
+    assert_eq!(scene.artifacts(), 0);
+}
+
+#[tokio::test]
+async fn a_part_is_packed_once_and_only_what_is_there() {
+    let scene = Scene::new();
+    let tar = tar_of(&[("a/x", EntryType::Regular, b"x"), ("a/b/y", EntryType::Regular, b"y"), ("ab", EntryType::Regular, b"z")]);
+    let whole = pack(&scene, &tar).await.unwrap().digest;
+    let part = async |path: &str| scene.sources.part(whole, Some(path), "shop.tar", CancellationToken::new()).await;
+    let names = |digest| scene.members(digest).into_iter().map(|(name, _, _)| name).collect::<Vec<_>>();
+    let (digest, _) = part("a").await.unwrap();
+    assert_eq!(names(digest), ["x", "b/y"]);
+    assert_eq!(part("/a/./").await.unwrap().0, digest);
+    assert_eq!(names(part("a/b/y").await.unwrap().0), ["y"]);
+    assert_eq!(part("/").await.unwrap().0, whole);
+    let error = part("a/none").await.unwrap_err();
+    assert_eq!(error, SourceError::NoPart { path: "a/none".to_owned(), archive: "shop.tar".to_owned() });
+    assert!(part("../a").await.is_err());
+}
