@@ -144,7 +144,9 @@ impl Source {
         let size = file.metadata().map_err(cannot)?.len();
         let bar = ProgressBar::new(size);
         // A style that cannot be read leaves the usual one.
-        if let Ok(style) = ProgressStyle::with_template("{msg} {bar:30} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left") {
+        if let Ok(style) =
+            ProgressStyle::with_template("{msg} {bar:30} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left")
+        {
             bar.set_style(style);
         }
         bar.set_message("Reading");
@@ -231,7 +233,8 @@ fn same(found: Value, source: &Source) -> Result<Value> {
 fn announce(server: &Server, place: &str, upload: &Upload, source: &Source) -> Result<Value> {
     let name = upload.file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let members = [("version", upload.version.as_str()), ("filename", &name), ("sha256", &source.sha256)];
-    let metadata: Vec<String> = members.iter().map(|(name, value)| format!("{name} {}", BASE64.encode(value))).collect();
+    let metadata: Vec<String> =
+        members.iter().map(|(name, value)| format!("{name} {}", BASE64.encode(value))).collect();
     server.announce(place, source.size, &metadata.join(","))
 }
 

@@ -101,7 +101,9 @@ impl Room {
             return Ok(());
         }
         let (bytes, usable) = (shown(bytes), shown(usable));
-        Err(Error::Unavailable(format!("{bytes} are needed on the disk of the data directory, of which {usable} are free")))
+        Err(Error::Unavailable(format!(
+            "{bytes} are needed on the disk of the data directory, of which {usable} are free"
+        )))
     }
 }
 

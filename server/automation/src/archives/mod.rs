@@ -66,7 +66,12 @@ pub fn routes() -> Routes {
     let one = "/applications/{id}/archives/{archive_id}/";
     Routes::tagged("archives")
         .get(base, "archives-list", "List the archives of an application, the newest first.", list)
-        .post(base, "archive-create", "Announce an archive; its bytes follow at the address that is given (tus 1.0).", create)
+        .post(
+            base,
+            "archive-create",
+            "Announce an archive; its bytes follow at the address that is given (tus 1.0).",
+            create,
+        )
         .get(one, "archive-detail", "Read how far an archive is; the headers say the same (tus 1.0).", detail)
         .patch(one, "archive-append", "Send bytes of an archive from the offset on where it stands (tus 1.0).", append)
         .delete(one, "archive-delete", "Delete an archive that no task needs, whole or not.", delete)

@@ -21,7 +21,7 @@ use tokio::time::timeout;
 
 use super::rules::{self, Checksum, State};
 use super::store::{self, Archive};
-use super::{Archives, Change, CancellationToken, checking, lock, text};
+use super::{Archives, CancellationToken, Change, checking, lock, text};
 
 /// Time for the next bytes of a request.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
@@ -102,12 +102,9 @@ pub(super) async fn receive(
     room.require().await?;
     room.require_bytes(size.saturating_sub(length))?;
     file.seek(io::SeekFrom::End(0)).await.map_err(|error| storage(&error))?;
-    let mut writer = Writer { file, offset: length, size, hash: wanted.checksum.map(|_| Sha256::new()), waiting: BytesMut::new() };
-    let outcome = writer.take_all(&kernel, &mut pieces, &superseded).await;
-    let broken = match outcome {
-        Ok(()) => None,
-        Err(broken) => Some(broken),
-    };
+    let mut writer =
+        Writer { file, offset: length, size, hash: wanted.checksum.map(|_| Sha256::new()), waiting: BytesMut::new() };
+    let broken = writer.take_all(&kernel, &mut pieces, &superseded).await.err();
     let offset = writer.end(wanted.checksum, length, broken.is_some()).await?;
     // Noted in any case: what came counts, and the upload is not forgotten meanwhile.
     let is_whole = offset == size;

@@ -54,7 +54,8 @@ pub struct Announced {
 /// Names the header, or the member of the metadata.
 pub fn announced(length: Option<&str>, metadata: Option<&str>) -> Result<Announced> {
     let length = length.ok_or_else(|| Error::invalid("Upload-Length", "is missing"))?;
-    let size_bytes: u64 = length.trim().parse().map_err(|_| Error::invalid("Upload-Length", "is no number of bytes"))?;
+    let size_bytes: u64 =
+        length.trim().parse().map_err(|_| Error::invalid("Upload-Length", "is no number of bytes"))?;
     if size_bytes == 0 {
         return Err(Error::invalid("Upload-Length", "must not be 0: there is no empty archive"));
     }
@@ -88,7 +89,8 @@ fn members(text: &str) -> Result<BTreeMap<String, String>> {
     for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
         let (name, value) = part.split_once(' ').unwrap_or((part, ""));
         let value = BASE64.decode(value.trim()).map_err(|_| Error::invalid("Upload-Metadata", FORM))?;
-        let value = String::from_utf8(value).map_err(|_| Error::invalid("Upload-Metadata", "holds a value that is no text"))?;
+        let value =
+            String::from_utf8(value).map_err(|_| Error::invalid("Upload-Metadata", "holds a value that is no text"))?;
         if members.insert(name.to_owned(), value).is_some() {
             return Err(Error::invalid(format!("Upload-Metadata.{name}"), "is there twice"));
         }

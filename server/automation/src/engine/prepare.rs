@@ -60,9 +60,9 @@ async fn prepare(kernel: &Kernel, task: &Task) -> Result<()> {
     }
     let fetched = match source.archive_of {
         Some(application_id) => take_archive(kernel, task, application_id, source).await,
-        None => fetch(kernel, task, source).await.map(|fetched| {
-            (Artifact { digest: fetched.digest, size_bytes: fetched.size_bytes }, fetched.commit)
-        }),
+        None => fetch(kernel, task, source)
+            .await
+            .map(|fetched| (Artifact { digest: fetched.digest, size_bytes: fetched.size_bytes }, fetched.commit)),
     };
     match fetched {
         Ok((artifact, commit)) => complete(kernel, task, artifact, &commit).await,

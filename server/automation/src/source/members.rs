@@ -15,8 +15,8 @@ use drover_kernel::api_words;
 use tar::{Archive, EntryType};
 use tokio_util::sync::CancellationToken;
 use zip::read::ZipReadOptions;
-use zip::unstable::read::ZipIterable;
 use zip::result::ZipError;
+use zip::unstable::read::ZipIterable;
 
 use super::pack::{Kind, Member, Packed, Packer};
 use super::{Limits, SourceError};
@@ -170,8 +170,7 @@ fn add_tar(
 ) -> Result<(), SourceError> {
     let left = Rc::new(Cell::new(DESCRIPTION_BYTES_MAX));
     let mut archive = Archive::new(Bounded { inner: stream, left: left.clone(), stop: stop.clone() });
-    let mut members = archive.entries().map_err(unreadable)?;
-    while let Some(member) = members.next() {
+    for member in archive.entries().map_err(unreadable)? {
         let mut member = member.map_err(unreadable)?;
         let header = member.header();
         let kind = header.entry_type();

@@ -23,7 +23,7 @@ const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/v1";
 /// Bytes of a file that are moved at a time.
 const PIECE: usize = 64 * 1024;
 /// What a tar stream is padded to.
-const BLOCK: u64 = 512;
+const BLOCK: usize = 512;
 
 /// An archive that is written, but not yet in the store.
 #[derive(Debug)]
@@ -221,8 +221,8 @@ impl<'a> Packer<'a> {
         if start == LFS_POINTER && size < 1024 {
             self.lfs.get_or_insert((shown, 0)).1 += 1;
         }
-        let padding = usize::try_from((BLOCK - size % BLOCK) % BLOCK).unwrap_or(0);
-        self.out.write_all(&[0; BLOCK as usize][..padding]).map_err(write_failed)
+        let padding = usize::try_from(size % BLOCK as u64).map_or(0, |rest| (BLOCK - rest) % BLOCK);
+        self.out.write_all(&[0; BLOCK][..padding]).map_err(write_failed)
     }
 
     /// Writes the blocks that were made for a member.
@@ -235,7 +235,7 @@ impl<'a> Packer<'a> {
     /// Ends the archive.
     pub(super) fn finish(mut self) -> Result<Packed, SourceError> {
         self.check_links()?;
-        self.out.write_all(&[0; 2 * BLOCK as usize]).map_err(write_failed)?;
+        self.out.write_all(&[0; 2 * BLOCK]).map_err(write_failed)?;
         let Self { out, files, lfs, .. } = self;
         Ok(Packed { artifact: out.finish().map_err(write_failed)?, files, lfs })
     }

@@ -90,9 +90,12 @@ fn members_that_git_never_makes_are_refused() {
     let cases = [
         (vec![member("../x", EntryType::Regular, "")], "its name holds `..`"),
         (vec![member("/x", EntryType::Regular, "")], "its name is an absolute path"),
-        (vec![member("x", EntryType::Char, "")], "it is no file, folder or symbolic link"),
-        (vec![member("x", EntryType::Fifo, "")], "it is no file, folder or symbolic link"),
-        (vec![member("x", EntryType::Link, "y")], "it is no file, folder or symbolic link"),
+        (vec![member("x", EntryType::Char, "")], "it is a device"),
+        (vec![member("x", EntryType::Fifo, "")], "it is a named pipe"),
+        (
+            vec![member("x", EntryType::Link, "y")],
+            "it is a hard link; only files, folders and symbolic links are taken",
+        ),
         (vec![member("x", EntryType::Regular, ""), member("./x", EntryType::Regular, "")], "it is there twice"),
         (vec![member("x", EntryType::Symlink, "y"), member("x/z", EntryType::Regular, "")], "it lies behind a link"),
         (

@@ -42,7 +42,11 @@ fn gz(bytes: &[u8]) -> Vec<u8> {
 #[tokio::test]
 async fn every_form_gives_the_same_artifact() {
     let scene = Scene::new();
-    let tar = tar_of(&[("./", EntryType::Directory, b""), ("./a/", EntryType::Directory, b""), ("./a/x.sh", EntryType::Regular, b"x\n")]);
+    let tar = tar_of(&[
+        ("./", EntryType::Directory, b""),
+        ("./a/", EntryType::Directory, b""),
+        ("./a/x.sh", EntryType::Regular, b"x\n"),
+    ]);
     let forms = [
         (tar.clone(), Format::Tar),
         (gz(&tar), Format::TarGz),
@@ -96,7 +100,8 @@ async fn members_of_a_zip_file_that_are_refused() {
         let bytes = named(name);
         let (old, new) = ("x".repeat(name.len()).into_bytes(), name.as_bytes());
         let mut bytes = bytes;
-        let places: Vec<usize> = bytes.windows(old.len()).enumerate().filter(|(_, part)| *part == old).map(|(at, _)| at).collect();
+        let places: Vec<usize> =
+            bytes.windows(old.len()).enumerate().filter(|(_, part)| *part == old).map(|(at, _)| at).collect();
         // The first is in the local header, the last in the directory.
         for at in [places[0], places[places.len() - 1]] {
             bytes[at..at + new.len()].copy_from_slice(new);
@@ -190,7 +195,11 @@ async fn bombs_are_refused_before_they_go_off() {
 #[tokio::test]
 async fn a_part_is_packed_once_and_only_what_is_there() {
     let scene = Scene::new();
-    let tar = tar_of(&[("a/x", EntryType::Regular, b"x"), ("a/b/y", EntryType::Regular, b"y"), ("ab", EntryType::Regular, b"z")]);
+    let tar = tar_of(&[
+        ("a/x", EntryType::Regular, b"x"),
+        ("a/b/y", EntryType::Regular, b"y"),
+        ("ab", EntryType::Regular, b"z"),
+    ]);
     let whole = pack(&scene, &tar).await.unwrap().digest;
     let part = async |path: &str| scene.sources.part(whole, Some(path), "shop.tar", CancellationToken::new()).await;
     let names = |digest| scene.members(digest).into_iter().map(|(name, _, _)| name).collect::<Vec<_>>();
