@@ -35,6 +35,22 @@ applications.stdout_path text NOT NULL
 applications.stderr_path text NOT NULL
 applications.pid_path text NOT NULL
 applications.created_at bigint NOT NULL
+archives.id bigint NOT NULL IDENTITY
+archives.organisation_id bigint NOT NULL
+archives.application_id bigint NOT NULL
+archives.version text NOT NULL
+archives.name text NOT NULL
+archives.state text NOT NULL
+archives.reason text
+archives.size_bytes bigint NOT NULL
+archives.sha256 text NOT NULL
+archives.format text
+archives.artifact_digest text
+archives.artifact_bytes bigint
+archives.files bigint
+archives.creator text NOT NULL
+archives.created_at bigint NOT NULL
+archives.touched_at bigint NOT NULL
 audit_entries.id bigint NOT NULL IDENTITY
 audit_entries.organisation_id bigint NOT NULL
 audit_entries.list text NOT NULL
@@ -75,7 +91,6 @@ deploy_settings.organisation_id bigint NOT NULL
 deploy_settings.application_id bigint NOT NULL
 deploy_settings.enabled boolean NOT NULL
 deploy_settings.creator text
-deploy_settings.repository_type text
 deploy_settings.repository_url text
 deploy_settings.repository_branch text
 deploy_settings.deploy_path text
@@ -89,6 +104,7 @@ deploy_settings.repository_ca_certificate text
 deploy_settings.timeout_s bigint
 deploy_settings.keep_backups bigint
 deploy_settings.shared_paths jsonb
+deploy_settings.repository_type text
 deploy_task_rights.organisation_id bigint NOT NULL
 deploy_task_rights.deploy_task_id bigint NOT NULL
 deploy_task_rights.user_id bigint NOT NULL
@@ -128,7 +144,6 @@ deploy_templates.organisation_id bigint NOT NULL
 deploy_templates.name text NOT NULL
 deploy_templates.enabled boolean NOT NULL
 deploy_templates.creator text NOT NULL
-deploy_templates.repository_type text
 deploy_templates.repository_url text
 deploy_templates.repository_branch text
 deploy_templates.repository_host_key text
@@ -140,6 +155,7 @@ deploy_templates.running_user text
 deploy_templates.created_at bigint NOT NULL
 deploy_templates.credential_id bigint
 deploy_templates.shared_paths jsonb
+deploy_templates.repository_type text
 executions.id text NOT NULL COLLATE C
 executions.organisation_id bigint NOT NULL
 executions.task_id bigint NOT NULL
@@ -331,6 +347,12 @@ applications FOREIGN KEY (organisation_id) REFERENCES organisations(id)
 applications FOREIGN KEY (parent_id) REFERENCES applications(id)
 applications PRIMARY KEY (id)
 applications UNIQUE (organisation_id, full_name)
+archives CHECK ((format = ANY (ARRAY['tar'::text, 'tar.gz'::text, 'tar.zst'::text, 'zip'::text])))
+archives CHECK ((state = ANY (ARRAY['receiving'::text, 'checking'::text, 'ready'::text, 'refused'::text])))
+archives FOREIGN KEY (application_id) REFERENCES applications(id) ON DELETE CASCADE
+archives FOREIGN KEY (organisation_id) REFERENCES organisations(id)
+archives PRIMARY KEY (id)
+archives UNIQUE (application_id, version)
 audit_entries CHECK ((list = ANY (ARRAY['general'::text, 'host'::text, 'application'::text, 'dns'::text, 'module_right'::text, 'resource_right'::text])))
 audit_entries FOREIGN KEY (organisation_id) REFERENCES organisations(id)
 audit_entries PRIMARY KEY (id)
@@ -348,7 +370,7 @@ deploy_scripts CHECK ((template_engine = 'jinja'::text))
 deploy_scripts FOREIGN KEY (organisation_id) REFERENCES organisations(id)
 deploy_scripts PRIMARY KEY (id)
 deploy_scripts UNIQUE (organisation_id, name)
-deploy_settings CHECK ((repository_type = ANY (ARRAY['GIT'::text, 'FTP'::text])))
+deploy_settings CHECK ((repository_type = ANY (ARRAY['GIT'::text, 'FTP'::text, 'ARCHIVE'::text])))
 deploy_settings FOREIGN KEY (application_id) REFERENCES applications(id) ON DELETE CASCADE
 deploy_settings FOREIGN KEY (credential_id) REFERENCES repository_credentials(id)
 deploy_settings FOREIGN KEY (organisation_id) REFERENCES organisations(id)
@@ -368,7 +390,7 @@ deploy_template_hooks FOREIGN KEY (organisation_id) REFERENCES organisations(id)
 deploy_template_hooks FOREIGN KEY (script_id) REFERENCES deploy_scripts(id)
 deploy_template_hooks FOREIGN KEY (template_id) REFERENCES deploy_templates(id) ON DELETE CASCADE
 deploy_template_hooks PRIMARY KEY (template_id, hook)
-deploy_templates CHECK ((repository_type = ANY (ARRAY['GIT'::text, 'FTP'::text])))
+deploy_templates CHECK ((repository_type = ANY (ARRAY['GIT'::text, 'FTP'::text, 'ARCHIVE'::text])))
 deploy_templates FOREIGN KEY (credential_id) REFERENCES repository_credentials(id)
 deploy_templates FOREIGN KEY (organisation_id) REFERENCES organisations(id)
 deploy_templates PRIMARY KEY (id)
@@ -451,6 +473,7 @@ variables PRIMARY KEY (organisation_id, scope, object_id, name)
 CREATE INDEX application_persons_by_user ON public.application_persons USING btree (user_id)
 CREATE INDEX application_requirements_by_required ON public.application_requirements USING btree (required_id)
 CREATE INDEX applications_by_parent ON public.applications USING btree (parent_id)
+CREATE INDEX archives_at_work ON public.archives USING btree (state) WHERE (state = ANY (ARRAY['receiving'::text, 'checking'::text]))
 CREATE INDEX audit_entries_by_list ON public.audit_entries USING btree (organisation_id, list, id)
 CREATE INDEX auth_tokens_by_user ON public.auth_tokens USING btree (user_id)
 CREATE INDEX deploy_hooks_by_script ON public.deploy_hooks USING btree (script_id)
@@ -484,6 +507,8 @@ CREATE UNIQUE INDEX application_requirements_pkey ON public.application_requirem
 CREATE UNIQUE INDEX application_trees_pkey ON public.application_trees USING btree (organisation_id)
 CREATE UNIQUE INDEX applications_organisation_id_full_name_key ON public.applications USING btree (organisation_id, full_name)
 CREATE UNIQUE INDEX applications_pkey ON public.applications USING btree (id)
+CREATE UNIQUE INDEX archives_application_id_version_key ON public.archives USING btree (application_id, version)
+CREATE UNIQUE INDEX archives_pkey ON public.archives USING btree (id)
 CREATE UNIQUE INDEX audit_entries_pkey ON public.audit_entries USING btree (id)
 CREATE UNIQUE INDEX auth_tokens_pkey ON public.auth_tokens USING btree (id)
 CREATE UNIQUE INDEX auth_tokens_token_hash_key ON public.auth_tokens USING btree (token_hash)

@@ -59,6 +59,28 @@ CREATE TABLE applications (
 
 CREATE INDEX applications_by_parent ON applications (parent_id);
 
+CREATE TABLE archives (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    organisation_id BIGINT NOT NULL REFERENCES organisations (id),
+    application_id BIGINT NOT NULL REFERENCES applications (id) ON DELETE CASCADE,
+    version TEXT NOT NULL,
+    name TEXT NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('receiving', 'checking', 'ready', 'refused')),
+    reason TEXT,
+    size_bytes BIGINT NOT NULL,
+    sha256 TEXT NOT NULL,
+    format TEXT CHECK (format IN ('tar', 'tar.gz', 'tar.zst', 'zip')),
+    artifact_digest TEXT,
+    artifact_bytes BIGINT,
+    files BIGINT,
+    creator TEXT NOT NULL,
+    created_at BIGINT NOT NULL,
+    touched_at BIGINT NOT NULL,
+    UNIQUE (application_id, version)
+);
+
+CREATE INDEX archives_at_work ON archives (state) WHERE state IN ('receiving', 'checking');
+
 CREATE TABLE audit_entries (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     organisation_id BIGINT NOT NULL REFERENCES organisations (id),
@@ -120,14 +142,13 @@ CREATE TABLE deploy_settings (
     application_id BIGINT NOT NULL UNIQUE REFERENCES applications (id) ON DELETE CASCADE,
     enabled BOOLEAN NOT NULL,
     creator TEXT,
-    repository_type TEXT CHECK (repository_type IN ('GIT', 'FTP')),
     repository_url TEXT,
     repository_branch TEXT,
     deploy_path TEXT,
     running_user TEXT,
     four_eyes BOOLEAN NOT NULL,
     created_at BIGINT NOT NULL
-, credential_id BIGINT REFERENCES repository_credentials (id), template_id BIGINT REFERENCES deploy_templates (id), repository_host_key TEXT, repository_ca_certificate TEXT, timeout_s BIGINT, keep_backups BIGINT, shared_paths TEXT);
+, credential_id BIGINT REFERENCES repository_credentials (id), template_id BIGINT REFERENCES deploy_templates (id), repository_host_key TEXT, repository_ca_certificate TEXT, timeout_s BIGINT, keep_backups BIGINT, shared_paths TEXT, repository_type TEXT CHECK (repository_type IN ('GIT', 'FTP', 'ARCHIVE')));
 
 CREATE INDEX deploy_settings_by_credential ON deploy_settings (credential_id) WHERE credential_id IS NOT NULL;
 
@@ -186,7 +207,6 @@ CREATE TABLE deploy_templates (
     name TEXT NOT NULL,
     enabled BOOLEAN NOT NULL,
     creator TEXT NOT NULL,
-    repository_type TEXT CHECK (repository_type IN ('GIT', 'FTP')),
     repository_url TEXT,
     repository_branch TEXT,
     repository_host_key TEXT,
@@ -196,7 +216,7 @@ CREATE TABLE deploy_templates (
     keep_backups BIGINT,
     running_user TEXT,
     created_at BIGINT NOT NULL
-, credential_id BIGINT REFERENCES repository_credentials (id), shared_paths TEXT);
+, credential_id BIGINT REFERENCES repository_credentials (id), shared_paths TEXT, repository_type TEXT CHECK (repository_type IN ('GIT', 'FTP', 'ARCHIVE')));
 
 CREATE INDEX deploy_templates_by_credential ON deploy_templates (credential_id) WHERE credential_id IS NOT NULL;
 
