@@ -9,6 +9,7 @@ pub mod applications;
 pub mod changes;
 pub mod hosts;
 pub mod instances;
+mod scope;
 pub mod secrets;
 pub mod variables;
 

@@ -100,6 +100,38 @@ both_engines! {
         }
     }
 
+    async fn each_host_is_sent_what_it_resolves_to(server: TestServer) {
+        let shop = Shop::new(&server, 2).await;
+        set(&shop, json!({"TOKEN": "the application's"})).await;
+        let own = json!({"secrets": {"TOKEN": "the first host's", "FIRST": "of the first host"}});
+        shop.admin.patch(&format!("/hosts/{}/secrets/", shop.hosts[0]), own).await.expect(200);
+        let path = format!("/applications/{}/instances/{}/secrets/", shop.application, shop.instances[1]);
+        shop.admin.patch(&path, json!({"secrets": {"TOKEN": "the second's", "SECOND": "of the second"}})).await.expect(200);
+        let script = shop.hook("pre_exec", "{% for name in secrets %}{{ secrets[name] }} {% endfor %}").await;
+        shop.hook("global_pre_exec", "login \"$DROVER_SECRET_TOKEN\"").await;
+        let deploy_task = shop.started().await;
+        let task = upgrade(&shop, deploy_task, &shop.instances).await;
+        let names: Vec<Value> = entries(&server, task).await.iter().map(|entry| entry["secrets"].clone()).collect();
+        assert_eq!(names, [json!(["TOKEN"]), json!(["FIRST", "TOKEN"]), json!(["SECOND", "TOKEN"])]);
+        let address = listen(&server).await;
+        let mut first = StubAgent::enrol(&server, address, "web-1", &[FEATURE]).await;
+        let mut second = StubAgent::enrol(&server, address, "web-2", &[FEATURE]).await;
+        let (statement, _, secrets) = order(&mut first).await;
+        assert_eq!(secrets, json!({"TOKEN": "the first host's"}), "a global hook sees its host's");
+        end(&mut first, &statement, ExecutionState::Succeeded).await;
+        let archived = first.hear().await;
+        assert!(matches!(archived, ToAgent::Archived { .. }), "{archived:?}");
+        assert_eq!(order(&mut first).await.2, json!({"TOKEN": "the first host's", "FIRST": "of the first host"}));
+        assert_eq!(order(&mut second).await.2, json!({"TOKEN": "the second's", "SECOND": "of the second"}));
+        // What one target lacks refuses the plan as a whole.
+        let path = format!("/applications/deploy-scripts/{script}/");
+        shop.admin.patch(&path, json!({"content": "echo \"$DROVER_SECRET_FIRST\""})).await.expect(200);
+        let other = Shop { instances: vec![shop.instances[1]], ..shop };
+        let body = json!({"instances": references(&other.instances)});
+        let error = other.admin.post(&format!("{}?dry_run=true", upgrades(deploy_task)), body).await.expect_error(400, 10001);
+        assert!(error["message"].as_str().is_some_and(|text| text.contains("no secret `FIRST`")), "{error}");
+    }
+
     async fn a_secret_that_does_not_exist_refuses_the_plan(server: TestServer) {
         let shop = shop(&server).await;
         let script = shop.hook("post_exec", "true").await;

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use drover_inventory::secrets;
+use drover_inventory::secrets::{self, Place};
 use drover_kernel::{Error, Kernel, Result};
 use drover_shared::message::SHARED_PATHS_FEATURE;
 use drover_shared::order::Entry;
@@ -48,8 +48,13 @@ async fn needs_of_one(kernel: &Kernel, session: &Session, execution: &Sendable) 
         return Ok(Err(format!("the agent of {} is too old for hooks with secrets: update it", session.host_name)));
     }
     let mut read = kernel.work().read().await?;
-    let (organisation_id, application_id) = (execution.organisation_id, execution.application_id);
-    let opened = secrets::open(&mut read, kernel.sealer(), organisation_id, application_id, &entry.secrets).await;
+    let place = Place {
+        organisation_id: execution.organisation_id,
+        application_id: execution.application_id,
+        host_id: execution.host_id,
+        instance_id: execution.instance_id,
+    };
+    let opened = secrets::open(&mut read, kernel.sealer(), place, &entry.secrets).await;
     drop(read);
     let opened = match opened {
         Ok(opened) => opened,

@@ -18,6 +18,7 @@ row! {
         pub ordinal: i64,
         pub attempt: i64,
         pub state: State,
+        pub instance_id: Option<i64>,
         pub host_id: i64,
         pub host_name: String,
         pub role: crate::tasks::rules::Role,
@@ -51,8 +52,8 @@ row! {
 /// Executions of a host that may be sent now: their task has reached their phase, its plan is complete.
 pub(crate) async fn queued_for_host(read: &mut Read, host_id: i64, limit: i64) -> Result<Vec<Sendable>> {
     let sql = sql!(
-        "SELECT e.id, e.organisation_id, e.task_id, e.ordinal, e.attempt, e.state, e.host_id, e.host_name, e.role, \
-         e.entry, e.entry_digest, t.plan_digest, t.deadline_at, t.created_at, t.application_id FROM executions e \
+        "SELECT e.id, e.organisation_id, e.task_id, e.ordinal, e.attempt, e.state, e.instance_id, e.host_id, e.host_name, \
+         e.role, e.entry, e.entry_digest, t.plan_digest, t.deadline_at, t.created_at, t.application_id FROM executions e \
          JOIN tasks t ON t.id = e.task_id WHERE e.host_id = $1 AND e.state = 'queued' AND t.plan_digest IS NOT NULL \
          AND e.batch <= t.batch_admitted AND t.held_by IS NULL AND t.phase = CASE e.role WHEN 'instance' THEN 'instances' ELSE e.role END ORDER BY e.id LIMIT $2"
     );
@@ -80,8 +81,8 @@ pub(crate) async fn hosts_waiting(read: &mut Read, task_id: i64) -> Result<Vec<W
 /// Executions that were sent to a host and are not over: the agent answers for them.
 pub(crate) async fn out_on_host(read: &mut Read, host_id: i64) -> Result<Vec<Sendable>> {
     let sql = sql!(
-        "SELECT e.id, e.organisation_id, e.task_id, e.ordinal, e.attempt, e.state, e.host_id, e.host_name, e.role, \
-         e.entry, e.entry_digest, t.plan_digest, t.deadline_at, t.created_at, t.application_id FROM executions e \
+        "SELECT e.id, e.organisation_id, e.task_id, e.ordinal, e.attempt, e.state, e.instance_id, e.host_id, e.host_name, \
+         e.role, e.entry, e.entry_digest, t.plan_digest, t.deadline_at, t.created_at, t.application_id FROM executions e \
          JOIN tasks t ON t.id = e.task_id WHERE e.host_id = $1 AND e.state IN ('dispatched', 'running') ORDER BY e.id"
     );
     Ok(read.all(sql, args![host_id]).await?)
@@ -90,8 +91,8 @@ pub(crate) async fn out_on_host(read: &mut Read, host_id: i64) -> Result<Vec<Sen
 /// Executions that were marked as sent before a time, and whose agent has not answered, beyond an id; two hundred at a time.
 pub(crate) async fn unanswered(read: &mut Read, before: Time, beyond: &str) -> Result<Vec<Sendable>> {
     let sql = sql!(
-        "SELECT e.id, e.organisation_id, e.task_id, e.ordinal, e.attempt, e.state, e.host_id, e.host_name, e.role, \
-         e.entry, e.entry_digest, t.plan_digest, t.deadline_at, t.created_at, t.application_id FROM executions e \
+        "SELECT e.id, e.organisation_id, e.task_id, e.ordinal, e.attempt, e.state, e.instance_id, e.host_id, e.host_name, \
+         e.role, e.entry, e.entry_digest, t.plan_digest, t.deadline_at, t.created_at, t.application_id FROM executions e \
          JOIN tasks t ON t.id = e.task_id WHERE e.state = 'dispatched' AND e.dispatched_at < $1 AND e.id > $2 \
          ORDER BY e.id LIMIT 200"
     );

@@ -75,7 +75,7 @@ fn entry(input: &Input, target: &Target) -> Result<Entry> {
         };
         entry.steps.push(Step::Script { name: (*part).to_owned(), language: Language::Bash, content, running_user });
     }
-    plan::name_secrets(input, &mut entry)?;
+    plan::name_secrets(input, target, &mut entry)?;
     plan::check_size(&entry)?;
     Ok(entry)
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use drover_inventory::instances::rules::InstanceStatus;
-use drover_inventory::secrets::secrets_for;
+use drover_inventory::secrets::TaskSecrets;
 use drover_inventory::variables::TaskVariables;
 use drover_kernel::db::Read;
 use drover_kernel::{Audit, AuditEntry, AuditList, Call, Error, Reply, Result};
@@ -17,6 +17,7 @@ use crate::tasks::create::{self, NewPlan};
 use crate::tasks::plan::{self, Input};
 use crate::tasks::premises;
 use crate::tasks::rollout::Rollout;
+use crate::tasks::secrets::Offered;
 use crate::tasks::view::SubTaskReceipt;
 
 /// Seconds that an operation may take unless somebody says otherwise.
@@ -82,9 +83,10 @@ async fn gather(read: &mut Read, application_id: i64, creator: &str, wanted: &Wa
     let application = premises::application(read, application_id).await?;
     let host_ids: Vec<i64> = targets.iter().map(|target| target.host_id).collect();
     let addresses = premises::addresses(read, host_ids.clone()).await?;
-    let variables = TaskVariables::read(read, application_id, host_ids, wanted.instances.clone()).await?;
+    let variables = TaskVariables::read(read, application_id, host_ids.clone(), wanted.instances.clone()).await?;
     let settings = settings::store::load(read, application_id).await?.map(|loaded| loaded.values).unwrap_or_default();
-    let secrets = secrets_for(read, application.organisation_id, application.id).await?;
+    let owner = (application.organisation_id, application.id);
+    let secrets = TaskSecrets::read(read, owner, host_ids, wanted.instances.clone()).await?;
     Ok(Input {
         action: wanted.action,
         version: String::new(),
@@ -101,6 +103,6 @@ async fn gather(read: &mut Read, application_id: i64, creator: &str, wanted: &Wa
         former: None,
         rollout: wanted.rollout.clone(),
         variables: Arc::new(variables),
-        secrets: secrets.into_iter().collect(),
+        secrets: Offered::new(secrets),
     })
 }

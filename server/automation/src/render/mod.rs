@@ -221,7 +221,9 @@ fn reason(error: &Error, expression: Option<&str>, limits: &Limits) -> String {
         ErrorKind::UndefinedError => match expression {
             Some(expression) => match expression.strip_prefix("secrets.") {
                 Some(name) => {
-                    format!("there is no secret `{name}`, neither of the application nor of the organisation")
+                    format!(
+                        "there is no secret `{name}`, neither of the instance, its host and the application nor of the organisation"
+                    )
                 }
                 None => format!("`{expression}` is not defined"),
             },

@@ -99,7 +99,12 @@ fn an_error_names_script_line_and_column() {
         ("{{ host.nmae.first }}", 1, 4, "`host.nmae.first` is not defined"),
         ("a\nb {{ 'x' ~ nothing }}", 2, 6, "`'x' ~ nothing` is not defined"),
         ("\n{% if nothing %}x{% endif %}", 2, 7, "`nothing` is not defined"),
-        ("{{ secrets.NOPE }}", 1, 4, "there is no secret `NOPE`, neither of the application nor of the organisation"),
+        (
+            "{{ secrets.NOPE }}",
+            1,
+            4,
+            "there is no secret `NOPE`, neither of the instance, its host and the application nor of the organisation",
+        ),
         ("{{ nothing | shell_quote }}", 1, 4, "`nothing | shell_quote` is not defined"),
         (
             "x\n{{ previous_version }}",

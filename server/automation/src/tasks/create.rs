@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use drover_inventory::instances;
 use drover_inventory::instances::rules::InstanceStatus;
-use drover_inventory::secrets::secrets_for;
+use drover_inventory::secrets::TaskSecrets;
 use drover_inventory::variables::TaskVariables;
 use drover_kernel::db::Read;
 use drover_kernel::fields::{Many, Number, Reference};
@@ -23,6 +23,7 @@ use super::premises;
 use super::preview::{self, Preview};
 use super::rollout::Rollout;
 use super::rules::first_phase;
+use super::secrets::Offered;
 use super::store::{self, NewExecution, NewTask, Source};
 use super::view::SubTaskReceipt;
 use super::{Run, plan};
@@ -113,9 +114,10 @@ pub(crate) async fn gather(
     }
     let application = premises::application(read, application_id).await?;
     let addresses = premises::addresses(read, targets.iter().map(|target| target.host_id).collect()).await?;
-    let host_ids = targets.iter().map(|target| target.host_id).collect();
-    let variables = TaskVariables::read(read, application.id, host_ids, wanted.instances.clone()).await?;
-    let secrets = secrets_for(read, application.organisation_id, application.id).await?;
+    let host_ids: Vec<i64> = targets.iter().map(|target| target.host_id).collect();
+    let variables = TaskVariables::read(read, application.id, host_ids.clone(), wanted.instances.clone()).await?;
+    let owner_of_secrets = (application.organisation_id, application.id);
+    let secrets = TaskSecrets::read(read, owner_of_secrets, host_ids, wanted.instances.clone()).await?;
     let version = wanted.version.clone().unwrap_or_else(|| deploy_task.version.clone());
     let takes_back = wanted.rollout.as_ref().is_some_and(|rollout| rollout.auto_revert);
     let mut kept = Vec::new();
@@ -164,7 +166,7 @@ pub(crate) async fn gather(
         former: source.as_ref().and_then(|source| source.artifact),
         rollout: wanted.rollout.clone(),
         variables: Arc::new(variables),
-        secrets: secrets.into_iter().collect(),
+        secrets: Offered::new(secrets),
     };
     Ok(Gathered { deploy_task, input, kept, source, timeout_s })
 }

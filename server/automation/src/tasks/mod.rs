@@ -14,7 +14,7 @@ pub(crate) mod premises;
 pub(crate) mod preview;
 pub mod rollout;
 pub mod rules;
-mod secrets;
+pub(crate) mod secrets;
 pub(crate) mod store;
 pub(crate) mod view;
 

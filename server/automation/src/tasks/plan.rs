@@ -53,7 +53,7 @@ pub(crate) struct Input {
     /// What scripts see as `vars`.
     pub variables: Arc<TaskVariables>,
     /// What scripts see as `secrets`.
-    pub secrets: render::SecretNames,
+    pub secrets: secrets::Offered,
 }
 
 /// A target's part before the artifact is known.
@@ -136,7 +136,7 @@ fn find(input: &Input, name: HookName) -> Option<&HookRow> {
 fn global(input: &Input, role: Role, hook: &HookRow, target: &Target) -> Result<Draft> {
     let mut entry = bare(input, target, None);
     entry.steps.push(script(input, hook, target, None)?);
-    name_secrets(input, &mut entry)?;
+    name_secrets(input, target, &mut entry)?;
     Ok(Draft {
         role,
         ordinal: 0,
@@ -172,7 +172,7 @@ fn instance(input: &Input, target: &Target) -> Result<Draft> {
     if let Some(health) = input.rollout.as_ref().and_then(|rollout| rollout.health.as_ref()) {
         entry.steps.push(health_step(input, target, health, path)?);
     }
-    name_secrets(input, &mut entry)?;
+    name_secrets(input, target, &mut entry)?;
     Ok(Draft {
         role: Role::Instance,
         ordinal: 0,
@@ -184,8 +184,9 @@ fn instance(input: &Input, target: &Target) -> Result<Draft> {
     })
 }
 
-pub(crate) fn name_secrets(input: &Input, entry: &mut Entry) -> Result<()> {
-    secrets::name(entry, input.secrets.names()).map_err(|(step, why)| {
+pub(crate) fn name_secrets(input: &Input, target: &Target, entry: &mut Entry) -> Result<()> {
+    let offered = input.secrets.on(target.host_id, entry.instance_id);
+    secrets::name(entry, offered.names()).map_err(|(step, why)| {
         let health = input.rollout.as_ref().and_then(|rollout| rollout.health.as_ref());
         let field = match health.filter(|_| step == "health") {
             Some(health) => format!("rollout.health.{}", health.template().0),
@@ -279,6 +280,7 @@ pub(crate) fn context(
 ) -> render::Context {
     let application = &input.application;
     let repository = input.settings.repository.as_ref();
+    let instance_id = (!hook.starts_with("global_")).then_some(target.instance_id);
     render::Context {
         action: input.action,
         task: render::Task { creator: input.creator.clone() },
@@ -301,8 +303,7 @@ pub(crate) fn context(
         deploy_path: deploy_path.map(str::to_owned),
         release_path: release_path(input, target, deploy_path),
         host: host(input, target),
-        instance: (!hook.starts_with("global_"))
-            .then(|| render::Instance { id: target.instance_id, version: target.version.clone() }),
+        instance: instance_id.map(|id| render::Instance { id, version: target.version.clone() }),
         instances: input.everyone.clone(),
         hook: hook.to_owned(),
         running_user: running_user.unwrap_or("").to_owned(),
@@ -313,9 +314,12 @@ pub(crate) fn context(
             branch: repository.map(|repository| repository.branch.clone()).unwrap_or_default(),
             path: input.source_path.clone(),
         },
-        vars: input.variables.on(target.host_id, (!hook.starts_with("global_")).then_some(target.instance_id)),
+        vars: input.variables.on(target.host_id, instance_id),
         // A path is stored and shown.
-        secrets: if hook.is_empty() { render::SecretNames::from_iter([]) } else { input.secrets.clone() },
+        secrets: match hook {
+            "" => render::SecretNames::from_iter([]),
+            _ => input.secrets.on(target.host_id, instance_id),
+        },
     }
 }
 

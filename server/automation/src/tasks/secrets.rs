@@ -5,14 +5,43 @@
 //! was there when the plan was made, and no value is known here.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
+use drover_inventory::secrets::TaskSecrets;
 use drover_shared::order::{Entry, Probe, Step};
 use drover_shared::secret::{self, SECRETS_MAX};
+
+use crate::render::SecretNames;
 
 /// What every variable that holds a secret begins with.
 const VARIABLE: &str = "DROVER_SECRET_";
 /// What is left of a placeholder in whichever way a filter changed it.
 const REMAINS: [&str; 2] = ["drover-secret:", "drover-secret%3a"];
+
+/// What the scripts of each target may ask for.
+#[derive(Clone)]
+pub(crate) struct Offered {
+    /// For most targets: those of the organisation and the application.
+    wide: SecretNames,
+    all: Arc<TaskSecrets>,
+}
+
+impl Offered {
+    /// What was read for a task.
+    pub(crate) fn new(all: TaskSecrets) -> Self {
+        Self { wide: all.wide().iter().cloned().collect(), all: Arc::new(all) }
+    }
+
+    /// What is offered on a host, for an instance or for none.
+    pub(super) fn on(&self, host_id: i64, instance_id: Option<i64>) -> SecretNames {
+        let mut names = self.all.narrow(host_id, instance_id);
+        if names.is_subset(self.wide.names()) {
+            return self.wide.clone();
+        }
+        names.extend(self.wide.names().iter().cloned());
+        names.into_iter().collect()
+    }
+}
 
 /// Names the secrets that the scripts of an entry ask for.
 ///
@@ -28,7 +57,9 @@ pub(super) fn name(entry: &mut Entry, known: &BTreeSet<String>) -> Result<(), (S
         };
         let asked = asked.map_err(|why| (step.name().to_owned(), why))?;
         if let Some(missing) = asked.difference(known).next() {
-            let why = format!("there is no secret `{missing}`, neither of the application nor of the organisation");
+            let why = format!(
+                "there is no secret `{missing}`, neither of the instance, its host and the application nor of the organisation"
+            );
             return Err((step.name().to_owned(), why));
         }
         needed.extend(asked);

@@ -29,6 +29,7 @@ pub use self::output::{ApplicationActions, ApplicationOut, page, show, show_one}
 
 use self::change::ApplicationBody;
 use self::output::NOT_AUDITED;
+use crate::scope::Scope;
 use crate::{changes, secrets, variables};
 
 permission!(
@@ -238,8 +239,8 @@ async fn delete(call: Call<Delete>, Path(id): Path<i64>) -> Result<Reply<Message
     entries.extend(change::hang(&mut tx, &caller, &orphans, "id").await?);
     store::delete(&mut tx, id).await?;
     forget_resource(&mut tx, "application", id).await?;
-    variables::store::forget(&mut tx, variables::Scope::Application, &[id]).await?;
-    secrets::forget(&mut tx, id).await?;
+    variables::store::forget(&mut tx, Scope::Application, &[id]).await?;
+    secrets::forget(&mut tx, Scope::Application, &[id]).await?;
     tx.commit(Audit::all(entries), Message::success()).await
 }
 

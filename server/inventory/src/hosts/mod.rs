@@ -22,7 +22,8 @@ use self::rules::{ADDRESSES_MAX, AddressOwner, AddressReach, HostStatus, HostTyp
 use self::store::{Address, AddressRow, HostRecord, HostRow};
 use crate::applications::{self, ApplicationOut};
 use crate::changes;
-use crate::variables;
+use crate::scope::Scope;
+use crate::{secrets, variables};
 
 permission!(Create, "hosts.create", "Register hosts", Module { module: "host", right: "add_host" });
 permission!(pub(crate) View, "hosts.view", "See a host", Resource { kind: "host", right: "view_host" });
@@ -381,7 +382,8 @@ async fn delete(call: Call<Delete>, Path(id): Path<i64>) -> Result<Reply<Message
     }
     store::delete(&mut tx, id).await?;
     forget_resource(&mut tx, "host", id).await?;
-    variables::store::forget(&mut tx, variables::Scope::Host, &[id]).await?;
+    variables::store::forget(&mut tx, Scope::Host, &[id]).await?;
+    secrets::forget(&mut tx, Scope::Host, &[id]).await?;
     let entry = entry("delete", &host, changes::of(&host, NOT_AUDITED));
     tx.commit(Audit::of(entry), Message::success()).await
 }

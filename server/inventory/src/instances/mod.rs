@@ -19,7 +19,8 @@ use self::store::InstanceRow;
 use crate::applications::{self, Edit, View};
 use crate::hosts;
 use crate::hosts::rules::HostStatus;
-use crate::variables;
+use crate::scope::Scope;
+use crate::{secrets, variables};
 
 pub(crate) fn routes() -> Routes {
     let path = "/applications/{id}/instances/";
@@ -149,7 +150,8 @@ async fn remove(call: Call<Edit>, Path(id): Path<i64>, Ids(ids): Ids) -> Result<
     if usize::try_from(removed).ok() != Some(ids.len()) {
         return Err(Error::conflict("a change of one of the instances began just now"));
     }
-    variables::store::forget(&mut tx, variables::Scope::Instance, &ids).await?;
+    variables::store::forget(&mut tx, Scope::Instance, &ids).await?;
+    secrets::forget(&mut tx, Scope::Instance, &ids).await?;
     release_hosts(&mut tx, &host_ids).await?;
     let audit = audit(&application.full_name, id, &rows, ("deatach_host", "deatach_app"));
     tx.commit(audit, Message::success()).await

@@ -1,11 +1,12 @@
-//! Secrets by name, of an organisation or of one application, for hooks that need them.
+//! Secrets by name, of an organisation, an application, a host or one instance, for hooks that need them.
 //!
 //! Owns the table `secrets`. Invariants: a value is stored sealed and never leaves over the API; each belongs to its
-//! organisation, application and name, and opens for nothing else; who may change the application may change its own.
+//! organisation, object and name, and opens for nothing else; who may change the object may change its own; of one name
+//! the narrowest counts, as with variables.
 
 mod store;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use drover_kernel::call::Administrator;
 use drover_kernel::db::Read;
@@ -16,21 +17,25 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use crate::applications;
+use crate::scope::{NONE, Scope};
+use crate::{applications, hosts, variables};
 
-/// Secrets of one application, or of the organisation itself.
+/// Secrets of one object, or of the organisation itself.
 pub const SECRETS_MAX: usize = 100;
 
-/// Application under which the organisation's own are kept.
-const NONE: i64 = 0;
-
 pub(crate) fn routes() -> Routes {
-    let of_one = "/applications/{id}/secrets/";
+    let application = "/applications/{id}/secrets/";
+    let host = "/hosts/{id}/secrets/";
+    let instance = "/applications/{id}/instances/{instance_id}/secrets/";
     Routes::tagged("variables")
         .get("/secrets/", "secrets-list", "List the names of the organisation's secrets.", of_organisation)
         .patch("/secrets/", "secrets-update", "Set or remove secrets of the organisation.", change_organisation)
-        .get(of_one, "application-secrets-list", "List the names of an application's secrets.", of_application)
-        .patch(of_one, "application-secrets-update", "Set or remove an application's secrets.", change_application)
+        .get(application, "application-secrets-list", "List the names of an application's secrets.", of_application)
+        .patch(application, "application-secrets-update", "Set or remove an application's secrets.", change_application)
+        .get(host, "host-secrets-list", "List the names of a host's secrets.", of_host)
+        .patch(host, "host-secrets-update", "Set or remove a host's secrets.", change_host)
+        .get(instance, "instance-secrets-list", "List the names of an instance's secrets.", of_instance)
+        .patch(instance, "instance-secrets-update", "Set or remove an instance's secrets.", change_instance)
 }
 
 /// Secrets without their values.
@@ -68,14 +73,27 @@ fn check(name: &str, value: &str) -> Result<(), String> {
 }
 
 /// What a value belongs to.
-fn about(organisation_id: i64, application_id: i64, name: &str) -> String {
-    format!("secrets/{organisation_id}/{application_id}/{name}")
+fn about(organisation_id: i64, scope: Scope, id: i64, name: &str) -> String {
+    match scope {
+        // As it was before hosts and instances had secrets: what was sealed then still opens.
+        Scope::Organisation | Scope::Application => format!("secrets/{organisation_id}/{id}/{name}"),
+        Scope::Host | Scope::Instance => format!("secrets/{organisation_id}/{scope}/{id}/{name}"),
+    }
 }
 
-async fn change(mut tx: Tx, application_id: i64, body: SecretsBody, entry: AuditEntry) -> Result<Reply<SecretsOut>> {
+async fn read_of(read: &mut Read, organisation_id: i64, scope: Scope, id: i64) -> Result<Reply<SecretsOut>> {
+    Ok(Reply::new(shown(store::names(read, organisation_id, scope, id).await?)))
+}
+
+async fn change(
+    mut tx: Tx,
+    (scope, id): (Scope, i64),
+    body: SecretsBody,
+    entry: AuditEntry,
+) -> Result<Reply<SecretsOut>> {
     let organisation_id = tx.organisation_id();
     store::hold(&mut tx).await?;
-    let before = store::names(&mut tx, organisation_id, application_id).await?;
+    let before = store::names(&mut tx, organisation_id, scope, id).await?;
     let mut done = Vec::new();
     for (name, secret) in body.secrets {
         let field = || format!("secrets.{name}");
@@ -84,20 +102,20 @@ async fn change(mut tx: Tx, application_id: i64, body: SecretsBody, entry: Audit
             Some(Secret::Keep) if present => {}
             Some(Secret::Keep) => return Err(Error::invalid(field(), "there is no such secret that could be kept")),
             None if present => {
-                store::remove(&mut tx, application_id, &name).await?;
+                store::remove(&mut tx, scope, id, &name).await?;
                 done.push(format!("{name} removed"));
             }
             None => {}
             Some(Secret::Set(value)) => {
                 check(&name, &value).map_err(|why| Error::invalid(field(), why))?;
-                let about = about(organisation_id, application_id, &name);
+                let about = about(organisation_id, scope, id, &name);
                 let sealed = tx.kernel().sealer().seal(&about, value.as_bytes())?;
-                store::set(&mut tx, application_id, &name, &sealed).await?;
+                store::set(&mut tx, scope, id, &name, &sealed).await?;
                 done.push(format!("{name} {}", if present { "changed" } else { "set" }));
             }
         }
     }
-    let names = store::names(&mut tx, organisation_id, application_id).await?;
+    let names = store::names(&mut tx, organisation_id, scope, id).await?;
     if names.len() > SECRETS_MAX {
         return Err(Error::invalid("secrets", format!("there may be at most {SECRETS_MAX}")));
     }
@@ -110,17 +128,17 @@ async fn change(mut tx: Tx, application_id: i64, body: SecretsBody, entry: Audit
 }
 
 async fn of_organisation(call: Call<Administrator>) -> Result<Reply<SecretsOut>> {
-    Ok(Reply::new(shown(store::names(&mut call.read().await?, call.organisation_id(), NONE).await?)))
+    read_of(&mut call.read().await?, call.organisation_id(), Scope::Organisation, NONE).await
 }
 
 async fn change_organisation(call: Call<Administrator>, Body(body): Body<SecretsBody>) -> Result<Reply<SecretsOut>> {
     let tx = call.begin().await?;
     let entry = AuditEntry::new(AuditList::General, "update", "organisation", tx.organisation_id(), "secrets");
-    change(tx, NONE, body, entry).await
+    change(tx, (Scope::Organisation, NONE), body, entry).await
 }
 
 async fn of_application(call: Call<applications::View>, Path(id): Path<i64>) -> Result<Reply<SecretsOut>> {
-    Ok(Reply::new(shown(store::names(&mut call.read().await?, call.organisation_id(), id).await?)))
+    read_of(&mut call.read().await?, call.organisation_id(), Scope::Application, id).await
 }
 
 async fn change_application(
@@ -129,52 +147,149 @@ async fn change_application(
     Body(body): Body<SecretsBody>,
 ) -> Result<Reply<SecretsOut>> {
     let mut tx = call.begin().await?;
-    let organisation_id = tx.organisation_id();
-    let application = applications::store::load(&mut tx, organisation_id, id).await?;
-    let entry = AuditEntry::new(AuditList::Application, "update", "application", id, application.full_name);
-    change(tx, id, body, entry).await
+    let entry = variables::entry_of_application(&mut tx, id).await?;
+    change(tx, (Scope::Application, id), body, entry).await
 }
 
-/// Removes the secrets of an application that goes.
+async fn of_host(call: Call<hosts::View>, Path(id): Path<i64>) -> Result<Reply<SecretsOut>> {
+    read_of(&mut call.read().await?, call.organisation_id(), Scope::Host, id).await
+}
+
+async fn change_host(
+    call: Call<hosts::Edit>,
+    Path(id): Path<i64>,
+    Body(body): Body<SecretsBody>,
+) -> Result<Reply<SecretsOut>> {
+    let mut tx = call.begin().await?;
+    let entry = variables::entry_of_host(&mut tx, id).await?;
+    change(tx, (Scope::Host, id), body, entry).await
+}
+
+async fn of_instance(
+    call: Call<applications::View>,
+    Path((id, instance_id)): Path<(i64, i64)>,
+) -> Result<Reply<SecretsOut>> {
+    let mut read = call.read().await?;
+    variables::find_instance(&mut read, id, instance_id).await?;
+    read_of(&mut read, call.organisation_id(), Scope::Instance, instance_id).await
+}
+
+async fn change_instance(
+    call: Call<applications::Edit>,
+    Path((id, instance_id)): Path<(i64, i64)>,
+    Body(body): Body<SecretsBody>,
+) -> Result<Reply<SecretsOut>> {
+    let mut tx = call.begin().await?;
+    let entry = variables::entry_of_instance(&mut tx, id, instance_id).await?;
+    change(tx, (Scope::Instance, instance_id), body, entry).await
+}
+
+/// Removes the secrets of objects that go.
 ///
 /// # Errors
 /// When the database is not available.
-pub(crate) async fn forget(tx: &mut Tx, application_id: i64) -> Result<()> {
-    store::forget(tx, application_id).await
+pub(crate) async fn forget(tx: &mut Tx, scope: Scope, ids: &[i64]) -> Result<()> {
+    store::forget(tx, scope, ids).await
 }
 
-/// Names of the secrets that an application's hooks may ask for: its own and the organisation's.
-///
-/// # Errors
-/// When the database is not available.
-pub async fn secrets_for(read: &mut Read, organisation_id: i64, application_id: i64) -> Result<Vec<String>> {
-    let mut names = store::names(read, organisation_id, NONE).await?;
-    names.extend(store::names(read, organisation_id, application_id).await?);
-    names.sort_unstable();
-    names.dedup();
-    names.retain(|name| secret::is_name(name));
-    Ok(names)
+/// Names of the secrets that the targets of one task may ask for.
+#[derive(Debug, Default)]
+pub struct TaskSecrets {
+    /// The organisation's and the application's.
+    wide: BTreeSet<String>,
+    hosts: BTreeMap<i64, BTreeSet<String>>,
+    instances: BTreeMap<i64, BTreeSet<String>>,
 }
 
-/// Opens those of [`secrets_for`] that are named; of one name the application's own counts.
+impl TaskSecrets {
+    /// Reads those of an application with these hosts and instances, in a constant number of queries.
+    ///
+    /// # Errors
+    /// When the database is not available.
+    pub async fn read(
+        read: &mut Read,
+        (organisation_id, application_id): (i64, i64),
+        host_ids: Vec<i64>,
+        instance_ids: Vec<i64>,
+    ) -> Result<Self> {
+        let mut secrets = Self::default();
+        for (scope, ids) in [
+            (Scope::Organisation, vec![NONE]),
+            (Scope::Application, vec![application_id]),
+            (Scope::Host, host_ids),
+            (Scope::Instance, instance_ids),
+        ] {
+            for row in store::names_of_many(read, organisation_id, scope, ids).await? {
+                let names = match scope {
+                    Scope::Organisation | Scope::Application => &mut secrets.wide,
+                    Scope::Host => secrets.hosts.entry(row.object_id).or_default(),
+                    Scope::Instance => secrets.instances.entry(row.object_id).or_default(),
+                };
+                if secret::is_name(&row.name) {
+                    names.insert(row.name);
+                }
+            }
+        }
+        Ok(secrets)
+    }
+
+    /// Those that every target may ask for.
+    #[must_use]
+    pub fn wide(&self) -> &BTreeSet<String> {
+        &self.wide
+    }
+
+    /// Those that this host or instance has beyond that.
+    #[must_use]
+    pub fn narrow(&self, host_id: i64, instance_id: Option<i64>) -> BTreeSet<String> {
+        let of_instance = instance_id.and_then(|id| self.instances.get(&id));
+        self.hosts.get(&host_id).into_iter().chain(of_instance).flatten().cloned().collect()
+    }
+}
+
+/// Where an execution runs: what its secrets are looked up by.
+#[derive(Debug, Clone, Copy)]
+pub struct Place {
+    /// Organisation.
+    pub organisation_id: i64,
+    /// Application.
+    pub application_id: i64,
+    /// Host.
+    pub host_id: i64,
+    /// The instance that is changed, unless the hook is a global one.
+    pub instance_id: Option<i64>,
+}
+
+/// Opens the secrets that are named, as they count at a place: of one name the narrowest.
 ///
 /// # Errors
 /// Invalid, with the name as field, when there is no such secret; a fault when one cannot be opened.
 pub async fn open(
     read: &mut Read,
     sealer: &Sealer,
-    organisation_id: i64,
-    application_id: i64,
+    place: Place,
     names: &[String],
 ) -> Result<BTreeMap<String, Zeroizing<Vec<u8>>>> {
-    let rows = store::sealed(read, organisation_id, &[NONE, application_id], names).await?;
+    let Place { organisation_id, application_id, host_id, instance_id } = place;
+    let mut wanted: Vec<&str> = names.iter().map(String::as_str).collect();
     let mut opened = BTreeMap::new();
-    for name in names {
-        // The organisation's own have the smaller number, so the application's come last.
-        let row = rows.iter().filter(|row| row.name == *name).max_by_key(|row| row.application_id);
-        let row = row.ok_or_else(|| Error::invalid(name.as_str(), "there is no such secret"))?;
-        let about = about(organisation_id, row.application_id, name);
-        opened.insert(name.clone(), sealer.open(&about, &row.sealed)?);
+    for (scope, id) in [
+        (Scope::Instance, instance_id.unwrap_or(NONE)),
+        (Scope::Host, host_id),
+        (Scope::Application, application_id),
+        (Scope::Organisation, NONE),
+    ] {
+        if wanted.is_empty() {
+            break;
+        }
+        for row in store::sealed(read, organisation_id, scope, id, &wanted).await? {
+            let about = about(organisation_id, scope, id, &row.name);
+            opened.insert(row.name, sealer.open(&about, &row.sealed)?);
+        }
+        wanted.retain(|name| !opened.contains_key(*name));
     }
-    Ok(opened)
+    match wanted.first() {
+        Some(missing) => Err(Error::invalid(*missing, "there is no such secret")),
+        None => Ok(opened),
+    }
 }

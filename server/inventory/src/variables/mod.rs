@@ -16,25 +16,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::scope::{NONE, Scope};
 use crate::{applications, changes, hosts, instances};
 use rules::Variables;
-
-drover_shared::words! {
-    /// Whose variables.
-    pub(crate) enum Scope {
-        /// Everybody's.
-        Organisation = "organisation",
-        /// Those of an application.
-        Application = "application",
-        /// Those of a host.
-        Host = "host",
-        /// Those of an application on one host.
-        Instance = "instance",
-    }
-}
-
-/// Id under which the organisation's own are kept.
-const NONE: i64 = 0;
 
 pub(crate) fn routes() -> Routes {
     let application = "/applications/{id}/variables/";
@@ -126,9 +110,7 @@ async fn change_application(
     Body(body): Body<VariablesBody>,
 ) -> Result<Reply<VariablesOut>> {
     let mut tx = call.begin().await?;
-    let organisation_id = tx.organisation_id();
-    let application = applications::store::load(&mut tx, organisation_id, id).await?;
-    let entry = AuditEntry::new(AuditList::Application, "update", "application", id, application.full_name);
+    let entry = entry_of_application(&mut tx, id).await?;
     change(tx, Scope::Application, id, body, entry).await
 }
 
@@ -142,10 +124,7 @@ async fn change_host(
     Body(body): Body<VariablesBody>,
 ) -> Result<Reply<VariablesOut>> {
     let mut tx = call.begin().await?;
-    let organisation_id = tx.organisation_id();
-    let host = hosts::store::find_many(&mut tx, organisation_id, &[id]).await?.pop();
-    let host = host.ok_or_else(|| Error::not_found("host"))?;
-    let entry = AuditEntry::new(AuditList::Host, "update", "host", id, host.name);
+    let entry = entry_of_host(&mut tx, id).await?;
     change(tx, Scope::Host, id, body, entry).await
 }
 
@@ -164,15 +143,35 @@ async fn change_instance(
     Body(body): Body<VariablesBody>,
 ) -> Result<Reply<VariablesOut>> {
     let mut tx = call.begin().await?;
-    let organisation_id = tx.organisation_id();
-    let instance = find_instance(&mut tx, id, instance_id).await?;
-    let application = applications::store::load(&mut tx, organisation_id, id).await?;
-    let name = format!("{} on {}", application.full_name, instance.host_name);
-    let entry = AuditEntry::new(AuditList::Application, "update", "application", id, name);
+    let entry = entry_of_instance(&mut tx, id, instance_id).await?;
     change(tx, Scope::Instance, instance_id, body, entry).await
 }
 
-async fn find_instance(read: &mut Read, id: i64, instance_id: i64) -> Result<instances::store::InstanceRow> {
+/// The audit's entry for a change of what an application has.
+pub(crate) async fn entry_of_application(tx: &mut Tx, id: i64) -> Result<AuditEntry> {
+    let organisation_id = tx.organisation_id();
+    let application = applications::store::load(tx, organisation_id, id).await?;
+    Ok(AuditEntry::new(AuditList::Application, "update", "application", id, application.full_name))
+}
+
+/// The audit's entry for a change of what a host has.
+pub(crate) async fn entry_of_host(tx: &mut Tx, id: i64) -> Result<AuditEntry> {
+    let organisation_id = tx.organisation_id();
+    let host = hosts::store::load(tx, organisation_id, id).await?;
+    Ok(AuditEntry::new(AuditList::Host, "update", "host", id, host.name))
+}
+
+/// The audit's entry for a change of what an instance has.
+pub(crate) async fn entry_of_instance(tx: &mut Tx, id: i64, instance_id: i64) -> Result<AuditEntry> {
+    let instance = find_instance(tx, id, instance_id).await?;
+    let organisation_id = tx.organisation_id();
+    let application = applications::store::load(tx, organisation_id, id).await?;
+    let name = format!("{} on {}", application.full_name, instance.host_name);
+    Ok(AuditEntry::new(AuditList::Application, "update", "application", id, name))
+}
+
+/// An instance, found under its own application alone.
+pub(crate) async fn find_instance(read: &mut Read, id: i64, instance_id: i64) -> Result<instances::store::InstanceRow> {
     let row = instances::store::load_many(read, id, &[instance_id]).await?.pop();
     row.ok_or_else(|| Error::not_found("instance"))
 }

@@ -6,8 +6,8 @@ use drover_kernel::db::{OnDuplicate as _, Read};
 use drover_kernel::{Error, Result, Tx, args, row, sql};
 use drover_shared::words::Word as _;
 
-use super::Scope;
 use super::rules::Variables;
+use crate::scope::Scope;
 
 row! {
     struct VariableRow {

@@ -28,7 +28,8 @@ migrations!(
     "0008_approvals",
     "0009_shared_paths",
     "0010_operations",
-    "0011_archives"
+    "0011_archives",
+    "0012_secret_scopes"
 );
 
 /// Key of the advisory lock that lets one server migrate at a time.
