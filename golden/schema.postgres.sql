@@ -266,7 +266,8 @@ schema_migrations.name text NOT NULL
 schema_migrations.digest text NOT NULL
 schema_migrations.applied_at bigint NOT NULL
 secrets.organisation_id bigint NOT NULL
-secrets.application_id bigint NOT NULL
+secrets.scope text NOT NULL
+secrets.object_id bigint NOT NULL
 secrets.name text NOT NULL
 secrets.sealed text NOT NULL
 secrets.changed_at bigint NOT NULL
@@ -445,8 +446,9 @@ roles FOREIGN KEY (organisation_id) REFERENCES organisations(id)
 roles PRIMARY KEY (id)
 roles UNIQUE (organisation_id, name)
 schema_migrations PRIMARY KEY (name)
+secrets CHECK ((scope = ANY (ARRAY['organisation'::text, 'application'::text, 'host'::text, 'instance'::text])))
 secrets FOREIGN KEY (organisation_id) REFERENCES organisations(id)
-secrets PRIMARY KEY (organisation_id, application_id, name)
+secrets PRIMARY KEY (organisation_id, scope, object_id, name)
 sessions FOREIGN KEY (organisation_id) REFERENCES organisations(id)
 sessions FOREIGN KEY (user_id) REFERENCES users(id) ON DELETE CASCADE
 sessions PRIMARY KEY (id)
@@ -541,7 +543,7 @@ CREATE UNIQUE INDEX role_users_pkey ON public.role_users USING btree (role_id, u
 CREATE UNIQUE INDEX roles_organisation_id_name_key ON public.roles USING btree (organisation_id, name)
 CREATE UNIQUE INDEX roles_pkey ON public.roles USING btree (id)
 CREATE UNIQUE INDEX schema_migrations_pkey ON public.schema_migrations USING btree (name)
-CREATE UNIQUE INDEX secrets_pkey ON public.secrets USING btree (organisation_id, application_id, name)
+CREATE UNIQUE INDEX secrets_next_pkey ON public.secrets USING btree (organisation_id, scope, object_id, name)
 CREATE UNIQUE INDEX sessions_pkey ON public.sessions USING btree (id)
 CREATE UNIQUE INDEX sessions_token_hash_key ON public.sessions USING btree (token_hash)
 CREATE UNIQUE INDEX sign_in_failures_pkey ON public.sign_in_failures USING btree (organisation_id, subject)

@@ -399,13 +399,14 @@ CREATE TABLE roles (
 
 CREATE TABLE schema_migrations (name TEXT PRIMARY KEY, digest TEXT NOT NULL, applied_at BIGINT NOT NULL);
 
-CREATE TABLE secrets (
+CREATE TABLE "secrets" (
     organisation_id BIGINT NOT NULL REFERENCES organisations (id),
-    application_id BIGINT NOT NULL,
+    scope TEXT NOT NULL CHECK (scope IN ('organisation', 'application', 'host', 'instance')),
+    object_id BIGINT NOT NULL,
     name TEXT NOT NULL,
     sealed TEXT NOT NULL,
     changed_at BIGINT NOT NULL,
-    PRIMARY KEY (organisation_id, application_id, name)
+    PRIMARY KEY (organisation_id, scope, object_id, name)
 );
 
 CREATE TABLE sessions (
