@@ -207,6 +207,15 @@ instance_releases.artifact_digest text NOT NULL
 instance_releases.tree_digest text NOT NULL
 instance_releases.is_current boolean NOT NULL
 instance_releases.installed_at bigint NOT NULL
+instance_states.instance_id bigint NOT NULL
+instance_states.organisation_id bigint NOT NULL
+instance_states.agent_id text NOT NULL
+instance_states.epoch bigint NOT NULL
+instance_states.state text NOT NULL
+instance_states.pid bigint
+instance_states.since_at bigint
+instance_states.reason text
+instance_states.observed_at bigint NOT NULL
 instances.id bigint NOT NULL IDENTITY
 instances.organisation_id bigint NOT NULL
 instances.application_id bigint NOT NULL
@@ -411,6 +420,10 @@ idempotency_keys PRIMARY KEY (organisation_id, user_id, key)
 instance_releases FOREIGN KEY (instance_id) REFERENCES instances(id) ON DELETE CASCADE
 instance_releases FOREIGN KEY (organisation_id) REFERENCES organisations(id)
 instance_releases PRIMARY KEY (instance_id, release_name)
+instance_states CHECK ((state = ANY (ARRAY['running'::text, 'stopped'::text, 'crashed'::text, 'unknown'::text])))
+instance_states FOREIGN KEY (instance_id) REFERENCES instances(id) ON DELETE CASCADE
+instance_states FOREIGN KEY (organisation_id) REFERENCES organisations(id)
+instance_states PRIMARY KEY (instance_id)
 instances CHECK ((status = ANY (ARRAY['restarting'::text, 'running'::text, 'stopped'::text, 'updating'::text, 'reverting'::text])))
 instances FOREIGN KEY (application_id) REFERENCES applications(id)
 instances FOREIGN KEY (host_id) REFERENCES hosts(id)
@@ -529,6 +542,7 @@ CREATE UNIQUE INDEX hosts_organisation_id_name_key ON public.hosts USING btree (
 CREATE UNIQUE INDEX hosts_pkey ON public.hosts USING btree (id)
 CREATE UNIQUE INDEX idempotency_keys_pkey ON public.idempotency_keys USING btree (organisation_id, user_id, key)
 CREATE UNIQUE INDEX instance_releases_pkey ON public.instance_releases USING btree (instance_id, release_name)
+CREATE UNIQUE INDEX instance_states_pkey ON public.instance_states USING btree (instance_id)
 CREATE UNIQUE INDEX instances_application_id_host_id_key ON public.instances USING btree (application_id, host_id)
 CREATE UNIQUE INDEX instances_pkey ON public.instances USING btree (id)
 CREATE UNIQUE INDEX ip_addresses_pkey ON public.ip_addresses USING btree (id)

@@ -296,6 +296,18 @@ CREATE TABLE instance_releases (
     PRIMARY KEY (instance_id, release_name)
 );
 
+CREATE TABLE instance_states (
+    instance_id BIGINT PRIMARY KEY REFERENCES instances (id) ON DELETE CASCADE,
+    organisation_id BIGINT NOT NULL REFERENCES organisations (id),
+    agent_id TEXT NOT NULL,
+    epoch BIGINT NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('running', 'stopped', 'crashed', 'unknown')),
+    pid BIGINT,
+    since_at BIGINT,
+    reason TEXT,
+    observed_at BIGINT NOT NULL
+);
+
 CREATE TABLE instances (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     organisation_id BIGINT NOT NULL REFERENCES organisations (id),

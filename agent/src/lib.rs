@@ -8,6 +8,7 @@ pub mod accounts;
 pub mod clock;
 pub mod durable;
 pub mod identity;
+pub mod instances;
 pub mod log;
 pub mod release;
 pub mod run;

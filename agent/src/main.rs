@@ -1,6 +1,7 @@
 //! `drover-agent`: see `drover-agent --help`.
 //!
-//! A supervisor is this program in another mode: it is started for every execution, therefore its way in is short.
+//! A supervisor is this program in another mode, and so is who reads for the agent as another account: they are started
+//! often, therefore their way in is short.
 
 use std::ffi::OsStr;
 use std::io::IsTerminal as _;
@@ -8,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use drover_agent::instances::look;
 use drover_agent::run::{self, Options};
 use drover_agent::supervise::supervise;
 
@@ -33,6 +35,9 @@ enum Command {
         #[arg(long, env = "DROVER_DATA_DIR", default_value = "/var/lib/drover-agent")]
         data_dir: PathBuf,
     },
+    /// Read what the agent asks for on standard input, as the account that it names.
+    #[command(hide = true)]
+    Look,
     /// Carry out the execution of one spool folder.
     #[command(hide = true)]
     Supervise {
@@ -42,6 +47,9 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    if std::env::args_os().skip(1).eq(["look"]) {
+        return looked();
+    }
     let mut arguments = std::env::args_os().skip(1);
     if arguments.next().as_deref() == Some(OsStr::new("supervise"))
         && let Some(folder) = arguments.next()
@@ -51,6 +59,7 @@ fn main() -> ExitCode {
     }
     match Arguments::parse().command {
         Command::Supervise { folder } => supervised(&folder),
+        Command::Look => looked(),
         Command::Run { join, name, data_dir } => {
             tracing_subscriber::fmt()
                 .with_writer(std::io::stderr)
@@ -64,6 +73,10 @@ fn main() -> ExitCode {
 
 fn supervised(folder: &Path) -> ExitCode {
     done(supervise(folder).map(drop).map_err(anyhow::Error::from))
+}
+
+fn looked() -> ExitCode {
+    done(look::answer().map_err(anyhow::Error::from))
 }
 
 fn done(outcome: anyhow::Result<()>) -> ExitCode {

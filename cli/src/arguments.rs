@@ -278,7 +278,7 @@ pub(crate) struct Revert {
 }
 
 /// Which hosts.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub(crate) struct Targets {
     /// Only on these hosts, separated by commas
     #[arg(long, value_name = "HOST", value_delimiter = ',', conflicts_with = "all")]

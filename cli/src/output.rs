@@ -13,6 +13,13 @@ pub(crate) fn line(text: &str) -> Result<()> {
     Ok(writeln!(io::stdout().lock(), "{text}")?)
 }
 
+/// Writes text as it is, at once.
+pub(crate) fn text(text: &str) -> Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    Ok(out.flush()?)
+}
+
 /// Writes an object on a line of its own.
 pub(crate) fn json(value: &Value) -> Result<()> {
     line(&value.to_string())

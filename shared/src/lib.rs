@@ -7,6 +7,7 @@
 
 pub mod digest;
 pub mod frame;
+pub mod instance;
 pub mod limits;
 pub mod message;
 pub mod order;

@@ -9,6 +9,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
+use crate::instance::{LogAnswer, LogQuestion, Observation, Watched};
 use crate::order::Order;
 use crate::secret::Secrets;
 use crate::words::{ExecutionState, StepState};
@@ -82,6 +83,14 @@ pub enum ToAgent {
     },
     /// Say what is kept under a deploy path; answered by [`ToServer::Inspected`].
     Inspect(Inspect),
+    /// Watch the processes of these instances from now on, and no others; answered by [`ToServer::Observed`] with all of
+    /// them, and again with each that changes.
+    Watch {
+        /// The instances, at most [`WATCHED_MAX`](crate::instance::WATCHED_MAX).
+        instances: Vec<Watched>,
+    },
+    /// Give a piece of a log; answered by [`ToServer::Log`].
+    ReadLog(LogQuestion),
     /// End this execution's processes.
     Cancel {
         /// Execution.
@@ -165,6 +174,13 @@ pub enum ToServer {
     Finished(Box<Finished>),
     /// Answers [`ToAgent::Inspect`].
     Inspected(Box<Inspected>),
+    /// What is seen of instances: all of them after [`ToAgent::Watch`], then those that changed.
+    Observed {
+        /// What is seen.
+        instances: Vec<Observation>,
+    },
+    /// Answers [`ToAgent::ReadLog`].
+    Log(Box<LogAnswer>),
     /// Asks for an artifact from an offset.
     Fetch {
         /// Channel of the transfer, chosen by the agent.

@@ -6,6 +6,9 @@ use std::path::PathBuf;
 
 use drover_kernel::routes::openapi;
 use drover_shared::digest::Digest;
+use drover_shared::instance::{
+    LogAnswer, LogEvent, LogFile, LogOutcome, LogPiece, LogQuestion, LogSlice, Observation, ProcessState, Watched,
+};
 use drover_shared::message::{
     Abilities, Drift, Finished, Hello, Holding, HoldingAnswer, Inspect, Inspected, InspectedRelease, ProcessVerdict,
     Release, StepEvent, StepOutcome, ToAgent, ToServer,
@@ -17,6 +20,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::schema;
+
+const LOG_FILE: LogFile = LogFile { device: 64_769, inode: 12, made_ns: 1_714_564_800_000_000_000 };
 
 fn file(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../golden").join(name)
@@ -155,6 +160,12 @@ fn golden_wire_to_agent() {
     wire("artifact_refused", &ToAgent::ArtifactRefused { channel: 1, reason: "gone".to_owned() });
     wire("heartbeat_ack", &ToAgent::HeartbeatAck {});
     let (deploy_path, release) = ("/srv/shop".to_owned(), Some("1.0-0123456789ab".to_owned()));
+    let (pid_path, running_user) = ("/run/shop.pid".to_owned(), Some("shop".to_owned()));
+    let watched = Watched { instance_id: 3, pid_path, running_user: running_user.clone() };
+    wire("watch", &ToAgent::Watch { instances: vec![watched] });
+    let piece = LogPiece::Next { file: LOG_FILE, from: 100, bytes: 8192, wait_ms: 20_000 };
+    let path = "/var/log/shop.log".to_owned();
+    wire("read_log", &ToAgent::ReadLog(LogQuestion { request: 7, path, running_user, piece }));
     wire("inspect", &ToAgent::Inspect(Inspect { request: 7, deploy_path, release, compare: true, timeout_ms: 60_000 }));
 }
 
@@ -197,6 +208,20 @@ fn golden_wire_to_server() {
     wire("fetch_done", &ToServer::FetchDone { channel: 2 });
     wire("heartbeat", &ToServer::Heartbeat { time_ms: 5 });
     wire("inspected", &ToServer::Inspected(Box::new(inspected(digest))));
+    let (state, reason) = (ProcessState::Running, None);
+    let seen = Observation { instance_id: 3, state, pid: Some(42), since_ms: Some(1), reason };
+    wire("observed", &ToServer::Observed { instances: vec![seen] });
+    let slice = LogSlice {
+        content: "line\n".to_owned(),
+        length: 5,
+        position: 105,
+        total_length: 105,
+        lines: Some(1),
+        file: LOG_FILE,
+        event: Some(LogEvent::Rotated),
+    };
+    wire("log", &ToServer::Log(Box::new(LogAnswer { request: 7, outcome: LogOutcome::Slice(slice) })));
+    wire("log_missing", &ToServer::Log(Box::new(LogAnswer { request: 7, outcome: LogOutcome::Missing {} })));
     wire("finished", &ToServer::Finished(Box::new(finished(id, digest))));
     wire(
         "step_event",

@@ -8,6 +8,7 @@ mod deploys;
 mod edge;
 mod golden;
 mod identity;
+mod instances;
 mod inventory;
 mod operations;
 mod probes;

@@ -7,13 +7,16 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::process::Stdio;
+use std::sync::Arc;
 
 use drover_shared::Digest;
+use drover_shared::instance::{LogAnswer, Observation};
 use drover_shared::message::{Finished, Inspected};
 use drover_shared::order::{Entry, Step};
 use drover_shared::secret::Secrets;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use tokio::sync::Notify;
 
 use super::cache::{Cache, Done};
 use super::fetching::artifacts;
@@ -75,6 +78,10 @@ pub(super) enum Report {
     Cache(Box<Done>),
     /// A deploy path was looked at.
     Inspected(Box<Inspected>),
+    /// News of instances.
+    Observed(Vec<Observation>),
+    /// A log was read, or followed.
+    Log { answer: Box<LogAnswer>, followed: bool },
 }
 
 /// All executions.
@@ -89,6 +96,8 @@ pub(super) struct Executions {
     watcher: Watcher,
     boot_id: String,
     pub(super) reports: tokio::sync::mpsc::Sender<Report>,
+    /// Notified when an execution is over: an instance may be another one then.
+    pub(super) ended: Arc<Notify>,
 }
 
 impl Executions {
@@ -101,7 +110,8 @@ impl Executions {
         reports: tokio::sync::mpsc::Sender<Report>,
     ) -> Self {
         let (all, queue) = (BTreeMap::new(), VecDeque::new());
-        Self { spool, cache, all, queue, running: 0, inspecting: 0, watcher, boot_id, reports }
+        let ended = Arc::default();
+        Self { spool, cache, all, queue, running: 0, inspecting: 0, watcher, boot_id, reports, ended }
     }
 
     /// What wakes the agent when a supervisor writes.
@@ -366,6 +376,7 @@ impl Executions {
         self.watcher.remove(key, watch);
         tracing::debug!(%key, state = %finished.state, reason = finished.reason, "finished");
         let discard = execution.discard;
+        self.ended.notify_one();
         session.finished(key, finished);
         if discard {
             self.forget(key, session);

@@ -8,6 +8,7 @@ mod cache;
 mod executions;
 mod fetching;
 mod inspecting;
+mod instances;
 mod link;
 mod watcher;
 
@@ -36,6 +37,7 @@ use crate::spool::{Key, Spool, boot_id};
 use crate::supervise::processes::cgroups_usable;
 use crate::{accounts, clock, tls};
 use executions::{Executions, Report};
+use instances::Instances;
 use link::{Incoming, Link};
 use watcher::Change;
 
@@ -105,6 +107,7 @@ struct Agent {
     tls: Arc<ClientConfig>,
     session: Session,
     executions: Executions,
+    instances: Instances,
     connection: Connection,
     back_off_ms: u64,
     swept_ms: u64,
@@ -152,7 +155,8 @@ impl Agent {
         let (to_agent, reports) = mpsc::channel(REPORTS_MAX);
         let spool = Spool::open(&data_dir).context("spool")?;
         let cache = cache::Cache::open(&data_dir).context("artifact cache")?;
-        let executions = Executions::new(spool, cache, watcher::Watcher::new(), boot_id, to_agent);
+        let executions = Executions::new(spool, cache, watcher::Watcher::new(), boot_id, to_agent.clone());
+        let instances = Instances::start(to_agent, executions.ended.clone());
         Ok(Self {
             data_dir,
             _lock: lock,
@@ -162,6 +166,7 @@ impl Agent {
             tls,
             session: Session::new(profile),
             executions,
+            instances,
             connection: Connection::Waiting(0),
             back_off_ms: BACK_OFF_MS.0,
             swept_ms: 0,
@@ -226,6 +231,11 @@ impl Agent {
             Event::Report(Some(Report::Unsettled(key))) => self.executions.look_again(&key),
             Event::Report(Some(Report::Cache(done))) => self.executions.cache_done(*done, &mut self.session),
             Event::Report(Some(Report::Inspected(answer))) => self.executions.inspected(*answer, &mut self.session),
+            Event::Report(Some(Report::Observed(news))) => self.session.observed(news),
+            Event::Report(Some(Report::Log { answer, followed })) => {
+                self.instances.done(followed);
+                self.session.log_read(*answer);
+            }
             Event::Report(None) => {}
         }
         self.session.handle_timeout(now);
@@ -282,6 +292,12 @@ impl Agent {
             Output::Run(new) => self.executions.take(*new, session),
             Output::Secrets(key, secrets) => self.executions.arm(&key, secrets, session),
             Output::Inspect(inspect) => self.executions.inspect(inspect, session),
+            Output::Watch(watched) => self.instances.watch(watched),
+            Output::ReadLog(question) => {
+                if let Some(answer) = self.instances.read(question) {
+                    session.log_read(answer);
+                }
+            }
             Output::Cancel(key, reason, timed_out) => self.executions.cancel(&key, reason, timed_out, session),
             Output::Forget(key) => self.executions.forget(&key, session),
             Output::Discard(key) => self.executions.discard(&key, session),
@@ -305,6 +321,7 @@ impl Agent {
 
     fn hang_up(&mut self, reason: &str) {
         self.session.disconnected();
+        self.instances.disconnected();
         let pause = jitter(self.back_off_ms);
         tracing::warn!(url = self.url, reason, pause_ms = pause, "not connected");
         self.connection = Connection::Waiting(clock::monotonic_ms() + pause);

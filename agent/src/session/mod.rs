@@ -15,6 +15,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use drover_shared::Digest;
 use drover_shared::frame::{FrameError, Header, Kind};
+use drover_shared::instance::{self, LogAnswer, LogQuestion, Observation, Watched};
 use drover_shared::message::{
     Abilities, Finished, Hello, Holding, HoldingAnswer, INSPECT_FEATURE, Inspect, Inspected, SHARED_PATHS_FEATURE,
     ToAgent, ToServer, hello_bytes,
@@ -69,6 +70,10 @@ pub enum Output {
     Secrets(Key, Secrets),
     /// Look at a deploy path, then call [`Session::inspected`].
     Inspect(Inspect),
+    /// Watch these instances, and no others; what is seen goes to [`Session::observed`].
+    Watch(Vec<Watched>),
+    /// Read a piece of a log, then call [`Session::log_read`].
+    ReadLog(LogQuestion),
     /// End this execution: reason, and whether its time ran out.
     Cancel(Key, String, bool),
     /// The server has everything: remove it from the spool, then call [`Session::removed`].
@@ -320,7 +325,9 @@ impl Session {
         let hello = Hello {
             agent_id,
             version,
-            features: [secret::FEATURE, INSPECT_FEATURE, SHARED_PATHS_FEATURE].map(str::to_owned).into(),
+            features: [secret::FEATURE, INSPECT_FEATURE, SHARED_PATHS_FEATURE, instance::FEATURE]
+                .map(str::to_owned)
+                .into(),
             signature,
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             boot_id: self.profile.boot_id.clone(),
@@ -357,6 +364,8 @@ impl Session {
         match message {
             ToAgent::Run { order, secrets } => self.handle_run(order, secrets),
             ToAgent::Inspect(inspect) => self.outputs.push_back(Output::Inspect(inspect)),
+            ToAgent::Watch { instances } => self.outputs.push_back(Output::Watch(instances)),
+            ToAgent::ReadLog(question) => self.outputs.push_back(Output::ReadLog(question)),
             ToAgent::Cancel { execution_id, attempt, reason, timed_out } => {
                 // Its order may still wait to be carried out; what nobody holds then is left alone.
                 if let Some(key) = Key::new(&execution_id, attempt) {
@@ -431,6 +440,20 @@ impl Session {
     pub fn inspected(&mut self, answer: Inspected) {
         if self.is_open() {
             self.outputs.push_back(Output::Send(ToServer::Inspected(Box::new(answer))));
+        }
+    }
+
+    /// News of instances.
+    pub fn observed(&mut self, instances: Vec<Observation>) {
+        if self.is_open() {
+            self.outputs.push_back(Output::Send(ToServer::Observed { instances }));
+        }
+    }
+
+    /// A piece of a log was read, or cannot be.
+    pub fn log_read(&mut self, answer: LogAnswer) {
+        if self.is_open() {
+            self.outputs.push_back(Output::Send(ToServer::Log(Box::new(answer))));
         }
     }
 

@@ -6,6 +6,7 @@ mod bench;
 mod fetching;
 mod hooks;
 mod hostile;
+mod instances;
 mod kept;
 mod kill;
 mod lost;

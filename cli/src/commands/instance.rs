@@ -1,8 +1,9 @@
-//! `instance list`, `instance start`, `instance stop`, `instance restart`.
+//! `instance list`, `instance start`, `instance stop`, `instance restart`; `instance logs` is elsewhere.
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
+use super::instance_logs::{self, Logs};
 use super::rollout::{self, Application};
 use crate::api::Server;
 use crate::arguments::{Following, Targets};
@@ -18,6 +19,10 @@ const INSTANCES: &[Column] = &[
     ("HOST", |instance| cell(instance, "hostname")),
     ("STATUS", |instance| cell(instance, "status")),
     ("VERSION", |instance| cell(instance, "version")),
+    ("PROCESS", |instance| cell(&instance["process"], "state")),
+    ("PID", |instance| cell(&instance["process"], "pid")),
+    ("SINCE", |instance| cell(&instance["process"], "since_time")),
+    ("REMARK", remark),
 ];
 
 /// Commands on instances.
@@ -31,6 +36,8 @@ pub(crate) enum Command {
     Stop(Operation),
     /// Stop instances and start them again
     Restart(Operation),
+    /// Show the end of an instance's log, and what comes next
+    Logs(Logs),
 }
 
 /// Options of `instance list`.
@@ -38,6 +45,9 @@ pub(crate) enum Command {
 pub(crate) struct List {
     /// Application, by id or full name
     application: String,
+    /// Only those whose process is running, stopped, crashed or unknown
+    #[arg(long, value_name = "STATE", value_parser = ["running", "stopped", "crashed", "unknown"])]
+    process: Option<String>,
 }
 
 /// Options of what is done to instances.
@@ -66,16 +76,29 @@ pub(super) fn run(server: &Server, command: &Command, json: bool) -> Result<()> 
         Command::Start(operation) => operate(server, "start", operation, json),
         Command::Stop(operation) => operate(server, "stop", operation, json),
         Command::Restart(operation) => operate(server, "restart", operation, json),
+        Command::Logs(logs) => instance_logs::run(server, logs, json),
     }
 }
 
 fn list(server: &Server, list: &List, json: bool) -> Result<()> {
     let application = Application::find(server, &list.application)?;
-    let found = server.list(&format!("/applications/{}/instances/", application.id), &[], LISTED_MAX)?;
+    let filter = list.process.as_deref().map(|state| ("process", state));
+    let path = format!("/applications/{}/instances/", application.id);
+    let found = server.list(&path, filter.as_slice(), LISTED_MAX)?;
     if json {
         return output::json(&json!({ "results": found }));
     }
     output::table(INSTANCES, &found)
+}
+
+/// Why nobody can say how the process is, or what became of it.
+fn remark(instance: &Value) -> String {
+    let process = &instance["process"];
+    let mut remark = cell(process, "reason");
+    if let (Some(state), Some(time)) = (process["last_state"].as_str(), process["last_seen_time"].as_str()) {
+        remark = format!("{remark}; {state} when last seen {time}");
+    }
+    remark
 }
 
 fn operate(server: &Server, action: &str, operation: &Operation, json: bool) -> Result<()> {

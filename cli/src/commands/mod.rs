@@ -3,6 +3,7 @@
 pub(crate) mod archive;
 mod deploy;
 pub(crate) mod instance;
+mod instance_logs;
 mod inventory;
 mod logs;
 mod plan;

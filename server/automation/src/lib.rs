@@ -11,6 +11,7 @@ pub mod credentials;
 pub mod deploys;
 pub mod engine;
 pub mod executions;
+pub mod instance_logs;
 pub mod link;
 pub mod logs;
 pub mod operations;
@@ -22,6 +23,7 @@ pub mod settings;
 pub mod source;
 pub mod tasks;
 pub mod templates;
+mod watching;
 
 use drover_kernel::Routes;
 use drover_kernel::jobs::Jobs;
@@ -33,6 +35,7 @@ pub fn routes() -> Routes {
     let tasks = deploys::routes()
         .merge(tasks::routes())
         .merge(operations::routes())
+        .merge(instance_logs::routes())
         .merge(output::routes())
         .merge(channel::routes());
     let tasks = tasks.merge(releases::routes()).merge(archives::routes());

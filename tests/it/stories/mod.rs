@@ -7,6 +7,7 @@ mod crowds;
 mod deploying;
 mod enrolment;
 mod failures;
+mod instances;
 mod interruptions;
 mod operations;
 mod output;

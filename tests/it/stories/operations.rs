@@ -22,7 +22,7 @@ while True:
 
 impl Shop {
     /// A folder for each host with the program in it, and the commands that start and stop it.
-    async fn with_program(hosts: &[&str]) -> Self {
+    pub(super) async fn with_program(hosts: &[&str]) -> Self {
         let shop = Self::with_versions(hosts).await;
         for host in hosts {
             let folder = shop.folder().join("programs").join(host);
@@ -40,7 +40,7 @@ impl Shop {
     }
 
     /// The number of the program on a host, if it runs.
-    fn program_of(&self, host: &str) -> Option<i32> {
+    pub(super) fn program_of(&self, host: &str) -> Option<i32> {
         let file = self.folder().join("programs").join(host).join("app.pid");
         fs::read_to_string(file).ok()?.trim().parse().ok().filter(|id| is_alive(*id))
     }
@@ -54,7 +54,7 @@ impl Shop {
     }
 
     /// The same, to its end, which has to be this one.
-    async fn operated(&self, action: &str, query: &str, status: &str) -> Value {
+    pub(super) async fn operated(&self, action: &str, query: &str, status: &str) -> Value {
         let detail = self.end_of(&self.operate(action, query).await).await;
         assert_eq!(detail["status"], status, "{detail:#}");
         detail

@@ -33,6 +33,7 @@ use crate::logs::LogStore;
 use crate::source::Sources;
 use crate::tasks::rules::{self, Facts, Next, Outcome, Role};
 use crate::tasks::store::{self as task_store, Execution, Task};
+use crate::watching::{self, Watching};
 
 pub(crate) use intake::{News, take_in};
 pub(crate) use results::{lost, rejected};
@@ -82,6 +83,7 @@ pub struct Engine {
     told: Mutex<HashSet<(i64, i64)>>,
     intake: Intake,
     waking: Waking,
+    pub(crate) watching: Watching,
 }
 
 impl Engine {
@@ -100,6 +102,7 @@ impl Engine {
             told: Mutex::default(),
             intake: Intake::default(),
             waking: Waking::default(),
+            watching: Watching::default(),
         }
     }
 
@@ -117,12 +120,14 @@ impl Engine {
 
 /// The engine's background handlers.
 pub fn jobs() -> Jobs {
-    Jobs::default().on(TOPIC, |work: Work, key: String| async move {
-        match key.parse() {
-            Ok(task_id) => advance(work.kernel(), task_id).await,
-            Err(_) => Err(Error::internal(format!("`{key}` is no task"))),
-        }
-    })
+    Jobs::default()
+        .on(TOPIC, |work: Work, key: String| async move {
+            match key.parse() {
+                Ok(task_id) => advance(work.kernel(), task_id).await,
+                Err(_) => Err(Error::internal(format!("`{key}` is no task"))),
+            }
+        })
+        .merge(watching::jobs())
 }
 
 /// Looks after every task that is not over, again and again: what lost wake-ups, failures and restarts left behind.

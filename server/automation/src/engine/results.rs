@@ -1,8 +1,10 @@
 //! Taking in what agents say of executions.
 
 use drover_inventory::instances::rules::InstanceStatus;
+use drover_inventory::instances::states;
 use drover_inventory::instances::store::{begin_change, finish_change};
 use drover_kernel::{Audit, Kernel, Result, Tx};
+use drover_shared::instance::ProcessState;
 use drover_shared::message::Finished;
 use drover_shared::words::{Action, ExecutionState as State, Word as _};
 
@@ -119,6 +121,10 @@ async fn settle_instance(tx: &mut Tx, instance_id: i64, known: &Known, news: &Fi
     // What could not be stopped runs, as far as anybody can say; what could not be started does not.
     let runs = succeeded != (known.kind == Action::Stop);
     let status = if runs { InstanceStatus::Running } else { InstanceStatus::Stopped };
+    if succeeded && !installs {
+        let seen = if runs { ProcessState::Running } else { ProcessState::Stopped };
+        states::presume(tx, instance_id, seen).await?;
+    }
     finish_change(tx, instance_id, status, version.as_deref()).await
 }
 

@@ -1,22 +1,31 @@
 //! Questions to agents that somebody waits for, with an answer each.
 //!
-//! Invariants: a question has a deadline, and so has whoever asks; few are open at a time for each host; an answer to
-//! what nobody asks any more is dropped. Nothing that holds a transaction asks.
+//! Invariants: a question has a deadline, and so has whoever asks; few of a kind are open at a time for each host, and few
+//! more wait for their turn; an answer to what nobody asks any more is dropped. Nothing that holds a transaction asks.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use drover_kernel::Error;
+use drover_shared::instance::{self, LogAnswer, LogOutcome, LogPiece, LogQuestion};
 use drover_shared::message::{INSPECT_FEATURE, Inspect, Inspected, ToAgent};
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 
 use super::hub::Session;
 
-/// Questions that may be open for one host.
-const QUESTIONS_MAX: usize = 8;
+/// Inspections that may be open for one host.
+const INSPECTIONS_MAX: usize = 8;
+/// Pieces of logs that one host is asked for at a time, and that wait for their turn.
+const READS_MAX: usize = 4;
+const READS_WAITING_MAX: usize = 64;
+/// Logs of one host that are followed at a time.
+const FOLLOWS_MAX: usize = 16;
 
 /// Time that an answer has on its way, beyond what the agent may take for it.
 const WAY: Duration = Duration::from_secs(10);
+/// Time that an agent may take for a piece of a log, beyond the wait for it.
+const READING: Duration = Duration::from_secs(25);
 
 /// Why there is no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,37 +40,96 @@ pub(crate) enum Unanswered {
     Late,
 }
 
+impl Unanswered {
+    /// What whoever asked is told.
+    pub(crate) fn told(self, host: &str, what: &str) -> Error {
+        match self {
+            Self::TooOld => Error::conflict(format!("the agent of {host} is too old to look at {what}: update it")),
+            Self::Busy => Error::Unavailable(format!("too many are asking {host} at the moment, try again")),
+            Self::Gone => Error::Unavailable(format!("the agent of {host} went away before it answered, try again")),
+            Self::Late => Error::Unavailable(format!("the agent of {host} did not answer in time, try again")),
+        }
+    }
+}
+
+/// Kinds of questions, each with room of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Inspection,
+    Read,
+    Follow,
+}
+
+impl Kind {
+    fn most(self) -> usize {
+        match self {
+            Self::Inspection => INSPECTIONS_MAX,
+            Self::Read => READS_MAX,
+            Self::Follow => FOLLOWS_MAX,
+        }
+    }
+}
+
+/// What agents answer.
+pub(super) enum Answer {
+    Inspected(Inspected),
+    Log(LogAnswer),
+}
+
+impl Answer {
+    fn request(&self) -> u64 {
+        match self {
+            Self::Inspected(answer) => answer.request,
+            Self::Log(answer) => answer.request,
+        }
+    }
+}
+
 /// Questions without an answer so far.
-#[derive(Default)]
-pub(crate) struct Questions(Mutex<Open>);
+pub(crate) struct Questions {
+    open: Mutex<Open>,
+    /// Turns of those who read, and places of those who wait for one.
+    turns: Semaphore,
+    places: Semaphore,
+}
+
+impl Default for Questions {
+    fn default() -> Self {
+        Self {
+            open: Mutex::default(),
+            turns: Semaphore::new(READS_MAX),
+            places: Semaphore::new(READS_MAX + READS_WAITING_MAX),
+        }
+    }
+}
 
 #[derive(Default)]
 struct Open {
     last: u64,
-    waiting: HashMap<u64, oneshot::Sender<Inspected>>,
+    waiting: HashMap<u64, (Kind, oneshot::Sender<Answer>)>,
 }
 
 impl Questions {
     fn lock(&self) -> MutexGuard<'_, Open> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn begin(&self) -> Option<Question<'_>> {
+    fn begin(&self, kind: Kind) -> Option<Question<'_>> {
         let mut open = self.lock();
-        if open.waiting.len() >= QUESTIONS_MAX {
+        if open.waiting.values().filter(|(other, _)| *other == kind).count() >= kind.most() {
             return None;
         }
         open.last += 1;
         let (sender, answer) = oneshot::channel();
         let request = open.last;
-        open.waiting.insert(request, sender);
+        open.waiting.insert(request, (kind, sender));
         drop(open);
         Some(Question { questions: self, request, answer })
     }
 
     /// Takes in an answer.
-    pub(super) fn answered(&self, answer: Inspected) {
-        if let Some(waiting) = self.lock().waiting.remove(&answer.request) {
+    pub(super) fn answered(&self, answer: Answer) {
+        if let Some((_, waiting)) = self.lock().waiting.remove(&answer.request()) {
             // Who asked may have gone away.
             let _ = waiting.send(answer);
         }
@@ -72,7 +140,7 @@ impl Questions {
 struct Question<'a> {
     questions: &'a Questions,
     request: u64,
-    answer: oneshot::Receiver<Inspected>,
+    answer: oneshot::Receiver<Answer>,
 }
 
 impl Drop for Question<'_> {
@@ -96,11 +164,61 @@ impl Session {
         if !self.can(INSPECT_FEATURE) {
             return Err(Unanswered::TooOld);
         }
-        let mut question = self.questions.begin().ok_or(Unanswered::Busy)?;
+        let question = self.questions.begin(Kind::Inspection).ok_or(Unanswered::Busy)?;
         let timeout_ms = u64::try_from(allowed.as_millis()).unwrap_or(u64::MAX);
         let inspect = Inspect { request: question.request, deploy_path, release, compare, timeout_ms };
+        match self.exchange(question, ToAgent::Inspect(inspect), allowed + WAY).await? {
+            Answer::Inspected(answer) => Ok(answer),
+            Answer::Log(_) => Err(Unanswered::Gone),
+        }
+    }
+
+    /// Asks for a piece of a log file, which is read as this account.
+    ///
+    /// # Errors
+    /// [`Unanswered`] says why there is no answer.
+    pub(crate) async fn read_log(
+        &self,
+        path: String,
+        running_user: Option<String>,
+        piece: LogPiece,
+    ) -> Result<LogOutcome, Unanswered> {
+        if !self.can(instance::FEATURE) {
+            return Err(Unanswered::TooOld);
+        }
+        let (kind, wait_ms) = match piece {
+            LogPiece::Next { wait_ms, .. } => (Kind::Follow, wait_ms),
+            _ => (Kind::Read, 0),
+        };
+        let _place = match kind {
+            Kind::Read => Some(self.questions.places.try_acquire().map_err(|_| Unanswered::Busy)?),
+            _ => None,
+        };
+        let _turn = match kind {
+            Kind::Read => {
+                let turn = tokio::time::timeout(WAY, self.questions.turns.acquire()).await;
+                Some(turn.map_err(|_| Unanswered::Busy)?.map_err(|_| Unanswered::Gone)?)
+            }
+            _ => None,
+        };
+        let question = self.questions.begin(kind).ok_or(Unanswered::Busy)?;
+        let asked = LogQuestion { request: question.request, path, running_user, piece };
+        let allowed = READING + WAY + Duration::from_millis(wait_ms);
+        match self.exchange(question, ToAgent::ReadLog(asked), allowed).await? {
+            Answer::Log(LogAnswer { outcome: LogOutcome::Busy {}, .. }) => Err(Unanswered::Busy),
+            Answer::Log(answer) => Ok(answer.outcome),
+            Answer::Inspected(_) => Err(Unanswered::Gone),
+        }
+    }
+
+    async fn exchange(
+        &self,
+        mut question: Question<'_>,
+        message: ToAgent,
+        allowed: Duration,
+    ) -> Result<Answer, Unanswered> {
         let exchange = async {
-            if !self.send(ToAgent::Inspect(inspect)).await {
+            if !self.send(message).await {
                 return Err(Unanswered::Gone);
             }
             tokio::select! {
@@ -108,7 +226,7 @@ impl Session {
                 () = self.closed.cancelled() => Err(Unanswered::Gone),
             }
         };
-        tokio::time::timeout(allowed + WAY, exchange).await.unwrap_or(Err(Unanswered::Late))
+        tokio::time::timeout(allowed, exchange).await.unwrap_or(Err(Unanswered::Late))
     }
 }
 
@@ -116,17 +234,20 @@ impl Session {
 mod tests {
     use super::*;
 
-    fn answer(request: u64) -> Inspected {
-        Inspected { request, reason: None, releases: Vec::new(), free_bytes: None }
+    fn answer(request: u64) -> Answer {
+        Answer::Inspected(Inspected { request, reason: None, releases: Vec::new(), free_bytes: None })
     }
 
     #[test]
     fn an_answer_finds_its_question_and_others_are_dropped() {
         let questions = Questions::default();
-        let (Some(mut first), Some(mut second)) = (questions.begin(), questions.begin()) else { panic!("room") };
+        let (Some(mut first), Some(mut second)) = (questions.begin(Kind::Inspection), questions.begin(Kind::Read))
+        else {
+            panic!("room")
+        };
         questions.answered(answer(second.request));
         questions.answered(answer(4711));
-        assert_eq!(second.answer.try_recv().map(|answer| answer.request), Ok(2));
+        assert_eq!(second.answer.try_recv().map(|answer| answer.request()), Ok(2));
         assert!(first.answer.try_recv().is_err());
         questions.answered(answer(second.request));
     }
@@ -134,9 +255,10 @@ mod tests {
     #[test]
     fn few_are_open_at_a_time_and_one_that_is_given_up_makes_room() {
         let questions = Questions::default();
-        let mut open: Vec<_> = std::iter::from_fn(|| questions.begin()).take(QUESTIONS_MAX + 1).collect();
-        assert_eq!(open.len(), QUESTIONS_MAX);
+        let mut open: Vec<_> = std::iter::from_fn(|| questions.begin(Kind::Follow)).take(FOLLOWS_MAX + 1).collect();
+        assert_eq!(open.len(), FOLLOWS_MAX);
+        assert!(questions.begin(Kind::Read).is_some(), "another kind has room of its own");
         open.pop();
-        assert!(questions.begin().is_some());
+        assert!(questions.begin(Kind::Follow).is_some());
     }
 }

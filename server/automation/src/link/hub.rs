@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use drover_shared::instance::Watched;
 use drover_shared::message::ToAgent;
 use drover_shared::order::Order;
 use drover_shared::secret::Secrets;
@@ -39,6 +40,8 @@ pub struct Session {
     /// What somebody waits for.
     pub(super) questions: Questions,
     control: mpsc::Sender<ToAgent>,
+    /// What the agent was told to watch.
+    pub(crate) watched: Mutex<Option<Vec<Watched>>>,
     /// What the agent was told to end, by execution and attempt.
     cancelled: Mutex<HashMap<(String, i64), ToAgent>>,
 }
@@ -62,6 +65,7 @@ impl Session {
             closed: CancellationToken::new(),
             questions: Questions::default(),
             control,
+            watched: Mutex::default(),
             cancelled: Mutex::default(),
         }
     }
@@ -137,6 +141,11 @@ impl Hub {
     #[must_use]
     pub fn find(&self, host_id: i64) -> Option<Arc<Session>> {
         lock(&self.sessions).get(&host_id).filter(|session| !session.closed.is_cancelled()).cloned()
+    }
+
+    /// Hosts that have a session.
+    pub(crate) fn hosts(&self) -> Vec<i64> {
+        lock(&self.sessions).keys().copied().collect()
     }
 
     /// How many agents are connected.

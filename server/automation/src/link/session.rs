@@ -26,6 +26,7 @@ use tokio_rustls::server::TlsStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 
+use super::asking::Answer;
 use super::enrol::{EnrolRefused, enrol};
 use super::hub::Session;
 use super::keys::random_secret;
@@ -34,6 +35,7 @@ use crate::engine::{self, Engine, News};
 use crate::executions::store as execution_store;
 use crate::logs::{AppendError, Pending, TaskLog};
 use crate::tasks::store as task_store;
+use crate::watching;
 
 pub(super) type Socket = WebSocketStream<TlsStream<TcpStream>>;
 
@@ -344,6 +346,7 @@ impl Reader {
             .await;
         self.account_for_missing(hello).await?;
         drop(turn);
+        watching::look_after(&self.kernel, [self.session.host_id]);
         engine::dispatch_host(&self.kernel, &self.session).await?;
         Ok(())
     }
@@ -440,7 +443,9 @@ impl Reader {
             ToServer::FetchDone { channel } => drop(self.transfers.remove(&channel)),
             ToServer::Heartbeat { .. } => drop(self.session.send(ToAgent::HeartbeatAck {}).await),
             ToServer::Enrol { .. } | ToServer::Hello(_) => return Err(Ended("said hello twice".to_owned())),
-            ToServer::Inspected(answer) => self.session.questions.answered(*answer),
+            ToServer::Inspected(answer) => self.session.questions.answered(Answer::Inspected(*answer)),
+            ToServer::Log(answer) => self.session.questions.answered(Answer::Log(*answer)),
+            ToServer::Observed { instances } => watching::observed(&self.kernel, &self.session, instances).await?,
             ToServer::Unknown => {}
         }
         Ok(())

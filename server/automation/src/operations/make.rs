@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use drover_inventory::instances::rules::InstanceStatus;
+use drover_inventory::instances::states;
 use drover_inventory::secrets::TaskSecrets;
 use drover_inventory::variables::TaskVariables;
 use drover_kernel::db::Read;
 use drover_kernel::{Audit, AuditEntry, AuditList, Call, Error, Reply, Result};
+use drover_shared::instance::ProcessState;
 use drover_shared::words::{Action, Word as _};
 
 use super::{Operate, commands};
@@ -15,7 +17,7 @@ use crate::channel;
 use crate::settings;
 use crate::tasks::create::{self, NewPlan};
 use crate::tasks::plan::{self, Input};
-use crate::tasks::premises;
+use crate::tasks::premises::{self, Target};
 use crate::tasks::rollout::Rollout;
 use crate::tasks::secrets::Offered;
 use crate::tasks::view::SubTaskReceipt;
@@ -34,7 +36,8 @@ pub(super) struct Wanted {
 /// Makes the task.
 pub(super) async fn make(call: Call<Operate>, application_id: i64, wanted: Wanted) -> Result<Reply<SubTaskReceipt>> {
     let creator = call.caller()?.username.clone();
-    let input = gather(&mut call.read().await?, application_id, &creator, &wanted).await?;
+    let gathered = gather(&mut call.read().await?, application_id, &creator, &wanted).await?;
+    let input = Input { rollout: wanted.rollout.clone(), ..gathered };
     let rendering = tokio::task::spawn_blocking(move || commands::draft(&input).map(|drafts| (input, drafts)));
     let (input, drafts) = rendering.await.map_err(Error::internal)??;
     let addresses = channel::addresses(&call);
@@ -66,8 +69,10 @@ pub(super) async fn make(call: Call<Operate>, application_id: i64, wanted: Wante
 }
 
 async fn gather(read: &mut Read, application_id: i64, creator: &str, wanted: &Wanted) -> Result<Input> {
-    let targets = premises::targets(read, application_id, &wanted.instances).await?;
-    if let Some(missing) = wanted.instances.iter().find(|id| !targets.iter().any(|target| target.instance_id == **id)) {
+    let input = input(read, application_id, creator, (wanted.action, &wanted.instances)).await?;
+    if let Some(missing) =
+        wanted.instances.iter().find(|id| !input.targets.iter().any(|target| target.instance_id == **id))
+    {
         return Err(Error::invalid("id", format!("{missing} is no instance of this application")));
     }
     let already = match wanted.action {
@@ -75,20 +80,42 @@ async fn gather(read: &mut Read, application_id: i64, creator: &str, wanted: &Wa
         Action::Stop => Some(InstanceStatus::Stopped),
         _ => None,
     };
-    let there = targets.iter().filter(|target| already.is_some_and(|status| target.status == status.as_str()));
-    let there: Vec<&str> = there.map(|target| target.host_name.as_str()).take(20).collect();
+    // The host knows better than what was done last: what crashed may be started, what somebody else started stopped.
+    let seen = states::seen(read, &wanted.instances).await?;
+    let is_otherwise = |target: &Target| {
+        matches!(
+            (seen.get(&target.instance_id), wanted.action),
+            (Some(ProcessState::Stopped | ProcessState::Crashed), Action::Start)
+                | (Some(ProcessState::Running), Action::Stop)
+        )
+    };
+    let is_there =
+        |target: &&Target| already.is_some_and(|status| target.status == status.as_str()) && !is_otherwise(target);
+    let there: Vec<&str> =
+        input.targets.iter().filter(is_there).map(|target| target.host_name.as_str()).take(20).collect();
     if let Some(status) = already.filter(|_| !there.is_empty()) {
         return Err(Error::conflict(format!("already {status} on: {}", there.join(", "))));
     }
+    Ok(input)
+}
+
+/// What commands and paths of these instances are rendered from, as far as they are the application's.
+pub(crate) async fn input(
+    read: &mut Read,
+    application_id: i64,
+    creator: &str,
+    (action, instances): (Action, &[i64]),
+) -> Result<Input> {
+    let targets = premises::targets(read, application_id, instances).await?;
     let application = premises::application(read, application_id).await?;
     let host_ids: Vec<i64> = targets.iter().map(|target| target.host_id).collect();
     let addresses = premises::addresses(read, host_ids.clone()).await?;
-    let variables = TaskVariables::read(read, application_id, host_ids.clone(), wanted.instances.clone()).await?;
+    let variables = TaskVariables::read(read, application_id, host_ids.clone(), instances.to_vec()).await?;
     let settings = settings::store::load(read, application_id).await?.map(|loaded| loaded.values).unwrap_or_default();
     let owner = (application.organisation_id, application.id);
-    let secrets = TaskSecrets::read(read, owner, host_ids, wanted.instances.clone()).await?;
+    let secrets = TaskSecrets::read(read, owner, host_ids, instances.to_vec()).await?;
     Ok(Input {
-        action: wanted.action,
+        action,
         version: String::new(),
         source_path: String::new(),
         creator: creator.to_owned(),
@@ -101,7 +128,7 @@ async fn gather(read: &mut Read, application_id: i64, creator: &str, wanted: &Wa
         addresses,
         releases: Vec::new(),
         former: None,
-        rollout: wanted.rollout.clone(),
+        rollout: None,
         variables: Arc::new(variables),
         secrets: Offered::new(secrets),
     })

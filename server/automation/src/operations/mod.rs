@@ -4,7 +4,8 @@
 //! the application may make it. Invariant: an instance is in one task at a time, of whatever kind.
 
 mod commands;
-mod make;
+pub(crate) mod make;
+pub(crate) mod paths;
 
 use drover_identity::visible_applications;
 use drover_kernel::db::Condition;

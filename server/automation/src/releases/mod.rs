@@ -15,7 +15,6 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::engine::Engine;
-use crate::link::asking::Unanswered;
 
 /// Seconds that a host may take, unless the call says otherwise, and at most.
 const TIMEOUT_S_DEFAULT: i64 = 30;
@@ -166,18 +165,9 @@ async fn list(
     let session = session
         .ok_or_else(|| Error::Unavailable(format!("the agent of {host} is not connected: it cannot be asked now")))?;
     let answer = session.inspect(place, release, compare, Duration::from_secs(allowed)).await;
-    let answer = answer.map_err(|why| unanswered(host, why))?;
+    let answer = answer.map_err(|why| why.told(host, "releases"))?;
     fill(&mut told, call.kernel(), answer)?;
     Ok(Reply::new(told))
-}
-
-fn unanswered(host: &str, why: Unanswered) -> Error {
-    match why {
-        Unanswered::TooOld => Error::conflict(format!("the agent of {host} is too old to look at releases: update it")),
-        Unanswered::Busy => Error::Unavailable(format!("too many are asking {host} at the moment, try again")),
-        Unanswered::Gone => Error::Unavailable(format!("the agent of {host} went away before it answered, try again")),
-        Unanswered::Late => Error::Unavailable(format!("the agent of {host} did not answer in time, try again")),
-    }
 }
 
 fn fill(told: &mut ReleasesOut, kernel: &Kernel, answer: Inspected) -> Result<()> {

@@ -10,6 +10,7 @@ pub mod rules;
 mod shared;
 pub mod store;
 
+use drover_inventory::instances::states::Changed;
 use drover_inventory::{applications, changes};
 use drover_kernel::fields::Patch;
 use drover_kernel::{
@@ -26,6 +27,7 @@ use crate::credentials::choice::{self, Asked, CredentialBody};
 use crate::credentials::store::{CredentialRow, Owner};
 use crate::credentials::{self, CredentialOut};
 use crate::scripts::ScriptOut;
+use crate::watching;
 
 /// What the audit tells of a secret.
 const SECRET_CHANGED: &str = "secret of the credential: changed";
@@ -305,6 +307,7 @@ async fn change(
     let before_told = told(&SettingsOut::new(application_id, present));
     if after != before {
         store::save(tx, id, &after).await?;
+        tx.after_commit(move |kernel| watching::say(kernel, Changed::Application(application_id)));
         let used = after.values.repository.as_ref().and_then(|repository| repository.credential_id);
         credentials::store::sweep(tx, owner, used).await?;
     }

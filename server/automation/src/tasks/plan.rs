@@ -205,7 +205,7 @@ pub(crate) fn bare(input: &Input, target: &Target, deploy_path: Option<String>) 
         instance_id: None,
         version: input.version.clone(),
         deploy_path,
-        run_user: non_empty(&input.application.run_user).or_else(|| input.settings.running_user.clone()),
+        run_user: running_user(input),
         steps: Vec::new(),
         environment: BTreeMap::new(),
         output_bytes_max: OUTPUT_BYTES_MAX_DEFAULT,
@@ -213,6 +213,11 @@ pub(crate) fn bare(input: &Input, target: &Target, deploy_path: Option<String>) 
         secrets: Vec::new(),
         shared_paths: Vec::new(),
     }
+}
+
+/// The account of what belongs to no hook: the application's, else the settings'.
+pub(crate) fn running_user(input: &Input) -> Option<String> {
+    non_empty(&input.application.run_user).or_else(|| input.settings.running_user.clone())
 }
 
 fn non_empty(text: &str) -> Option<String> {

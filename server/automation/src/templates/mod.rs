@@ -10,6 +10,7 @@ pub mod store;
 use std::collections::BTreeMap;
 
 use drover_inventory::changes;
+use drover_inventory::instances::states::Changed;
 use drover_kernel::db::{Condition, Read};
 use drover_kernel::fields::{Flag, Id, Line, Many, Name, Number, Patch};
 use drover_kernel::{
@@ -26,6 +27,7 @@ use crate::credentials::store::Owner;
 use crate::settings::body::{self, HooksBody, RepositoryBody, ValuesChange};
 use crate::settings::rules::Values;
 use crate::settings::{self, Asker, HooksOut, RepositoryOut};
+use crate::watching;
 
 permission!(
     pub Manage,
@@ -301,6 +303,7 @@ async fn apply(
     let secret_changed = settle(tx, id, &mut values, &present.values, credential, asker).await?;
     if (&name, enabled, &values) != (&present.name, present.enabled, &present.values) {
         store::save(tx, id, &name, enabled, &values).await?;
+        tx.after_commit(|kernel| watching::say(kernel, Changed::Organisation));
         let used = values.repository.as_ref().and_then(|repository| repository.credential_id);
         credentials::store::sweep(tx, Owner::Template(id), used).await?;
     }

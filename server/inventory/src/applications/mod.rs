@@ -29,6 +29,7 @@ pub use self::output::{ApplicationActions, ApplicationOut, page, show, show_one}
 
 use self::change::ApplicationBody;
 use self::output::NOT_AUDITED;
+use crate::instances::states::{self, Changed};
 use crate::scope::Scope;
 use crate::{changes, secrets, variables};
 
@@ -215,6 +216,9 @@ async fn update(call: Call<Edit>, Path(id): Path<i64>, Body(body): Body<Applicat
     if !detail.is_empty() {
         entries.insert(0, entry("update", &after, detail));
     }
+    // Those below bear its name.
+    let touched = if change.touches_tree() { Changed::Organisation } else { Changed::Application(id) };
+    states::changed(&mut tx, touched).await?;
     tx.commit(Audit::all(entries), Message::success()).await
 }
 

@@ -22,6 +22,7 @@ use self::rules::{ADDRESSES_MAX, AddressOwner, AddressReach, HostStatus, HostTyp
 use self::store::{Address, AddressRow, HostRecord, HostRow};
 use crate::applications::{self, ApplicationOut};
 use crate::changes;
+use crate::instances::states::{self, Changed};
 use crate::scope::Scope;
 use crate::{secrets, variables};
 
@@ -354,6 +355,7 @@ async fn update(call: Call<Edit>, Path(id): Path<i64>, Body(mut body): Body<Host
     let after = show_one(&mut tx, &kernel, organisation_id, id).await?;
     let detail = changes::between(&before, &after, NOT_AUDITED);
     let entries = if detail.is_empty() { vec![] } else { vec![entry("update", &after, detail)] };
+    states::changed(&mut tx, Changed::Host(id)).await?;
     tx.commit(Audit::all(entries), after).await
 }
 

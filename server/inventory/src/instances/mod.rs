@@ -4,17 +4,23 @@
 //! a host with an instance is attached, and prepared again when its last one goes.
 
 pub mod rules;
+pub mod states;
 pub mod store;
 
 use drover_identity::rights_on_many;
+use drover_kernel::db::Condition;
 use drover_kernel::fields::{Id, Many, Name};
 use drover_kernel::{
-    Audit, AuditEntry, AuditList, Body, Call, Error, Ids, Message, Page, Paging, Path, Reply, Result, Routes, Tx,
+    Audit, AuditEntry, AuditList, Body, Call, Error, Ids, Kernel, Message, Page, Paging, Path, Query, Reply, Result,
+    Routes, Tx, when,
 };
+use drover_shared::instance::ProcessState;
+use drover_shared::words::Word as _;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use self::rules::InstanceStatus;
+use self::states::{Changed, ProcessOut, SeenRow};
 use self::store::InstanceRow;
 use crate::applications::{self, Edit, View};
 use crate::hosts;
@@ -45,24 +51,52 @@ struct InstanceOut {
     status: InstanceStatus,
     /// Version installed; null before the first deployment.
     version: Option<String>,
+    /// What the host sees of its process, whatever was done to it last.
+    process: ProcessOut,
 }
 
-impl From<InstanceRow> for InstanceOut {
-    fn from(row: InstanceRow) -> Self {
-        Self { id: row.id, hostid: row.host_id, hostname: row.host_name, status: row.status, version: row.version }
+fn shown(kernel: &Kernel, rows: Vec<SeenRow>) -> Vec<InstanceOut> {
+    let out = |row: SeenRow| InstanceOut {
+        process: row.process(kernel),
+        id: row.id,
+        hostid: row.host_id,
+        hostname: row.host_name,
+        status: row.status,
+        version: row.version,
+    };
+    rows.into_iter().map(out).collect()
+}
+
+/// Filters of the list.
+#[derive(Debug, Deserialize, JsonSchema)]
+struct Filters {
+    /// What it is doing.
+    status: Option<InstanceStatus>,
+    /// What its host sees of its process: `running`, `stopped`, `crashed` or `unknown`.
+    process: Option<Name>,
+}
+
+async fn list(
+    call: Call<View>,
+    Path(id): Path<i64>,
+    Query(filters): Query<Filters>,
+    paging: Paging,
+) -> Result<Reply<Page<InstanceOut>>> {
+    let mut conditions: Vec<Condition> = Vec::new();
+    conditions.extend(filters.status.map(|status| when!("i.status = $1", status)));
+    if let Some(state) = filters.process {
+        let state = ProcessState::parse(&state.0).map_err(|error| Error::invalid("process", error.to_string()))?;
+        conditions.push(states::is(state));
     }
-}
-
-async fn list(call: Call<View>, Path(id): Path<i64>, paging: Paging) -> Result<Reply<Page<InstanceOut>>> {
     let mut read = call.read().await?;
-    let (count, rows) = store::list(&mut read, &paging, id).await?;
-    Ok(Reply::new(paging.page(count, rows.into_iter().map(InstanceOut::from).collect())))
+    let (count, rows) = states::list(&mut read, &paging, id, &conditions).await?;
+    Ok(Reply::new(paging.page(count, shown(call.kernel(), rows))))
 }
 
 async fn detail(call: Call<View>, Path((id, instance_id)): Path<(i64, i64)>) -> Result<Reply<InstanceOut>> {
     let mut read = call.read().await?;
-    let row = store::load_many(&mut read, id, &[instance_id]).await?.pop();
-    row.map(|row| Reply::new(row.into())).ok_or_else(|| Error::not_found("instance"))
+    let rows = states::find_many(&mut read, id, &[instance_id]).await?;
+    shown(call.kernel(), rows).pop().map(Reply::new).ok_or_else(|| Error::not_found("instance"))
 }
 
 /// A host that shall carry an instance.
@@ -114,8 +148,12 @@ async fn add(
     store::insert(&mut tx, id, &host_ids).await?;
     hosts::store::set_status(&mut tx, &host_ids, HostStatus::Attached).await?;
     let rows = store::on_hosts(&mut tx, id, &host_ids).await?;
+    states::changed(&mut tx, Changed::Application(id)).await?;
+    let ids: Vec<i64> = rows.iter().map(|row| row.id).collect();
+    let seen = states::find_many(&mut tx, id, &ids).await?;
     let audit = audit(&application.full_name, id, &rows, ("attach_host", "attach_app"));
-    tx.commit(audit, rows.into_iter().map(InstanceOut::from).collect()).await
+    let answer = shown(tx.kernel(), seen);
+    tx.commit(audit, answer).await
 }
 
 /// One entry for the application and one for each host: instances came, or went.

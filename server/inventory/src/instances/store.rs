@@ -1,7 +1,7 @@
 //! Instances in the database, and the two moves by which other areas change their state.
 
 use drover_kernel::db::{OnDuplicate as _, Read};
-use drover_kernel::{Error, Paging, Result, Tx, args, row, sql};
+use drover_kernel::{Error, Result, Tx, args, row, sql};
 use drover_shared::words::Word as _;
 
 use super::rules::{self, Event, InstanceStatus};
@@ -22,19 +22,6 @@ row! {
         /// Version installed; none before the first deployment.
         pub version: Option<String>,
     }
-}
-
-/// One page of the instances of an application.
-///
-/// # Errors
-/// When the database is not available.
-pub async fn list(read: &mut Read, paging: &Paging, application_id: i64) -> Result<(i64, Vec<InstanceRow>)> {
-    let count = sql!("SELECT COUNT(*) FROM instances WHERE application_id = $1");
-    let rows = sql!(
-        "SELECT i.id, i.application_id, i.host_id, h.name AS host_name, i.status, i.version \
-         FROM instances i JOIN hosts h ON h.id = i.host_id WHERE i.application_id = $1 ORDER BY i.id"
-    );
-    paging.read(read, count, rows, args![application_id], &[]).await
 }
 
 /// Those of these instances that are the application's, by id. Whoever needs all compares the numbers.

@@ -16,6 +16,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::instances::states::{self, Changed};
 use crate::scope::{NONE, Scope};
 use crate::{applications, changes, hosts, instances};
 use rules::Variables;
@@ -79,6 +80,13 @@ async fn change(
     rules::check(&variables).map_err(|(field, why)| Error::invalid(field, why))?;
     store::replace(&mut tx, scope, id, &variables).await?;
     let detail = changes::between(&before, &variables, &[]);
+    match scope {
+        _ if detail.is_empty() => {}
+        Scope::Organisation => states::changed(&mut tx, Changed::Organisation).await?,
+        Scope::Application => states::changed(&mut tx, Changed::Application(id)).await?,
+        Scope::Host => states::changed(&mut tx, Changed::Host(id)).await?,
+        Scope::Instance => states::changed(&mut tx, Changed::Instance(id)).await?,
+    }
     let audit = if detail.is_empty() {
         Audit::none("the variables stay as they are")
     } else {

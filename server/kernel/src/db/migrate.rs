@@ -29,7 +29,8 @@ migrations!(
     "0009_shared_paths",
     "0010_operations",
     "0011_archives",
-    "0012_secret_scopes"
+    "0012_secret_scopes",
+    "0013_instance_states"
 );
 
 /// Key of the advisory lock that lets one server migrate at a time.

@@ -148,6 +148,7 @@ word_column!(
     drover_shared::words::StepState,
     drover_shared::words::Language,
     drover_shared::words::Action,
+    drover_shared::instance::ProcessState,
 );
 
 /// Declares a struct that a row decodes to, one column for each field.
