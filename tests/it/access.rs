@@ -24,7 +24,10 @@ fn id(object: &Value) -> i64 {
 
 async fn objects(server: &TestServer) -> Objects {
     let admin = server.admin();
-    let application_id = id(&admin.post("/applications/", json!({"name": "classified"})).await.expect(200));
+    let application_id = id(&admin
+        .post("/applications/", json!({"name": "classified", "stdout_path": "/var/log/out.log"}))
+        .await
+        .expect(200));
     let host_id = id(&admin.post("/hosts/", json!({"name": "vault", "host_type": "PHY_HOST"})).await.expect(200));
     let instances = admin
         .post(&format!("/applications/{application_id}/instances/"), json!([{"hostid": host_id}]))
@@ -244,7 +247,13 @@ both_engines! {
         replay(&server, &server.admin(), &objects, |route| {
             // These ask for more than the object.
             let more = route.path.contains("/channel/") || route.path.ends_with("/search/");
-            (route.method == Method::GET).then_some(if more { 400 } else { 200 })
+            let of_host = route.path.ends_with("/log/");
+            (route.method == Method::GET).then_some(match (more, of_host) {
+                (true, _) => 400,
+                // It is the host that has it, and nobody is connected.
+                (_, true) => 503,
+                _ => 200,
+            })
         })
         .await;
     }

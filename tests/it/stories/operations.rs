@@ -102,7 +102,7 @@ async fn the_command_line_starts_and_stops_as_well() {
     let output = says(0, &["logs", "--follow", name]).await;
     assert!(output.contains(&format!("process {first} has ended")), "{output}");
     let listed = says(0, &["instance", "list", "shop"]).await;
-    assert_eq!(listed.matches("running").count(), 2, "{listed}");
+    assert_eq!(listed.matches("running  ").count(), 4, "as they were left, and as their hosts see them: {listed}");
     says(0, &["instance", "stop", "shop", "--yes"]).await;
     assert_eq!((shop.program_of("web-1"), shop.program_of("web-2")), (None, None));
 }
