@@ -257,11 +257,13 @@ impl Folder {
         self.path.join("log")
     }
 
-    /// The artifact cache of the data directory.
+    /// An artifact in the cache of the data directory: as it came, or the stream that was put together here.
     #[must_use]
     pub fn artifact(&self, digest: &drover_shared::Digest) -> PathBuf {
         let data_dir = self.path.parent().and_then(Path::parent).unwrap_or(Path::new("/"));
-        data_dir.join("artifacts").join(digest.to_string())
+        let whole = data_dir.join("artifacts").join(digest.to_string());
+        let stream = whole.with_extension("tar");
+        if !whole.is_file() && stream.is_file() { stream } else { whole }
     }
 
     /// The order.

@@ -24,6 +24,12 @@ impl Digest {
         Self(bytes)
     }
 
+    /// The 32 bytes.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
     /// The first twelve hexadecimal digits: enough to tell releases of one application apart.
     #[must_use]
     pub fn short(&self) -> String {

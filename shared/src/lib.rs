@@ -5,6 +5,7 @@
 //! no I/O, no clock, no runtime. Whatever is added here must decode what an older peer sends: a new field has a
 //! default, a new message is skipped by a peer that does not know it.
 
+pub mod chunks;
 pub mod digest;
 pub mod frame;
 pub mod instance;

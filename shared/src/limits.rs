@@ -15,6 +15,9 @@ pub const OUTPUT_WINDOW_BYTES: u64 = 1024 * 1024;
 /// Artifact bytes that the server may send beyond what the agent has acknowledged.
 pub const ARTIFACT_WINDOW_BYTES: u64 = 4 * 1024 * 1024;
 
+/// Ranges of an artifact that are asked for together.
+pub const RANGES_MAX: usize = 10_000;
+
 /// Largest payload of one log record, in bytes.
 pub const RECORD_PAYLOAD_BYTES_MAX: usize = 64 * 1024;
 

@@ -191,6 +191,9 @@ pub enum ToServer {
         offset: u64,
         /// Execution that needs it: the server sends only what one of the agent's orders names.
         execution_id: String,
+        /// What of it is wanted; the offset, and those of the frames that come, count within that.
+        #[serde(default, skip_serializing_if = "Part::is_whole")]
+        part: Part,
     },
     /// Artifact bytes up to this offset are written; grants the window beyond it.
     FetchAck {
@@ -212,6 +215,50 @@ pub enum ToServer {
     /// A message of a newer agent.
     #[serde(other)]
     Unknown,
+}
+
+/// What of an artifact is wanted.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Part {
+    /// All of it.
+    #[default]
+    Whole,
+    /// Its [index](crate::chunks).
+    Index,
+    /// These parts, one behind the other: in ascending order, none within another, at most
+    /// [`RANGES_MAX`](crate::limits::RANGES_MAX).
+    Ranges(Vec<Range>),
+}
+
+impl Part {
+    /// Whether it is all of it.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        matches!(self, Self::Whole)
+    }
+}
+
+/// A part of an artifact.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "(u64, u64)", into = "(u64, u64)")]
+pub struct Range {
+    /// First byte.
+    pub offset: u64,
+    /// Length in bytes.
+    pub length: u64,
+}
+
+impl From<(u64, u64)> for Range {
+    fn from((offset, length): (u64, u64)) -> Self {
+        Self { offset, length }
+    }
+}
+
+impl From<Range> for (u64, u64) {
+    fn from(range: Range) -> Self {
+        (range.offset, range.length)
+    }
 }
 
 /// Who the agent is and what it holds.

@@ -107,6 +107,9 @@ pub enum Step {
         digest: Digest,
         /// Length of the archive in bytes.
         size_bytes: u64,
+        /// What it is made of, for an agent that has some of that already; one that does not know it fetches all.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        index: Option<IndexOf>,
     },
     /// Unpacks the artifact (tar, zstd-compressed) into a new folder under `releases/`.
     Unpack {
@@ -147,6 +150,15 @@ pub enum Step {
         /// Releases kept besides the current one.
         keep: u32,
     },
+}
+
+/// The [index](crate::chunks) of an artifact.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IndexOf {
+    /// Its SHA-256.
+    pub digest: Digest,
+    /// Its length in bytes.
+    pub size_bytes: u64,
 }
 
 /// A question about what runs on a host.

@@ -10,10 +10,10 @@ use drover_shared::instance::{
     LogAnswer, LogEvent, LogFile, LogOutcome, LogPiece, LogQuestion, LogSlice, Observation, ProcessState, Watched,
 };
 use drover_shared::message::{
-    Abilities, Drift, Finished, Hello, Holding, HoldingAnswer, Inspect, Inspected, InspectedRelease, ProcessVerdict,
-    Release, StepEvent, StepOutcome, ToAgent, ToServer,
+    Abilities, Drift, Finished, Hello, Holding, HoldingAnswer, Inspect, Inspected, InspectedRelease, Part,
+    ProcessVerdict, Range, Release, StepEvent, StepOutcome, ToAgent, ToServer,
 };
-use drover_shared::order::{Entry, Order, Statement, Step, canonical};
+use drover_shared::order::{Entry, IndexOf, Order, Statement, Step, canonical};
 use drover_shared::secret::Secrets;
 use drover_shared::words::{Action, ExecutionState, Language, StepState};
 use serde::Serialize;
@@ -88,7 +88,7 @@ fn entry() -> Entry {
         deploy_path: Some("/srv/shop".to_owned()),
         run_user: Some("shop".to_owned()),
         steps: vec![
-            Step::Fetch { digest, size_bytes: 100 },
+            Step::Fetch { digest, size_bytes: 100, index: None },
             Step::Script {
                 name: "pre_exec".to_owned(),
                 language: Language::Bash,
@@ -114,6 +114,10 @@ fn golden_wire_orders() {
     let mut newer = entry();
     newer.secrets = vec!["TOKEN".to_owned()];
     newer.shared_paths = vec!["uploads/".to_owned()];
+    let mut indexed = entry();
+    let index = IndexOf { digest: Digest::of(b"index"), size_bytes: 7 };
+    indexed.steps = vec![Step::Fetch { digest: Digest::of(b"artifact"), size_bytes: 100, index: Some(index) }];
+    wire("run_with_index", &run(&indexed, Secrets::default()));
     wire("run_with_secrets", &run(&newer, Secrets([("TOKEN".to_owned(), "s3cret".to_owned())].into())));
 }
 
@@ -203,7 +207,11 @@ fn golden_wire_to_server() {
     wire("accepted", &ToServer::Accepted { execution_id: id.clone(), attempt: 1, channel: 1 });
     wire("rejected", &ToServer::Rejected { execution_id: id.clone(), attempt: 1, reason: "full".to_owned() });
     let digest = Digest::of(b"artifact");
-    wire("fetch", &ToServer::Fetch { channel: 2, digest, offset: 0, execution_id: id.clone() });
+    wire("fetch", &ToServer::Fetch { channel: 2, digest, offset: 0, execution_id: id.clone(), part: Part::Whole });
+    let ranges = Part::Ranges(vec![Range { offset: 0, length: 10 }, Range { offset: 20, length: 5 }]);
+    for (name, part) in [("fetch_index", Part::Index), ("fetch_ranges", ranges)] {
+        wire(name, &ToServer::Fetch { channel: 2, digest, offset: 0, execution_id: id.clone(), part });
+    }
     wire("fetch_ack", &ToServer::FetchAck { channel: 2, offset: 128 });
     wire("fetch_done", &ToServer::FetchDone { channel: 2 });
     wire("heartbeat", &ToServer::Heartbeat { time_ms: 5 });

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::{BufRead as _, BufReader, Read};
 use std::path::{Component, Path};
 
 use tar::{Archive, Entry, EntryType};
@@ -22,6 +22,8 @@ const PATH_BYTES_MAX: usize = 4_000;
 const DEPTH_MAX: usize = 200;
 /// Length of one part of a path, in bytes.
 const NAME_BYTES_MAX: usize = 255;
+
+const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 
 /// Kind of a member, with where a link points.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,15 +47,22 @@ pub(crate) struct Contents {
     pub(crate) bytes: u64,
 }
 
-/// Opens an archive: tar, compressed with zstd.
+/// Opens an archive: tar, compressed with zstd or not at all.
 ///
 /// # Errors
 /// A sentence for people.
-pub(crate) fn open(path: &Path) -> Result<Archive<impl Read>, String> {
-    let file = File::open(path).map_err(|error| format!("the artifact cannot be read: {}", describe(&error)))?;
-    let decoder = zstd::Decoder::with_buffer(BufReader::with_capacity(128 * 1024, file))
-        .map_err(|error| format!("the artifact is not compressed with zstd: {error}"))?;
-    Ok(Archive::new(decoder))
+pub(crate) fn open(path: &Path) -> Result<Archive<Box<dyn Read>>, String> {
+    let unreadable = |error: std::io::Error| format!("the artifact cannot be read: {}", describe(&error));
+    let mut file = BufReader::with_capacity(128 * 1024, File::open(path).map_err(unreadable)?);
+    // What was put together on this host is a plain stream.
+    if path.extension().is_some_and(|ending| ending == "tar") {
+        return Ok(Archive::new(Box::new(file)));
+    }
+    if !file.fill_buf().map_err(unreadable)?.starts_with(&ZSTD_MAGIC) {
+        return Err("the archive is damaged: it is not compressed with zstd".to_owned());
+    }
+    let decoder = zstd::Decoder::with_buffer(file).map_err(unreadable)?;
+    Ok(Archive::new(Box::new(decoder)))
 }
 
 /// Reads the whole archive and refuses it if any member is not allowed; `stopped` ends the work early.

@@ -15,6 +15,7 @@
 
 mod archive;
 pub mod inspect;
+pub(crate) mod kept;
 pub mod manifest;
 mod place;
 mod shared;

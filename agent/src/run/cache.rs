@@ -3,6 +3,16 @@
 //! A few downloads are under way at a time, the others wait in line. What takes time with a long file (reading again
 //! what an earlier agent left, making a complete one durable) is a [`Job`] for another thread. Invariant: a file
 //! without the ending `.part` is complete and had the right digest when it got its name.
+//!
+//! An artifact that comes with an index is put together where that moves less: the index comes first, then [`Plan`] looks
+//! what is here, then the frames come that are missing. Whatever goes wrong on that way, the whole artifact is fetched.
+//!
+//! | file | content |
+//! |---|---|
+//! | `DIGEST` | an artifact |
+//! | `DIGEST.index` | its index |
+//! | `DIGEST.tar` | the stream that it unpacks to, put together here |
+//! | `….part` | what is not complete |
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::{self, File, OpenOptions};
@@ -14,8 +24,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
 use drover_shared::Digest;
+use drover_shared::message::Part;
+use drover_shared::order::IndexOf;
 use sha2::{Digest as _, Sha256};
 
+use super::assembly::{Assembly, Plan};
+use crate::release::{Layout, kept};
 use crate::spool::Key;
 use crate::{describe, durable};
 
@@ -37,8 +51,19 @@ pub(super) struct Cache {
 struct Download {
     number: u64,
     size: u64,
+    /// How less than all of it may do.
+    shortcut: Option<Shortcut>,
     waiting: BTreeSet<Key>,
     phase: Phase,
+}
+
+/// What an artifact may be put together from.
+#[derive(Debug, Clone)]
+pub(super) struct Shortcut {
+    /// Index of the artifact.
+    pub(super) index: IndexOf,
+    /// Where releases are kept.
+    pub(super) layout: Layout,
 }
 
 enum Phase {
@@ -46,9 +71,20 @@ enum Phase {
     Queued,
     /// What is there already is being read; the flag ends that.
     Opening(Arc<AtomicBool>),
-    Receiving(Content),
+    Receiving(Coming),
     /// All of it came and is being made durable.
     Closing,
+}
+
+/// What is being received.
+#[derive(Debug)]
+pub(super) enum Coming {
+    /// The artifact.
+    Whole(Content),
+    /// Its index.
+    Index(Content),
+    /// Frames of it.
+    Frames(Box<Assembly>),
 }
 
 /// A file with the digest of what is in it.
@@ -69,6 +105,16 @@ pub(super) struct Job {
 enum Task {
     Open { file: File, given_up: Arc<AtomicBool> },
     Close { file: File, part: PathBuf },
+    OpenIndex { file: File },
+    Plan { plan: Box<Plan>, given_up: Arc<AtomicBool> },
+    Finish { assembly: Box<Assembly>, name: PathBuf },
+}
+
+/// How a job ended.
+#[derive(Debug)]
+enum Ended {
+    Receiving(Coming),
+    Complete(Option<String>),
 }
 
 /// What came of a [`Job`].
@@ -76,7 +122,9 @@ enum Task {
 pub(super) struct Done {
     digest: Digest,
     number: u64,
-    outcome: io::Result<Option<Content>>,
+    /// Whether it was on the way of a shortcut.
+    is_shortcut: bool,
+    outcome: io::Result<Ended>,
 }
 
 /// What asking for an artifact gives.
@@ -93,14 +141,16 @@ pub(super) enum Wanted {
 /// What a piece of an artifact, or a job that is done, gives.
 #[derive(Debug)]
 pub(super) enum Progress {
-    /// Ask the server for the rest, from this offset, on behalf of this execution.
-    Ask(u64, Key),
+    /// Ask the server for the rest of this part, from this offset, on behalf of this execution.
+    Ask(Part, u64, Key),
     /// Written so far.
     Written(u64),
     /// All of it is there and right.
     Whole,
-    /// Complete, verified and durable: who waited.
-    Complete(BTreeSet<Key>),
+    /// Complete, verified and durable: who waited, and what had to be moved.
+    Complete(BTreeSet<Key>, Option<String>),
+    /// All of it is fetched in place of what is missing, and why; [`Cache::next_job`] follows.
+    Again(String),
     /// Failed for these, and why.
     Failed(BTreeSet<Key>, String),
 }
@@ -117,11 +167,24 @@ pub(super) struct Left {
 impl Job {
     /// Does the work.
     pub(super) fn run(self) -> Done {
+        let is_shortcut = matches!(self.task, Task::Plan { .. } | Task::Finish { .. });
         let outcome = match self.task {
-            Task::Open { file, given_up } => read_again(file, &given_up).map(Some),
-            Task::Close { file, part } => place(&file, &part).map(|()| None),
+            Task::Open { file, given_up } => {
+                read_again(file, &given_up).map(|content| Ended::Receiving(Coming::Whole(content)))
+            }
+            Task::Close { file, part } => place(&file, &part).map(|()| Ended::Complete(None)),
+            Task::OpenIndex { file } => {
+                Ok(Ended::Receiving(Coming::Index(Content { file, hash: Sha256::new(), written: 0 })))
+            }
+            Task::Plan { plan, given_up } => {
+                plan.carry_out(&given_up).map(|assembly| Ended::Receiving(Coming::Frames(Box::new(assembly))))
+            }
+            Task::Finish { assembly, name } => {
+                let moved = assembly.total();
+                assembly.finish(&name).map(|()| Ended::Complete(Some(moved.to_string())))
+            }
         };
-        Done { digest: self.digest, number: self.number, outcome }
+        Done { digest: self.digest, number: self.number, is_shortcut, outcome }
     }
 }
 
@@ -159,9 +222,10 @@ impl Cache {
     }
 
     /// Makes sure that an artifact is there or comes; `key` waits for it then. [`Cache::next_job`] follows.
-    pub(super) fn want(&mut self, digest: Digest, size: u64, key: &Key) -> Wanted {
-        let path = self.folder.join(digest.to_string());
-        if fs::metadata(&path).is_ok_and(|meta| meta.len() == size) {
+    pub(super) fn want(&mut self, digest: Digest, size: u64, shortcut: Option<Shortcut>, key: &Key) -> Wanted {
+        let whole = self.folder.join(digest.to_string());
+        let whole = Some(whole).filter(|path| fs::metadata(path).is_ok_and(|meta| meta.len() == size));
+        if let Some(path) = whole.or_else(|| Some(self.file(digest, "tar")).filter(|path| path.is_file())) {
             // The newest use keeps it longest.
             let _ = File::open(&path).and_then(|file| file.set_modified(now()));
             return Wanted::Here;
@@ -169,7 +233,7 @@ impl Cache {
         if !self.downloads.contains_key(&digest) {
             self.started += 1;
             let (number, waiting) = (self.started, BTreeSet::new());
-            self.downloads.insert(digest, Download { number, size, waiting, phase: Phase::Queued });
+            self.downloads.insert(digest, Download { number, size, shortcut, waiting, phase: Phase::Queued });
             self.line.push_back(digest);
         }
         if let Some(download) = self.downloads.get_mut(&digest) {
@@ -194,9 +258,11 @@ impl Cache {
     fn begin(&mut self, digest: Digest) -> Result<Job, String> {
         let download = self.downloads.get(&digest).ok_or("nobody needs it any more")?;
         let (size, number) = (download.size, download.number);
+        if let Some(task) = self.begin_shortcut(digest) {
+            return task.map(|task| Job { digest, number, task });
+        }
         let open = || -> io::Result<(File, u64)> {
-            let path = self.part(digest);
-            let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+            let file = open_part(&self.part(digest))?;
             let mut length = file.metadata()?.len();
             if length >= size {
                 // Complete but for its name, or something else: cheaper to load again than to tell.
@@ -214,6 +280,52 @@ impl Cache {
         Ok(Job { digest, number, task: Task::Open { file, given_up } })
     }
 
+    /// The first step of a shortcut, where there is one that may do: none where all of it has to come.
+    fn begin_shortcut(&mut self, digest: Digest) -> Option<Result<Task, String>> {
+        let shortcut = self.downloads.get(&digest)?.shortcut.clone()?;
+        // What has begun to come goes on, and without a release there is nothing to take from.
+        let has_begun = fs::metadata(self.part(digest)).is_ok_and(|meta| meta.len() > 0);
+        if has_begun || !kept::is_any(&shortcut.layout) {
+            self.downloads.get_mut(&digest)?.shortcut = None;
+            return None;
+        }
+        let index = self.file(digest, "index");
+        if fs::metadata(&index).is_ok_and(|meta| meta.len() == shortcut.index.size_bytes) {
+            return self.plan(digest).map(Ok);
+        }
+        let given_up = Arc::new(AtomicBool::new(false));
+        let file = open_part(&self.file(digest, "index.part")).and_then(|file| file.set_len(0).map(|()| file));
+        let file = file.map_err(|error| describe(&error));
+        self.downloads.get_mut(&digest)?.phase = Phase::Opening(Arc::clone(&given_up));
+        Some(file.map(|file| Task::OpenIndex { file }))
+    }
+
+    /// Looking what is here, once the index is.
+    fn plan(&mut self, digest: Digest) -> Option<Task> {
+        let (index, part) = (self.file(digest, "index"), self.file(digest, "tar.part"));
+        let download = self.downloads.get_mut(&digest)?;
+        let layout = download.shortcut.as_ref()?.layout.clone();
+        let given_up = Arc::new(AtomicBool::new(false));
+        download.phase = Phase::Opening(Arc::clone(&given_up));
+        Some(Task::Plan { plan: Box::new(Plan { index, artifact_bytes: download.size, part, layout }), given_up })
+    }
+
+    /// Fetches all of an artifact, since less did not do.
+    fn fall_back(&mut self, digest: Digest, reason: String) -> Progress {
+        for ending in ["index", "index.part", "tar.part"] {
+            let _ = fs::remove_file(self.file(digest, ending));
+        }
+        if let Some(download) = self.downloads.get_mut(&digest) {
+            self.started += 1;
+            // Late answers to what was begun are none to what begins now.
+            download.number = self.started;
+            download.shortcut = None;
+            download.phase = Phase::Queued;
+            self.line.push_front(digest);
+        }
+        Progress::Again(reason)
+    }
+
     fn check_space(&self, more: u64) -> Result<(), String> {
         let Ok(stat) = nix::sys::statvfs::statvfs(&self.folder) else { return Ok(()) };
         let promised: u64 = self.downloads.values().map(Download::missing).sum();
@@ -227,15 +339,30 @@ impl Cache {
 
     /// A job is done. None if its download was given up meanwhile.
     pub(super) fn done(&mut self, done: Done) -> Option<(Digest, Progress)> {
-        let Done { digest, number, outcome } = done;
+        let Done { digest, number, is_shortcut, outcome } = done;
         let download = self.downloads.get_mut(&digest).filter(|download| download.number == number)?;
         let progress = match outcome {
-            Ok(Some(content)) => {
-                let asks = download.waiting.first().cloned().map(|key| Progress::Ask(content.written, key));
-                download.phase = Phase::Receiving(content);
-                asks.unwrap_or_else(|| self.fail(digest, "nobody needs it any more".to_owned()))
+            Ok(Ended::Receiving(coming)) => {
+                let (part, offset) = match &coming {
+                    Coming::Whole(content) => (Part::Whole, content.written),
+                    Coming::Index(content) => (Part::Index, content.written),
+                    Coming::Frames(assembly) => (Part::Ranges(assembly.ranges()), 0),
+                };
+                let is_whole = matches!(&coming, Coming::Frames(assembly) if assembly.total() == 0);
+                let asks = download.waiting.first().cloned().map(|key| Progress::Ask(part, offset, key));
+                download.phase = Phase::Receiving(coming);
+                match asks {
+                    Some(_) if is_whole => Progress::Whole,
+                    Some(asks) => asks,
+                    None => self.fail(digest, "nobody needs it any more".to_owned()),
+                }
             }
-            Ok(None) => Progress::Complete(self.remove(digest)),
+            Ok(Ended::Complete(moved)) => {
+                let line = moved.map(|moved| self.moved(digest, &moved));
+                let _ = fs::remove_file(self.file(digest, "index"));
+                Progress::Complete(self.remove(digest), line)
+            }
+            Err(error) if is_shortcut => self.fall_back(digest, describe(&error)),
             Err(error) => self.fail(digest, describe(&error)),
         };
         Some((digest, progress))
@@ -244,12 +371,26 @@ impl Cache {
     /// Writes a piece. None if nothing of this artifact is expected.
     pub(super) fn write(&mut self, digest: Digest, offset: u64, bytes: &[u8]) -> Option<Progress> {
         let download = self.downloads.get_mut(&digest)?;
-        let Phase::Receiving(content) = &mut download.phase else { return None };
+        let Phase::Receiving(coming) = &mut download.phase else { return None };
+        let (content, size) = match coming {
+            Coming::Whole(content) => (content, download.size),
+            Coming::Index(content) => (content, download.shortcut.as_ref().map_or(0, |one| one.index.size_bytes)),
+            Coming::Frames(assembly) => {
+                if offset == assembly.received()
+                    && let Err(error) = assembly.accept(bytes)
+                {
+                    let reason = describe(&error);
+                    return Some(self.fall_back(digest, reason));
+                }
+                let received = assembly.received();
+                return Some(if received < assembly.total() { Progress::Written(received) } else { Progress::Whole });
+            }
+        };
         if offset != content.written {
             return Some(Progress::Written(content.written));
         }
-        if offset + bytes.len() as u64 > download.size {
-            let reason = format!("the artifact is longer than the {} bytes that the order says", download.size);
+        if offset + bytes.len() as u64 > size {
+            let reason = format!("the artifact is longer than the {size} bytes that the order says");
             return Some(self.fail(digest, reason));
         }
         if let Err(error) = content.file.write_all_at(bytes, offset) {
@@ -257,16 +398,26 @@ impl Cache {
         }
         content.hash.update(bytes);
         content.written += bytes.len() as u64;
-        Some(if content.written < download.size { Progress::Written(content.written) } else { Progress::Whole })
+        Some(if content.written < size { Progress::Written(content.written) } else { Progress::Whole })
     }
 
     /// All of an artifact came: a job if it is the right one, or why it failed for whom.
     pub(super) fn close(&mut self, digest: Digest) -> Result<Job, Progress> {
         let part = self.part(digest);
-        let Some(download) = self.downloads.get_mut(&digest) else { return Err(Progress::Complete(BTreeSet::new())) };
+        let Some(download) = self.downloads.get_mut(&digest) else {
+            return Err(Progress::Complete(BTreeSet::new(), None));
+        };
         let number = download.number;
-        let Phase::Receiving(content) = std::mem::replace(&mut download.phase, Phase::Closing) else {
+        let Phase::Receiving(coming) = std::mem::replace(&mut download.phase, Phase::Closing) else {
             return Err(self.fail(digest, "the artifact was not expected".to_owned()));
+        };
+        let content = match coming {
+            Coming::Whole(content) => content,
+            Coming::Index(content) => return self.close_index(digest, content),
+            Coming::Frames(assembly) => {
+                let name = self.file(digest, "tar");
+                return Ok(Job { digest, number, task: Task::Finish { assembly, name } });
+            }
         };
         let found = Digest::from_bytes(content.hash.finalize().into());
         if found != digest {
@@ -275,9 +426,46 @@ impl Cache {
         Ok(Job { digest, number, task: Task::Close { file: content.file, part } })
     }
 
+    /// All of an index came.
+    fn close_index(&mut self, digest: Digest, content: Content) -> Result<Job, Progress> {
+        let found = Digest::from_bytes(content.hash.finalize().into());
+        let wanted = self.downloads.get(&digest).and_then(|one| one.shortcut.as_ref()).map(|one| one.index.digest);
+        if wanted != Some(found) {
+            return Err(self.fall_back(digest, format!("the index has another digest, {found}")));
+        }
+        if let Err(error) = fs::rename(self.file(digest, "index.part"), self.file(digest, "index")) {
+            return Err(self.fall_back(digest, describe(&error)));
+        }
+        let number = self.downloads.get(&digest).map_or(0, |download| download.number);
+        match self.plan(digest) {
+            Some(task) => Ok(Job { digest, number, task }),
+            None => Err(self.fail(digest, "nobody needs it any more".to_owned())),
+        }
+    }
+
+    /// Says how much had to come of how much.
+    fn moved(&self, digest: Digest, moved: &str) -> String {
+        let Some(download) = self.downloads.get(&digest) else { return String::new() };
+        let index = download.shortcut.as_ref().map_or(0, |one| one.index.size_bytes);
+        let moved = moved.parse::<u64>().unwrap_or(0) + index;
+        format!("moved {} of {}, the rest was here already", shown(moved), shown(download.size))
+    }
+
+    /// The server does not send what was asked for.
+    pub(super) fn refused(&mut self, digest: Digest, reason: &str) -> Progress {
+        let is_part =
+            |download: &Download| matches!(download.phase, Phase::Receiving(Coming::Index(_) | Coming::Frames(_)));
+        if self.downloads.get(&digest).is_some_and(is_part) {
+            return self.fall_back(digest, reason.to_owned());
+        }
+        self.fail(digest, format!("the server refuses it: {reason}"))
+    }
+
     /// Gives a download up.
     pub(super) fn fail(&mut self, digest: Digest, reason: String) -> Progress {
-        let _ = fs::remove_file(self.part(digest));
+        for part in [self.part(digest), self.file(digest, "index.part"), self.file(digest, "tar.part")] {
+            let _ = fs::remove_file(part);
+        }
         Progress::Failed(self.remove(digest), reason)
     }
 
@@ -313,23 +501,33 @@ impl Cache {
     /// Removes the oldest artifacts that none of `needed` names, beyond the few that are kept.
     pub(super) fn prune(&self, needed: &BTreeSet<Digest>) {
         let mut unused: Vec<(SystemTime, PathBuf)> = Vec::new();
+        // What was put together from releases can be so again.
+        let mut at_once = Vec::new();
         for item in fs::read_dir(&self.folder).into_iter().flatten().flatten() {
             let name = item.file_name().to_string_lossy().into_owned();
-            let Ok(digest) = name.trim_end_matches(".part").parse::<Digest>() else { continue };
-            if !needed.contains(&digest) && !self.downloads.contains_key(&digest) {
+            let (stem, ending) = name.split_once('.').unwrap_or((&name, ""));
+            let Ok(digest) = stem.parse::<Digest>() else { continue };
+            let is_needed = needed.contains(&digest) || self.downloads.contains_key(&digest);
+            if !is_needed && !matches!(ending, "" | "part") {
+                at_once.push(item.path());
+            } else if !is_needed {
                 let modified = item.metadata().and_then(|meta| meta.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
                 unused.push((modified, item.path()));
             }
         }
         unused.sort();
         let surplus = unused.len().saturating_sub(UNUSED_MAX);
-        for (_, path) in unused.into_iter().take(surplus) {
+        for path in unused.into_iter().take(surplus).map(|(_, path)| path).chain(at_once) {
             let _ = fs::remove_file(path);
         }
     }
 
+    fn file(&self, digest: Digest, ending: &str) -> PathBuf {
+        self.folder.join(format!("{digest}.{ending}"))
+    }
+
     fn part(&self, digest: Digest) -> PathBuf {
-        self.folder.join(format!("{digest}.part"))
+        self.file(digest, "part")
     }
 }
 
@@ -337,10 +535,27 @@ impl Download {
     /// Bytes that are still going to be written.
     fn missing(&self) -> u64 {
         match &self.phase {
-            Phase::Receiving(content) => self.size.saturating_sub(content.written),
+            Phase::Receiving(Coming::Whole(content)) => self.size.saturating_sub(content.written),
+            Phase::Receiving(Coming::Frames(assembly)) => assembly.missing(),
+            // How much it will be is not known before the index is here.
+            Phase::Receiving(Coming::Index(_)) => 0,
+            Phase::Opening(_) if self.shortcut.is_some() => 0,
             Phase::Opening(_) => self.size,
             Phase::Queued | Phase::Closing => 0,
         }
+    }
+}
+
+fn open_part(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
+}
+
+/// Bytes for people.
+fn shown(bytes: u64) -> String {
+    match bytes {
+        0..1_000 => format!("{bytes} bytes"),
+        1_000..1_000_000 => format!("{}.{} kB", bytes / 1_000, bytes % 1_000 / 100),
+        _ => format!("{}.{} MB", bytes / 1_000_000, bytes % 1_000_000 / 100_000),
     }
 }
 

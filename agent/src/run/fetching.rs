@@ -10,11 +10,12 @@ use drover_shared::message::{StepEvent, StepOutcome};
 use drover_shared::order::{Entry, Step};
 use drover_shared::words::StepState;
 
-use super::cache::{Done, Job, Progress, Wanted};
+use super::cache::{Done, Job, Progress, Shortcut, Wanted};
 use super::executions::{Executions, Report, Stage};
 use crate::clock;
 use crate::describe;
 use crate::log::LogWriter;
+use crate::release::{Layout, check_path};
 use crate::session::Session;
 use crate::spool::{Folder, Key};
 use crate::supervise::lost::Obstacle;
@@ -28,14 +29,14 @@ impl Executions {
             let Some(entry) = execution.entry.as_deref() else { return };
             let fetched = execution.folder.fetched().unwrap_or_default();
             let failed = fetched.iter().any(|(_, outcome)| outcome.state == StepState::Failed);
-            let missing = entry.steps.iter().enumerate().find_map(|(index, step)| match step {
-                Step::Fetch { digest, size_bytes } if !fetched.iter().any(|(at, _)| *at == index) => {
-                    Some((index, *digest, *size_bytes))
+            let missing = entry.steps.iter().enumerate().find_map(|(at, step)| match step {
+                Step::Fetch { digest, size_bytes, index } if !fetched.iter().any(|(done, _)| *done == at) => {
+                    Some((at, *digest, *size_bytes, *index))
                 }
                 _ => None,
             });
             let stopping = execution.folder.cancel().is_some();
-            let Some((index, digest, size)) = missing.filter(|_| !failed && !stopping) else {
+            let Some((index, digest, size, of)) = missing.filter(|_| !failed && !stopping) else {
                 if execution.secrets.is_none() && !failed && !stopping {
                     execution.stage = Stage::AwaitingSecrets;
                     return;
@@ -44,7 +45,9 @@ impl Executions {
                 self.queue.push_back(key.clone());
                 return self.start_queued(session);
             };
-            let wanted = self.cache.want(digest, size, key);
+            let shortcut = of.zip(entry.deploy_path.as_deref()).filter(|(_, path)| check_path(path).is_ok());
+            let shortcut = shortcut.map(|(index, path)| Shortcut { index, layout: Layout::new(path) });
+            let wanted = self.cache.want(digest, size, shortcut, key);
             if wanted == Wanted::Here {
                 self.end_fetch(key, index, Ok("is on this host already".to_owned()), session);
                 continue;
@@ -109,7 +112,7 @@ impl Executions {
 
     /// The server has no such artifact.
     pub(super) fn artifact_refused(&mut self, digest: Digest, reason: &str, session: &mut Session) {
-        let progress = self.cache.fail(digest, format!("the server refuses it: {reason}"));
+        let progress = self.cache.refused(digest, reason);
         self.progressed(digest, progress, session);
     }
 
@@ -122,7 +125,12 @@ impl Executions {
 
     fn progressed(&mut self, digest: Digest, progress: Progress, session: &mut Session) {
         let (waiting, outcome) = match progress {
-            Progress::Ask(offset, key) => return session.fetch(digest, offset, &key.execution_id),
+            Progress::Ask(part, offset, key) => return session.fetch(digest, part, offset, &key.execution_id),
+            Progress::Again(reason) => {
+                session.fetch_done(digest);
+                tracing::info!(%digest, reason, "all of an artifact is fetched");
+                return self.start_downloads(session);
+            }
             Progress::Written(offset) => return session.artifact_written(digest, offset),
             Progress::Whole => {
                 session.fetch_done(digest);
@@ -131,7 +139,9 @@ impl Executions {
                     Err(progress) => self.progressed(digest, progress, session),
                 };
             }
-            Progress::Complete(waiting) => (waiting, Ok("verified".to_owned())),
+            Progress::Complete(waiting, line) => {
+                (waiting, Ok(line.map_or_else(|| "verified".to_owned(), |line| format!("verified; {line}"))))
+            }
             Progress::Failed(waiting, reason) => {
                 session.fetch_done(digest);
                 (waiting, Err(reason))
@@ -207,7 +217,7 @@ fn note_fetch(folder: &Folder, index: usize, outcome: Result<String, String>) ->
     log.sync()?;
     let now = clock::now();
     let elapsed = accepted.elapsed_ms(&crate::spool::boot_id(), now);
-    let blank = skipped(&Step::Fetch { digest: Digest::of(b""), size_bytes: 0 }, log_start);
+    let blank = skipped(&Step::Fetch { digest: Digest::of(b""), size_bytes: 0, index: None }, log_start);
     let (started_ms, duration_ms, log_end) = (Some(accepted.wall_ms), Some(elapsed), log.length());
     fetched.push((index, StepOutcome { state, error, started_ms, duration_ms, log_end, ..blank }));
     folder.write_fetched(&fetched)

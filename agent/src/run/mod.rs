@@ -4,6 +4,7 @@
 //! small tasks of their own that only report to it. Invariant: everything the server may ask about is in the spool
 //! before it is spoken of, so that this process may end at any moment.
 
+mod assembly;
 mod cache;
 mod executions;
 mod fetching;

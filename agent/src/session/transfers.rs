@@ -2,7 +2,7 @@
 
 use drover_shared::Digest;
 use drover_shared::frame::{FLAG_ZSTD, Header};
-use drover_shared::message::ToServer;
+use drover_shared::message::{Part, ToServer};
 
 use super::{Channel, Output, Session};
 
@@ -11,6 +11,8 @@ use super::{Channel, Output, Session};
 pub(super) struct Transfer {
     pub(super) channel: Option<u32>,
     execution_id: String,
+    /// What of it is wanted; offsets count within that.
+    part: Part,
     /// Offset of the next byte that has not come.
     next: u64,
     /// Bytes that are in the file.
@@ -18,10 +20,10 @@ pub(super) struct Transfer {
 }
 
 impl Session {
-    /// Asks for an artifact from `offset` on, now and after every reconnect, until [`Session::fetch_done`].
-    pub fn fetch(&mut self, digest: Digest, offset: u64, execution_id: &str) {
+    /// Asks for a part of an artifact from `offset` on, now and after every reconnect, until [`Session::fetch_done`].
+    pub fn fetch(&mut self, digest: Digest, part: Part, offset: u64, execution_id: &str) {
         let execution_id = execution_id.to_owned();
-        self.transfers.insert(digest, Transfer { channel: None, execution_id, next: offset, written: offset });
+        self.transfers.insert(digest, Transfer { channel: None, execution_id, part, next: offset, written: offset });
         if self.is_open() {
             self.request(digest);
         }
@@ -64,9 +66,9 @@ impl Session {
         self.next_channel += 1;
         transfer.next = transfer.written;
         transfer.channel = Some(channel);
-        let (offset, execution_id) = (transfer.written, transfer.execution_id.clone());
+        let (offset, execution_id, part) = (transfer.written, transfer.execution_id.clone(), transfer.part.clone());
         self.channels.insert(channel, Channel::Transfer(digest));
-        self.outputs.push_back(Output::Send(ToServer::Fetch { channel, digest, offset, execution_id }));
+        self.outputs.push_back(Output::Send(ToServer::Fetch { channel, digest, offset, execution_id, part }));
     }
 
     pub(super) fn handle_artifact(&mut self, header: Header, body: &[u8]) {

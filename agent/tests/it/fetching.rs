@@ -27,7 +27,7 @@ impl Seen {
     async fn until(&mut self, peer: &mut Peer, enough: impl Fn(&Self) -> bool) {
         while !enough(self) {
             match peer.next().await.expect("the agent hung up") {
-                Got::Message(ToServer::Fetch { channel, digest, offset, execution_id }) => {
+                Got::Message(ToServer::Fetch { channel, digest, offset, execution_id, .. }) => {
                     self.asked.insert(digest, (channel, offset));
                     self.on_behalf.insert(digest, execution_id);
                     self.under_way_most = self.under_way_most.max(self.asked.len());
@@ -53,7 +53,7 @@ fn artifact(number: usize) -> Vec<u8> {
 
 async fn order(server: &Server, peer: &mut Peer, content: &[u8], timeout_ms: u64) -> String {
     let id = execution_id();
-    let fetch = Step::Fetch { digest: Digest::of(content), size_bytes: content.len() as u64 };
+    let fetch = Step::Fetch { digest: Digest::of(content), size_bytes: content.len() as u64, index: None };
     let order = server.order(&id, &entry(vec![fetch, bash("pre_exec", "true")]), timeout_ms);
     peer.send(&run(order)).await;
     id

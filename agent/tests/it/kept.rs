@@ -99,7 +99,7 @@ async fn an_artifact_that_no_disk_can_hold_is_not_asked_for() {
     let mut server = Server::start().await;
     let _agent = agent(&bench.data_dir(), Some(&server.token));
     let (mut peer, _) = server.open(|_| (true, 0)).await;
-    let fetch = Step::Fetch { digest: Digest::of(b"huge"), size_bytes: 1 << 60 };
+    let fetch = Step::Fetch { digest: Digest::of(b"huge"), size_bytes: 1 << 60, index: None };
     let order = server.order(&execution_id(), &entry(vec![fetch]), 60_000);
     peer.send(&run(order)).await;
     assert!(matches!(peer.message().await, ToServer::Accepted { .. }));

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod bench;
+mod delta;
 mod fetching;
 mod hooks;
 mod hostile;

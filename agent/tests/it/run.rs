@@ -190,7 +190,7 @@ async fn an_artifact_comes_in_pieces_over_a_restart() {
     let (mut peer, _) = server.open(|_| (true, 0)).await;
     let artifact: Vec<u8> = (0..600_000_u32).map(|i| u8::try_from(i % 251).unwrap()).collect();
     let digest = Digest::of(&artifact);
-    let fetch = Step::Fetch { digest, size_bytes: artifact.len() as u64 };
+    let fetch = Step::Fetch { digest, size_bytes: artifact.len() as u64, index: None };
     let order = server.order(&execution_id(), &entry(vec![fetch.clone(), bash("pre_exec", "echo got it")]), 60_000);
     peer.send(&run(order)).await;
     let mut gathered = Gathered::default();
@@ -220,7 +220,7 @@ async fn an_artifact_comes_in_pieces_over_a_restart() {
     assert!(gathered.gather(&mut peer, |_| false).await);
     assert_eq!(gathered.finished.unwrap().reason, None);
 
-    let wrong = Step::Fetch { digest: Digest::of(b"other"), size_bytes: 3 };
+    let wrong = Step::Fetch { digest: Digest::of(b"other"), size_bytes: 3, index: None };
     let order = server.order(&execution_id(), &entry(vec![wrong, bash("pre_exec", "true")]), 60_000);
     peer.send(&run(order)).await;
     let mut gathered = Gathered::default();
@@ -290,7 +290,7 @@ async fn it_cancels_what_runs_and_what_waits_for_its_artifact() {
     assert!(finished.processes.ended >= 1);
 
     let id = execution_id();
-    let fetch = Step::Fetch { digest: Digest::of(b"never"), size_bytes: 5 };
+    let fetch = Step::Fetch { digest: Digest::of(b"never"), size_bytes: 5, index: None };
     let order = server.order(&id, &entry(vec![fetch.clone(), bash("pre_exec", "echo no")]), 60_000);
     peer.send(&run(order)).await;
     let mut gathered = Gathered::default();

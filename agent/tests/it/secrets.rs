@@ -109,7 +109,7 @@ async fn restarted(bench: &Bench) -> (Server, Peer, Order, Child) {
     let mut server = Server::start().await;
     let mut running = agent(&bench.data_dir(), Some(&server.token));
     let (mut peer, _) = server.open(|_| (true, 0)).await;
-    let fetch = Step::Fetch { digest: Digest::of(b"artifact"), size_bytes: 8 };
+    let fetch = Step::Fetch { digest: Digest::of(b"artifact"), size_bytes: 8, index: None };
     let content =
         format!("echo \"$DROVER_SECRET_TOKEN\" >> {}; echo \"$DROVER_SECRET_TOKEN\"", bench.path("out").display());
     let order = server.order(&execution_id(), &with_secrets(vec![fetch, bash("pre_exec", &content)]), 60_000);

@@ -8,7 +8,7 @@ use drover_agent::session::{Output, Profile, Session};
 use drover_agent::spool::Key;
 use drover_shared::Digest;
 use drover_shared::frame::{Header, Kind};
-use drover_shared::message::{Abilities, Finished, HoldingAnswer, ProcessVerdict, ToAgent, ToServer};
+use drover_shared::message::{Abilities, Finished, HoldingAnswer, Part, ProcessVerdict, ToAgent, ToServer};
 use drover_shared::order::{Order, canonical};
 use drover_shared::record::{Record, Stream};
 use drover_shared::words::ExecutionState;
@@ -297,7 +297,7 @@ fn an_artifact_is_asked_for_again_after_a_gap_and_a_reconnect() {
     let mut session = session();
     open(&mut session, 1 << 20, Vec::new());
     let digest = Digest::of(b"artifact");
-    session.fetch(digest, 10, "e");
+    session.fetch(digest, Part::Whole, 10, "e");
     let sent_first = sent(&mut session);
     assert!(matches!(&sent_first[..], [ToServer::Fetch { channel: 1, offset: 10, .. }]), "{sent_first:?}");
     let frame = |channel, offset, body: &[u8]| {

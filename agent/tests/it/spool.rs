@@ -118,7 +118,7 @@ fn a_disk_that_is_full_when_the_supervisor_starts_is_the_outcome() {
 #[test]
 fn a_failed_fetch_is_the_reason_although_the_secrets_are_gone() {
     let bench = Bench::new();
-    let fetch = Step::Fetch { digest: Digest::of(b"x"), size_bytes: 1 };
+    let fetch = Step::Fetch { digest: Digest::of(b"x"), size_bytes: 1, index: None };
     let mut entry = entry(vec![fetch, bash("pre_exec", "echo {{ secret.word }}")]);
     entry.secrets = vec!["word".to_owned()];
     let folder = bench.accept(&entry);

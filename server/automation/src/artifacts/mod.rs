@@ -1,6 +1,7 @@
 //! The artifact store: files named by their SHA-256.
 //!
-//! `<folder>/<first two digits>/<digest>` holds an artifact, `<folder>/incoming/` what is being written. Invariant: a file
+//! `<folder>/<first two digits>/<digest>` holds an artifact, `….index` beside it what it is made of, `<folder>/incoming/`
+//! what is being written. Invariant: a file
 //! under its final name is whole, durable and never changes. The functions block: call them where blocking is allowed.
 
 #[cfg(test)]
@@ -13,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use drover_shared::Digest;
+use drover_shared::order::IndexOf;
 use sha2::{Digest as _, Sha256};
 use tempfile::NamedTempFile;
 
@@ -112,9 +114,12 @@ impl ArtifactStore {
     /// # Errors
     /// [`ArtifactError::Missing`], [`ArtifactError::Storage`].
     pub fn read(&self, digest: Digest) -> Result<ArtifactFile, ArtifactError> {
-        let path = self.path(digest);
+        Self::open_for(digest, &self.path(digest))
+    }
+
+    fn open_for(digest: Digest, path: &Path) -> Result<ArtifactFile, ArtifactError> {
         let open = || {
-            let file = File::open(&path)?;
+            let file = File::open(path)?;
             let size_bytes = file.metadata()?.len();
             Ok(ArtifactFile { file, digest, size_bytes })
         };
@@ -122,6 +127,26 @@ impl ArtifactStore {
             io::ErrorKind::NotFound => ArtifactError::Missing(digest),
             _ => ArtifactError::storage(format!("open artifact {digest}"))(error),
         })
+    }
+
+    /// What an artifact is made of, if that is known: digest and length of its index.
+    ///
+    /// # Errors
+    /// [`ArtifactError::Storage`].
+    pub fn index(&self, digest: Digest) -> Result<Option<IndexOf>, ArtifactError> {
+        match std::fs::read(self.index_path(digest)) {
+            Ok(index) => Ok(Some(IndexOf { digest: Digest::of(&index), size_bytes: index.len() as u64 })),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(ArtifactError::storage(format!("read the index of artifact {digest}"))(error)),
+        }
+    }
+
+    /// Opens the index of an artifact for reading.
+    ///
+    /// # Errors
+    /// [`ArtifactError::Missing`], [`ArtifactError::Storage`].
+    pub fn read_index(&self, digest: Digest) -> Result<ArtifactFile, ArtifactError> {
+        Self::open_for(digest, &self.index_path(digest))
     }
 
     /// Opens an artifact for reading it from beginning to end.
@@ -137,12 +162,15 @@ impl ArtifactStore {
     /// # Errors
     /// [`ArtifactError::Storage`].
     pub fn remove(&self, digest: Digest) -> Result<(), ArtifactError> {
-        match std::fs::remove_file(self.path(digest)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(ArtifactError::storage(format!("remove artifact {digest}"))(error))
+        for path in [self.path(digest), self.index_path(digest)] {
+            match std::fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(ArtifactError::storage(format!("remove artifact {digest}"))(error));
+                }
+                _ => {}
             }
-            _ => Ok(()),
         }
+        Ok(())
     }
 
     /// Whether the artifact is there.
@@ -153,6 +181,10 @@ impl ArtifactStore {
 
     fn incoming(&self) -> PathBuf {
         self.folder.join("incoming")
+    }
+
+    fn index_path(&self, digest: Digest) -> PathBuf {
+        self.path(digest).with_extension("index")
     }
 
     fn path(&self, digest: Digest) -> PathBuf {
@@ -177,15 +209,34 @@ impl ArtifactWriter {
     /// # Errors
     /// [`ArtifactError::Full`], [`ArtifactError::Storage`]; nothing stays behind then.
     pub fn commit(self) -> Result<Stored, ArtifactError> {
+        self.commit_with(None)
+    }
+
+    /// As [`commit`](Self::commit), with an index of the artifact beside it.
+    ///
+    /// # Errors
+    /// As [`commit`](Self::commit).
+    pub fn commit_with(self, index: Option<&[u8]>) -> Result<Stored, ArtifactError> {
         let digest = Digest::from_bytes(self.hasher.finalize().into());
         let stored = Stored { digest, size_bytes: self.size_bytes };
         let path = self.store.path(digest);
+        let folder = path.parent().unwrap_or(&self.store.folder);
+        let write_index = |index: &[u8]| -> io::Result<()> {
+            let mut file = NamedTempFile::new_in(self.store.incoming())?;
+            file.write_all(index)?;
+            file.as_file().sync_all()?;
+            std::fs::create_dir_all(folder)?;
+            file.persist(self.store.index_path(digest)).map(drop).map_err(|error| error.error)
+        };
+        // Before the artifact: whoever finds that finds both.
+        if let Some(index) = index {
+            write_index(index).map_err(ArtifactError::storage(format!("store the index of artifact {digest}")))?;
+        }
         if std::fs::metadata(&path).is_ok_and(|there| there.len() == self.size_bytes) {
             return Ok(stored);
         }
         let finish = || {
             self.file.as_file().sync_all()?;
-            let folder = path.parent().unwrap_or(&self.store.folder);
             std::fs::create_dir_all(folder)?;
             self.file.persist(&path).map_err(|error| error.error)?;
             File::open(folder)?.sync_all()?;

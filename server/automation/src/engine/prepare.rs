@@ -3,7 +3,7 @@
 use std::collections::hash_map::Entry;
 
 use drover_kernel::{Audit, Error, Kernel, Result};
-use drover_shared::order;
+use drover_shared::{Digest, order};
 use tokio_util::sync::CancellationToken;
 
 use super::{Engine, advance, close_log, end, entry_texts, lock, plan_digest};
@@ -60,12 +60,14 @@ async fn prepare(kernel: &Kernel, task: &Task) -> Result<()> {
     }
     let fetched = match source.archive_of {
         Some(application_id) => take_archive(kernel, task, application_id, source).await,
-        None => fetch(kernel, task, source)
-            .await
-            .map(|fetched| (Artifact { digest: fetched.digest, size_bytes: fetched.size_bytes }, fetched.commit)),
+        None => fetch(kernel, task, source).await.map(|fetched| (fetched.digest, fetched.commit)),
     };
     match fetched {
-        Ok((artifact, commit)) => complete(kernel, task, artifact, &commit).await,
+        Ok((digest, commit)) => {
+            let artifact = former::in_store(kernel, digest).await?;
+            let artifact = artifact.ok_or_else(|| Error::internal(format!("artifact {digest} is gone")))?;
+            complete(kernel, task, artifact, &commit).await
+        }
         Err(reason) => cannot_be_had(kernel, task, &reason).await,
     }
 }
@@ -76,7 +78,7 @@ async fn take_archive(
     task: &Task,
     application_id: i64,
     source: &Source,
-) -> Result<(Artifact, String), String> {
+) -> Result<(Digest, String), String> {
     let engine = kernel.part::<Engine>();
     let archive = archives::find(kernel, application_id, &source.version, source.commit.as_deref()).await?;
     let commit = archive.sha256.to_string();
@@ -87,7 +89,7 @@ async fn take_archive(
         return Err(format!("archive {commit} packs to artifact {digest} now, and was artifact {wanted}"));
     }
     engine.notice(task.id, kernel.clock().now(), &format!("Artifact {digest} has {size_bytes} bytes")).await;
-    Ok((Artifact { digest, size_bytes }, commit))
+    Ok((digest, commit))
 }
 
 /// Fetches with its progress in the task's output.

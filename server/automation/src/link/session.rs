@@ -432,8 +432,8 @@ impl Reader {
                     self.durable.send(Waiting::Finished { output, news }).await?;
                 }
             }
-            ToServer::Fetch { channel, digest, offset, execution_id } => {
-                self.fetch(channel, digest, offset, &execution_id).await?;
+            ToServer::Fetch { channel, digest, offset, execution_id, part } => {
+                self.fetch(channel, transfer::Wanted { digest, part, from: offset }, &execution_id).await?;
             }
             ToServer::FetchAck { channel, offset } => {
                 if let Some(acknowledged) = self.transfers.get(&channel) {
@@ -468,7 +468,7 @@ impl Reader {
         Ok(Some(channel.map(|(channel, _)| (*channel, output))))
     }
 
-    async fn fetch(&mut self, channel: u32, digest: drover_shared::Digest, offset: u64, id: &str) -> Result<(), Ended> {
+    async fn fetch(&mut self, channel: u32, asked: transfer::Wanted, id: &str) -> Result<(), Ended> {
         let mut read = self.kernel.work().read().await?;
         let known = execution_store::find(&mut read, self.session.host_id, id).await?;
         let task = match &known {
@@ -478,18 +478,17 @@ impl Reader {
         drop(read);
         // Transfers that ended, refused ones too, make room.
         self.transfers.retain(|_, acknowledged| !acknowledged.is_closed());
-        let wanted = task.is_some_and(|task| task.artifact_digest == Some(digest));
+        let wanted = task.is_some_and(|task| task.artifact_digest == Some(asked.digest));
         if !wanted || self.transfers.len() >= TRANSFERS_MAX {
             let reason =
                 if wanted { "too many transfers at a time" } else { "no order of this host names this artifact" };
             self.session.send(ToAgent::ArtifactRefused { channel, reason: reason.to_owned() }).await;
             return Ok(());
         }
-        let (acknowledged, watch) = watch::channel(offset);
+        let (acknowledged, watch) = watch::channel(asked.from);
         self.transfers.insert(channel, acknowledged);
         let artifacts = self.kernel.part::<Engine>().artifacts.clone();
-        let sending =
-            transfer::send(self.session.clone(), artifacts, self.data.clone(), channel, digest, offset, watch);
+        let sending = transfer::send(self.session.clone(), artifacts, self.data.clone(), channel, asked, watch);
         self.kernel.spawn(sending);
         Ok(())
     }

@@ -412,7 +412,7 @@ pub struct Upload {
 fn keep(packed: Packed) -> Result<Remembered, SourceError> {
     check_whole(&packed)?;
     let files = packed.files;
-    let stored = packed.artifact.commit()?;
+    let stored = packed.artifact.commit_with(packed.index.as_deref())?;
     Ok(Remembered { digest: stored.digest, size_bytes: stored.size_bytes, files, notices: Vec::new() })
 }
 

@@ -5,9 +5,10 @@
 //! The same members give the same bytes.
 
 use std::collections::{BTreeMap, HashSet};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::path::{Component, Path, PathBuf};
 
+use drover_shared::chunks::{Cutter, FrameWriter};
 use tar::{Builder, EntryType, Header};
 
 use super::{Limits, SourceError};
@@ -20,8 +21,6 @@ const PART_BYTES_MAX: usize = 255;
 /// Links that are followed before a chain counts as a loop.
 const LINKS_MAX: usize = 40;
 const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/v1";
-/// Bytes of a file that are moved at a time.
-const PIECE: usize = 64 * 1024;
 /// What a tar stream is padded to.
 const BLOCK: usize = 512;
 
@@ -29,6 +28,8 @@ const BLOCK: usize = 512;
 #[derive(Debug)]
 pub(super) struct Packed {
     pub(super) artifact: ArtifactWriter,
+    /// What it is made of, unless that is too long to be worth it.
+    pub(super) index: Option<Vec<u8>>,
     /// Files and links.
     pub(super) files: u64,
     /// First file that is only a pointer to Git LFS, and how many there are.
@@ -64,7 +65,7 @@ pub(super) struct Member<'a> {
 
 /// Writes an archive.
 pub(super) struct Packer<'a> {
-    out: zstd::stream::write::Encoder<'static, ArtifactWriter>,
+    out: FrameWriter<ArtifactWriter>,
     /// Makes the blocks that stand before a member's content.
     heads: Builder<Vec<u8>>,
     limits: &'a Limits,
@@ -104,7 +105,7 @@ impl<'a> Packer<'a> {
         let artifact = store.create(limits.artifact_bytes_max).map_err(SourceError::from)?;
         let bytes = limits.unpacked_bytes_max;
         Ok(Self {
-            out: zstd::stream::write::Encoder::new(artifact, COMPRESSION_LEVEL).map_err(write_failed)?,
+            out: FrameWriter::new(artifact, COMPRESSION_LEVEL).map_err(write_failed)?,
             heads: Builder::new(Vec::new()),
             limits,
             inside: None,
@@ -199,45 +200,41 @@ impl<'a> Packer<'a> {
         }
         let head = self.heads.append_data(&mut header, path, io::empty());
         self.write_head(head)?;
-        let mut piece = vec![0; usize::try_from(size).unwrap_or(PIECE).clamp(1, PIECE)];
-        let (mut left, mut start) = (size, Vec::with_capacity(LFS_POINTER.len()));
-        while left > 0 {
-            let most = usize::try_from(left).unwrap_or(PIECE).min(piece.len());
-            let count = match content.read(&mut piece[..most]) {
-                Ok(0) => return Err(SourceError::Member { name: shown, reason: "it breaks off in the middle" }),
-                Ok(count) => count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err((self.unreadable)(error)),
-            };
-            self.out.write_all(&piece[..count]).map_err(write_failed)?;
-            let missing = LFS_POINTER.len() - start.len();
-            start.extend_from_slice(&piece[..count.min(missing)]);
-            left -= count as u64;
+        let (mut came, mut is_pointer) = (0, false);
+        for chunk in Cutter::new((&mut *content).take(size), size) {
+            let chunk = chunk.map_err(self.unreadable)?;
+            is_pointer |= came == 0 && size < 1024 && chunk.starts_with(LFS_POINTER);
+            came += chunk.len() as u64;
+            self.out.chunk(&chunk).map_err(write_failed)?;
+        }
+        if came < size {
+            return Err(SourceError::Member { name: shown, reason: "it breaks off in the middle" });
         }
         // What checks itself does so at its end.
-        if content.read(&mut piece[..1]).map_err(self.unreadable)? > 0 {
+        if content.read(&mut [0]).map_err(self.unreadable)? > 0 {
             return Err(SourceError::Member { name: shown, reason: "it is longer than it says" });
         }
-        if start == LFS_POINTER && size < 1024 {
+        if is_pointer {
             self.lfs.get_or_insert((shown, 0)).1 += 1;
         }
         let padding = usize::try_from(size % BLOCK as u64).map_or(0, |rest| (BLOCK - rest) % BLOCK);
-        self.out.write_all(&[0; BLOCK][..padding]).map_err(write_failed)
+        self.out.glue(&[0; BLOCK][..padding]).map_err(write_failed)
     }
 
     /// Writes the blocks that were made for a member.
     fn write_head(&mut self, made: io::Result<()>) -> Result<(), SourceError> {
         made.map_err(write_failed)?;
         let head = std::mem::take(self.heads.get_mut());
-        self.out.write_all(&head).map_err(write_failed)
+        self.out.glue(&head).map_err(write_failed)
     }
 
     /// Ends the archive.
     pub(super) fn finish(mut self) -> Result<Packed, SourceError> {
         self.check_links()?;
-        self.out.write_all(&[0; 2 * BLOCK]).map_err(write_failed)?;
+        self.out.glue(&[0; 2 * BLOCK]).map_err(write_failed)?;
         let Self { out, files, lfs, .. } = self;
-        Ok(Packed { artifact: out.finish().map_err(write_failed)?, files, lfs })
+        let (artifact, index) = out.finish().map_err(write_failed)?;
+        Ok(Packed { artifact, index, files, lfs })
     }
 
     /// Refuses links that lead out, also by way of other links.

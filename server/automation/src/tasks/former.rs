@@ -111,10 +111,21 @@ fn source_of(task: Task, settings: &Values) -> Option<Source> {
 
 /// The archive of a source that is held to one, if the server still has it.
 pub(crate) async fn stored(kernel: &Kernel, source: &Source) -> Result<Option<Artifact>> {
-    let Some(digest) = source.artifact else { return Ok(None) };
+    match source.artifact {
+        Some(digest) => in_store(kernel, digest).await,
+        None => Ok(None),
+    }
+}
+
+/// An artifact as plans name it, if the server has it.
+pub(crate) async fn in_store(kernel: &Kernel, digest: Digest) -> Result<Option<Artifact>> {
     let artifacts = kernel.part::<Engine>().artifacts.clone();
-    match tokio::task::spawn_blocking(move || artifacts.read(digest)).await.map_err(Error::internal)? {
-        Ok(file) => Ok(Some(Artifact { digest, size_bytes: file.size_bytes() })),
+    let look = move || {
+        let size_bytes = artifacts.read(digest)?.size_bytes();
+        Ok(Artifact { digest, size_bytes, index: artifacts.index(digest)? })
+    };
+    match tokio::task::spawn_blocking(look).await.map_err(Error::internal)? {
+        Ok(artifact) => Ok(Some(artifact)),
         Err(ArtifactError::Missing(_)) => Ok(None),
         Err(error) => Err(Error::internal(error)),
     }

@@ -10,7 +10,7 @@ use drover_inventory::variables::TaskVariables;
 use drover_kernel::{Error, Result};
 use drover_shared::Digest;
 use drover_shared::limits::{KILL_GRACE_MS_DEFAULT, OUTPUT_BYTES_MAX_DEFAULT};
-use drover_shared::order::{Entry, Step, canonical};
+use drover_shared::order::{Entry, IndexOf, Step, canonical};
 use drover_shared::words::{Action, Word as _};
 
 use super::health::Health;
@@ -74,6 +74,8 @@ pub(crate) struct Draft {
 pub(crate) struct Artifact {
     pub digest: Digest,
     pub size_bytes: u64,
+    /// What it is made of, if that is known.
+    pub index: Option<IndexOf>,
 }
 
 /// Renders everything. Global hooks run on the host of the first target.
@@ -377,7 +379,8 @@ pub(crate) fn complete(mut entry: Entry, task_id: i64, artifact: Option<Artifact
     let Some(artifact) = artifact.filter(|_| installs) else { return entry };
     let release = release_name(&entry.version, artifact.digest);
     // Fetched first, so that a download that fails never stops a running application.
-    let mut steps = vec![Step::Fetch { digest: artifact.digest, size_bytes: artifact.size_bytes }];
+    let mut steps =
+        vec![Step::Fetch { digest: artifact.digest, size_bytes: artifact.size_bytes, index: artifact.index }];
     let (before, after): (Vec<_>, Vec<_>) = entry.steps.into_iter().partition(|step| step.name() == "pre_exec");
     steps.extend(before);
     steps.push(Step::Unpack { digest: artifact.digest, release: release.clone() });
@@ -391,7 +394,7 @@ pub(crate) fn complete(mut entry: Entry, task_id: i64, artifact: Option<Artifact
 /// The entry as it will look once the artifact is known: for looking at it before.
 #[must_use]
 pub(crate) fn with_placeholders(entry: Entry, has_artifact: bool, keep_backups: i64) -> Entry {
-    let artifact = has_artifact.then(|| Artifact { digest: Digest::of(b""), size_bytes: 0 });
+    let artifact = has_artifact.then(|| Artifact { digest: Digest::of(b""), size_bytes: 0, index: None });
     complete(entry, 0, artifact, keep_backups)
 }
 

@@ -86,7 +86,10 @@ impl Scene {
     }
 
     fn artifacts(&self) -> usize {
-        let count = |folder: &Path| std::fs::read_dir(folder).unwrap().count();
+        let count = |folder: &Path| {
+            let files = std::fs::read_dir(folder).unwrap().map(|item| item.unwrap().path());
+            files.filter(|file| file.extension().is_none()).count()
+        };
         let folders = std::fs::read_dir(self.folder.path().join("artifacts")).unwrap();
         folders.map(|folder| count(&folder.unwrap().path())).sum()
     }
