@@ -100,16 +100,42 @@ impl Machines {
         Ok(command)
     }
 
+    /// Folder of everything that is started.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Kills an agent without a word.
+    pub(crate) fn kill_agent(&mut self, number: usize) -> Result<()> {
+        self.agents[number].kill()?;
+        self.agents[number].wait()?;
+        Ok(())
+    }
+
+    /// Starts an agent again that was killed.
+    pub(crate) fn start_agent_again(&mut self, number: usize) -> Result<()> {
+        self.agents[number] = self.spawn_agent(None, number)?;
+        Ok(())
+    }
+
     fn start_agent(&mut self, join: &str, number: usize) -> Result<()> {
+        let agent = self.spawn_agent(Some(join), number)?;
+        self.agents.push(agent);
+        Ok(())
+    }
+
+    fn spawn_agent(&self, join: Option<&str>, number: usize) -> Result<Child> {
         let name = format!("host-{number}");
         let data = self.folder.path().join(&name);
         // Agents are shipped with a profile of their own.
         let agent =
             std::env::var_os("DROVER_BENCH_AGENT").map_or_else(|| program("drover-agent"), |file| Ok(file.into()));
         let mut agent = Command::new(agent?);
-        agent.args(["run", "--join", join, "--name", &name, "--data-dir"]).arg(data);
-        self.agents.push(agent.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?);
-        Ok(())
+        agent.args(["run", "--name", &name, "--data-dir"]).arg(data);
+        if let Some(join) = join {
+            agent.args(["--join", join]);
+        }
+        Ok(agent.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?)
     }
 
     pub(crate) fn address(&self) -> &str {

@@ -4,6 +4,7 @@
 //! and reads `/proc`. Prints a table, and writes JSON with `--json FILE`. Invariant: a figure is the middle of several
 //! runs, and says how far they are apart.
 
+mod archives;
 mod client;
 mod commands;
 mod dispatch;
@@ -35,6 +36,8 @@ const ROWS: &[(&str, &str)] = &[
     ("output", "a million lines to a viewer, their download and search"),
     ("lag", "a quiet job's lines at a viewer"),
     ("viewers", "a thousand viewers of one loud job"),
+    ("archive", "500 MB to ten agents, one of them killed in the middle"),
+    ("delta", "consecutive tags of a repository that the environment names"),
     ("rest", "server and agents with nothing to do"),
     ("many", "ten thousand idle agents over TLS"),
 ];
@@ -109,6 +112,8 @@ async fn measure(name: &str, size: Size, report: &mut Report) -> Result<()> {
         "output" => output::rows(size, report).await,
         "lag" => output::lag(size, report).await,
         "viewers" => viewers::rows(size, report).await,
+        "archive" => archives::many(size, report).await,
+        "delta" => archives::delta(report).await,
         "rest" => resting::rows(size, report).await,
         "many" => many::rows(size, report).await,
         other => bail!("nothing measures {other}"),

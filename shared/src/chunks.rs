@@ -30,10 +30,10 @@ pub const WHOLE_BYTES_MAX: u64 = 64 * 1024;
 /// Longest chunk, in bytes.
 pub const CHUNK_BYTES_MAX: usize = CHUNK_BYTES.2;
 /// Length of the stream in a frame above which the frame ends, in bytes.
-pub const FRAME_BYTES: usize = 128 * 1024;
+pub const FRAME_BYTES: usize = 32 * 1024;
 /// Longest frame before and after compression, in bytes.
 pub const FRAME_BYTES_MAX: usize = 1024 * 1024;
-/// Most chunks of an index: an agent keeps them in memory.
+/// Most chunks of an index, and most frames: an agent keeps them in memory.
 pub const CHUNKS_MAX: usize = 250_000;
 /// Longest index as it travels, and what it may unpack to, in bytes.
 pub const INDEX_BYTES_MAX: u64 = 16 * 1024 * 1024;
@@ -108,6 +108,7 @@ impl<R: Read> Iterator for Cutter<R> {
 pub struct IndexWriter {
     out: Option<zstd::stream::write::Encoder<'static, Vec<u8>>>,
     chunks: usize,
+    frames: usize,
 }
 
 impl IndexWriter {
@@ -118,7 +119,7 @@ impl IndexWriter {
     pub fn new() -> io::Result<Self> {
         let mut out = zstd::stream::write::Encoder::new(Vec::new(), 3)?;
         out.write_all(MAGIC)?;
-        Ok(Self { out: Some(out), chunks: 0 })
+        Ok(Self { out: Some(out), chunks: 0, frames: 0 })
     }
 
     fn record(&mut self, kind: u8, number: u32, bytes: &[u8]) -> io::Result<()> {
@@ -126,7 +127,7 @@ impl IndexWriter {
         out.write_all(&[kind])?;
         out.write_all(&number.to_be_bytes())?;
         out.write_all(bytes)?;
-        if self.chunks > CHUNKS_MAX || out.get_ref().len() as u64 > INDEX_BYTES_MAX {
+        if self.chunks.max(self.frames) > CHUNKS_MAX || out.get_ref().len() as u64 > INDEX_BYTES_MAX {
             self.out = None;
         }
         Ok(())
@@ -154,6 +155,7 @@ impl IndexWriter {
     /// # Errors
     /// When there is no memory for it.
     pub fn frame(&mut self, length: usize) -> io::Result<()> {
+        self.frames += 1;
         self.record(b'F', u32::try_from(length).unwrap_or(u32::MAX), &[])
     }
 
@@ -441,7 +443,7 @@ mod tests {
         let moved = cut(&[&noise(8, 3000)[..], &content].concat());
         let same = moved.iter().filter(|chunk| chunks.contains(chunk)).count();
         assert!(same + 3 > chunks.len(), "{same} of {} chunks are the same", chunks.len());
-        assert_eq!(cut(&content[..WHOLE_BYTES_MAX as usize]).len(), 1);
+        assert_eq!(cut(&content[..65_536]).len(), 1);
         assert!(cut(b"").is_empty());
     }
 
@@ -498,7 +500,8 @@ mod tests {
             }
         }
         // Endless glue, endless chunks, a frame of everything.
-        let glue = [&b"G"[..], &(GLUE_BYTES_MAX as u32).to_be_bytes(), &vec![0; GLUE_BYTES_MAX]].concat();
+        let zeros = vec![0; GLUE_BYTES_MAX];
+        let glue = [&b"G"[..], &length_of(&zeros).to_be_bytes(), &zeros].concat();
         assert!(read(&packed(&[&MAGIC[..], &glue.repeat(100)].concat()), length).is_err());
         let tiny = [&b"C"[..], &1_u32.to_be_bytes(), &[0; 16], b"F", &1_u32.to_be_bytes()].concat();
         assert!(read(&packed(&[&MAGIC[..], &tiny.repeat(CHUNKS_MAX + 1)].concat()), length).is_err());

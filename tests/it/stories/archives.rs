@@ -118,7 +118,7 @@ async fn a_version_that_shares_most_with_the_one_before_moves_little() {
 
 #[tokio::test]
 async fn an_upload_goes_on_after_the_server_was_killed() {
-    let mut shop = Shop::open(Engine::Sqlite, &[]).await;
+    let mut shop = Shop::open(Engine::Sqlite, &["web-1"]).await;
     shop.set(json!({"repository": {"type": "ARCHIVE"}})).await;
     let archive = packed(&shop, "shop.tar", &[("data.bin", &noise(3, 60_000_000))]);
     let arguments = ["archive", "upload", "shop", &archive.display().to_string(), "--version", "1.0"];

@@ -14,7 +14,8 @@ use tar::{Builder, EntryType, Header};
 use super::{Limits, SourceError};
 use crate::artifacts::{ArtifactError, ArtifactStore, ArtifactWriter};
 
-const COMPRESSION_LEVEL: i32 = 3;
+/// Frames cannot learn from each other: they are worth more work than one stream.
+const COMPRESSION_LEVEL: i32 = 6;
 const NAME_BYTES_MAX: usize = 4096;
 /// What file systems allow.
 const PART_BYTES_MAX: usize = 255;
