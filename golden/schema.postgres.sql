@@ -292,6 +292,9 @@ sign_in_failures.subject text NOT NULL
 sign_in_failures.failures bigint NOT NULL
 sign_in_failures.blocked_until bigint NOT NULL
 sign_in_failures.last_at bigint NOT NULL
+task_requirements.organisation_id bigint NOT NULL
+task_requirements.task_id bigint NOT NULL
+task_requirements.required_id bigint NOT NULL
 tasks.id bigint NOT NULL IDENTITY
 tasks.organisation_id bigint NOT NULL
 tasks.deploy_task_id bigint
@@ -322,6 +325,7 @@ tasks.stop_reason text
 tasks.cancelled boolean NOT NULL
 tasks.origin text
 tasks.origin_task_id bigint
+tasks.waits boolean NOT NULL
 users.id bigint NOT NULL IDENTITY
 users.organisation_id bigint NOT NULL
 users.username text NOT NULL
@@ -468,6 +472,9 @@ sessions PRIMARY KEY (id)
 sessions UNIQUE (token_hash)
 sign_in_failures FOREIGN KEY (organisation_id) REFERENCES organisations(id)
 sign_in_failures PRIMARY KEY (organisation_id, subject)
+task_requirements FOREIGN KEY (organisation_id) REFERENCES organisations(id)
+task_requirements FOREIGN KEY (task_id) REFERENCES tasks(id) ON DELETE CASCADE
+task_requirements PRIMARY KEY (task_id, required_id)
 tasks CHECK (((deploy_task_id IS NOT NULL) OR (kind <> ALL (ARRAY['upgrade'::text, 'revert'::text]))))
 tasks CHECK ((kind = ANY (ARRAY['upgrade'::text, 'revert'::text, 'start'::text, 'stop'::text, 'restart'::text])))
 tasks CHECK ((origin = ANY (ARRAY['retry'::text, 'auto_revert'::text])))
@@ -512,6 +519,7 @@ CREATE INDEX role_users_by_user ON public.role_users USING btree (user_id)
 CREATE INDEX sessions_by_end ON public.sessions USING btree (expires_at)
 CREATE INDEX sessions_by_user ON public.sessions USING btree (user_id)
 CREATE INDEX sign_in_failures_by_age ON public.sign_in_failures USING btree (organisation_id, last_at)
+CREATE INDEX task_requirements_by_required ON public.task_requirements USING btree (required_id)
 CREATE INDEX tasks_at_work ON public.tasks USING btree (phase) WHERE (phase <> 'over'::text)
 CREATE INDEX tasks_by_application ON public.tasks USING btree (application_id, id)
 CREATE INDEX tasks_by_deploy_task ON public.tasks USING btree (deploy_task_id, id)
@@ -561,6 +569,7 @@ CREATE UNIQUE INDEX secrets_next_pkey ON public.secrets USING btree (organisatio
 CREATE UNIQUE INDEX sessions_pkey ON public.sessions USING btree (id)
 CREATE UNIQUE INDEX sessions_token_hash_key ON public.sessions USING btree (token_hash)
 CREATE UNIQUE INDEX sign_in_failures_pkey ON public.sign_in_failures USING btree (organisation_id, subject)
+CREATE UNIQUE INDEX task_requirements_pkey ON public.task_requirements USING btree (task_id, required_id)
 CREATE UNIQUE INDEX tasks_next_channel_key ON public.tasks USING btree (channel)
 CREATE UNIQUE INDEX tasks_next_pkey ON public.tasks USING btree (id)
 CREATE UNIQUE INDEX users_by_username ON public.users USING btree (lower(username))

@@ -446,6 +446,15 @@ CREATE TABLE sign_in_failures (
 
 CREATE INDEX sign_in_failures_by_age ON sign_in_failures (organisation_id, last_at);
 
+CREATE TABLE task_requirements (
+    organisation_id BIGINT NOT NULL REFERENCES organisations (id),
+    task_id BIGINT NOT NULL REFERENCES tasks (id) ON DELETE CASCADE,
+    required_id BIGINT NOT NULL,
+    PRIMARY KEY (task_id, required_id)
+);
+
+CREATE INDEX task_requirements_by_required ON task_requirements (required_id);
+
 CREATE TABLE "tasks" (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     organisation_id BIGINT NOT NULL REFERENCES organisations (id),
@@ -476,7 +485,7 @@ CREATE TABLE "tasks" (
     stop_reason TEXT,
     cancelled BOOLEAN NOT NULL DEFAULT FALSE,
     origin TEXT CHECK (origin IN ('retry', 'auto_revert')),
-    origin_task_id BIGINT,
+    origin_task_id BIGINT, waits BOOLEAN NOT NULL DEFAULT FALSE,
     CHECK (deploy_task_id IS NOT NULL OR kind NOT IN ('upgrade', 'revert'))
 );
 

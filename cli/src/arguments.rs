@@ -59,6 +59,8 @@ pub(crate) enum Command {
     Pause(Action),
     /// Let a held sub-task go on
     Resume(Action),
+    /// Let a sub-task start that waits for other tasks, without them
+    Proceed(Action),
     /// Let the other hosts follow a canary that went well
     Promote(Action),
     /// Stop a rollout: nothing more starts; what was changed goes back if it was made so
@@ -114,6 +116,10 @@ pub(crate) struct Deploy {
     /// Go on with this deploy task in place of making one
     #[arg(long, value_name = "ID", conflicts_with_all = ["application", "version", "level", "description"])]
     pub(crate) task: Option<u64>,
+    /// Deploy this application as well, in a version of its own or the same; each goes after those that it requires
+    #[arg(long, value_name = "APPLICATION[=VERSION]",
+        conflicts_with_all = ["task", "source", "hosts", "no_approve", "no_start", "at"])]
+    pub(crate) with: Vec<String>,
     /// Path inside the repository; the whole tree when it is left out
     #[arg(long, value_name = "PATH")]
     pub(crate) source: Option<String>,
@@ -173,6 +179,12 @@ pub(crate) struct Rollout {
     /// Bash script on each host that has to end with 0 after the update
     #[arg(long, value_name = "SCRIPT")]
     pub(crate) health_command: Option<String>,
+    /// Start only when all that runs for the applications that this one requires has ended well
+    #[arg(long)]
+    pub(crate) after_required: bool,
+    /// Start only when these tasks have ended well, separated by commas
+    #[arg(long = "after", value_name = "SUBTASK_ID", value_delimiter = ',')]
+    pub(crate) after_tasks: Vec<u64>,
 }
 
 impl Rollout {
@@ -198,6 +210,8 @@ impl Rollout {
         let health = [("http", &self.health_http), ("tcp", &self.health_tcp), ("command", &self.health_command)];
         let health = health.into_iter().find_map(|(name, text)| text.as_ref().map(|text| (name, text)));
         set("health", health.map(|(name, text)| serde_json::json!({ name: text })));
+        set("after_required", self.after_required.then_some(serde_json::Value::Bool(true)));
+        set("after_tasks", (!self.after_tasks.is_empty()).then(|| serde_json::json!(self.after_tasks)));
         (!rule.is_empty()).then_some(serde_json::Value::Object(rule))
     }
 }

@@ -147,9 +147,11 @@ fn failures(detail: &Value) -> String {
         .filter(|instance| !matches!(instance["status"].as_str(), Some("succeeded" | "finished")))
         .map(|instance| output::cell(instance, "hostname"))
         .collect();
+    let error = output::cell(detail, "error");
+    let why = if error.is_empty() { error } else { format!(": {error}") };
     match failed.len() {
-        0 => output::cell(detail, "status"),
-        count => format!("failed on {count} of {} ({})", instances.len(), failed.join(", ")),
+        0 => format!("{}{why}", output::cell(detail, "status")),
+        count => format!("failed on {count} of {} ({}){why}", instances.len(), failed.join(", ")),
     }
 }
 

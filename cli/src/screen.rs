@@ -154,6 +154,7 @@ impl Screen {
                 "deploy_task_id": sub_task["deploy_task_id"],
                 "kind": sub_task["kind"],
                 "version": sub_task["version"],
+                "error": sub_task["error"],
                 "instances": sub_task["instances"],
             }));
         }

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::rollout::{self, Application, Instance, NewTask, TASKS};
+use super::together;
 use crate::api::Server;
 use crate::arguments::Deploy;
 use crate::failure::{Failure, NOT_ALLOWED, Result};
@@ -21,6 +22,9 @@ struct Job {
 }
 
 pub(crate) fn run(server: &Server, deploy: &Deploy, json: bool) -> Result<()> {
+    if !deploy.with.is_empty() {
+        return together::run(server, deploy, json);
+    }
     let job = match deploy.task {
         Some(task) => found(server, deploy, task, json)?,
         None => made(server, deploy, json)?,

@@ -13,6 +13,7 @@ mod rollout;
 mod session;
 mod sub_task;
 mod task;
+mod together;
 
 use crate::api::Server;
 use crate::arguments::{App, Arguments, Command, Global, Host};
@@ -30,6 +31,7 @@ pub(crate) fn run(Arguments { global, command }: Arguments) -> Result<()> {
         Command::Plan(plan) => plan::run(&server(&global)?, &plan, global.json),
         Command::Pause(action) => sub_task::act(&server(&global)?, &action, "pause", global.json),
         Command::Resume(action) => sub_task::act(&server(&global)?, &action, "resume", global.json),
+        Command::Proceed(action) => sub_task::act(&server(&global)?, &action, "proceed", global.json),
         Command::Promote(action) => sub_task::act(&server(&global)?, &action, "promote", global.json),
         Command::Refuse(action) => sub_task::act(&server(&global)?, &action, "refuse", global.json),
         Command::Cancel(action) => sub_task::act(&server(&global)?, &action, "cancel", global.json),

@@ -35,9 +35,29 @@ fn texts(list: &Value) -> String {
     texts.collect::<Vec<_>>().join(", ")
 }
 
+/// A task that goes first, in a few words.
+pub(super) fn first(task: &Value) -> String {
+    let cell = |name: &str| output::cell(task, name);
+    let what = match task["application"].as_str() {
+        Some(application) => format!("the {} of {application}, task {}", cell("kind"), cell("task_id")),
+        None => format!("task {}", cell("task_id")),
+    };
+    match task["status"].as_str() {
+        Some("running") => what,
+        status => format!("{what} ({})", status.unwrap_or("deleted")),
+    }
+}
+
 fn show(plan: &Value) -> Result<()> {
     let commit = plan["commit"].as_str().map(|commit| format!(", commit {commit}")).unwrap_or_default();
     output::line(&format!("version {}{commit}", output::cell(plan, "version")))?;
+    let after = &plan["after"];
+    if let Some(first) = after["applications"].as_array().filter(|first| !first.is_empty()) {
+        output::line(&format!("order: {}, then this", texts(&first.clone().into())))?;
+    }
+    for task in after["tasks"].as_array().into_iter().flatten() {
+        output::line(&format!("waits for {}", first(task)))?;
+    }
     for (batch, number) in plan["batches"].as_array().into_iter().flatten().zip(1..) {
         output::line(&format!("batch {number}: {}", texts(batch)))?;
     }

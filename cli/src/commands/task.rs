@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use super::plan;
 use super::rollout::{self, Application, TASKS};
 use crate::api::Server;
 use crate::arguments::{Task, TaskList};
@@ -91,6 +92,10 @@ fn when(seconds: i64) -> String {
 
 /// Hosts of a sub-task with their states.
 fn instances(sub_task: &Value) -> String {
+    if sub_task["phase"] == "waiting" {
+        let first = sub_task["after"].as_array().into_iter().flatten().filter(|one| one["status"] != "finished");
+        return format!("waits for {}", first.map(plan::first).collect::<Vec<_>>().join(", "));
+    }
     let instances = sub_task["instances"].as_array().map_or(&[][..], Vec::as_slice);
     let shown = instances.iter().map(|instance| {
         let error = cell(instance, "error");

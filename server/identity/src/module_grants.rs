@@ -49,6 +49,7 @@ pub(crate) fn routes() -> Routes {
 #[schemars(rename = "ModulePermissionGrant")]
 pub(crate) struct ModuleGrantOut {
     /// Key of the module.
+    #[schemars(with = "rights::ModuleName")]
     module_name: &'static str,
     /// Its rights, held or not.
     permissions: BTreeMap<String, bool>,

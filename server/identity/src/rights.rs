@@ -186,6 +186,22 @@ pub fn module(spelling: &str) -> Option<&'static Module> {
     MODULES.iter().find(|module| module.name == name || module.aliases.contains(&name))
 }
 
+/// Stands for the name of a module in the description of the API.
+pub struct ModuleName;
+
+impl schemars::JsonSchema for ModuleName {
+    fn inline_schema() -> bool {
+        true
+    }
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "ModuleName".into()
+    }
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        let names: Vec<&str> = MODULES.iter().map(|module| module.name).collect();
+        schemars::json_schema!({"type": "string", "enum": names})
+    }
+}
+
 /// Module and right as stored, from any spelling of both.
 #[must_use]
 pub fn find_in_module(module_spelling: &str, spelling: &str) -> Option<(&'static str, &'static str)> {

@@ -7,6 +7,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::marker::PhantomData;
 
+use drover_shared::words::Word;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
@@ -378,6 +379,23 @@ macro_rules! api_words {
         $crate::word_column!($name);
         $crate::word_schema!($name);
     };
+}
+
+/// Stands for a word in the description of the API, where the word itself knows nothing of that:
+/// `#[schemars(with = "Words<Action>")]`.
+pub struct Words<W>(PhantomData<W>);
+
+impl<W: Word> JsonSchema for Words<W> {
+    fn inline_schema() -> bool {
+        true
+    }
+    fn schema_name() -> Cow<'static, str> {
+        "Words".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let words: Vec<&str> = W::ALL.iter().map(Word::as_str).collect();
+        json_schema!({"type": "string", "enum": words})
+    }
 }
 
 /// Describes an enumeration of words in the API.

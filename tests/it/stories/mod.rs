@@ -11,6 +11,7 @@ mod failures;
 mod instances;
 mod interruptions;
 mod operations;
+mod order;
 mod output;
 mod releases;
 mod restarts;

@@ -4,6 +4,7 @@ mod creating;
 mod engine;
 mod following;
 mod large;
+mod order;
 mod output;
 mod preparing;
 mod previewing;

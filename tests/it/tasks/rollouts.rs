@@ -23,7 +23,7 @@ async fn roll_out(shop: &Shop, deploy_task: i64, rollout: Value) -> i64 {
 }
 
 /// Writes how the execution on a host goes, as its agent would report it.
-async fn report(server: &TestServer, task: i64, host: &str, state: &str) {
+pub(super) async fn report(server: &TestServer, task: i64, host: &str, state: &str) {
     let over = matches!(state, "succeeded" | "failed" | "lost");
     let finished = over.then(|| server.clock().now());
     let change = sql!(

@@ -11,7 +11,7 @@ use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
 use axum::response::Response;
 use drover_kernel::call::{Call, Permission, Permit};
-use drover_kernel::fields::{Name, Number};
+use drover_kernel::fields::{Name, Number, Words};
 use drover_kernel::{Error, Kernel, Path, Query, Result, Routes, permission};
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::engine::Engine;
 use crate::logs::{Format, LogReader};
+use crate::output::Form;
 use crate::tasks::store as task_store;
 
 /// Interval of pings to a viewer that sees nothing new: proxies close what is silent.
@@ -72,6 +73,7 @@ struct Wish {
     from: Option<Number>,
     /// `text` (the default) or `json`: one record with execution, host, step, stream, time and offset for each line.
     #[serde(default)]
+    #[schemars(with = "Option<Words<Form>>")]
     format: Option<Name>,
 }
 
@@ -84,11 +86,7 @@ async fn follow(
     let wish = wish.0;
     let from = u64::try_from(wish.from.map_or(0, |from| from.0))
         .map_err(|_| Error::invalid("from", "must not be negative"))?;
-    let json = match wish.format.as_ref().map_or("text", |format| format.0.as_str()) {
-        "text" => false,
-        "json" => true,
-        _ => return Err(Error::invalid("format", "must be text or json")),
-    };
+    let json = Form::wanted(wish.format.as_ref())? == Form::Json;
     let upgrade =
         upgrade.map_err(|error| Error::invalid("Upgrade", format!("this address is a websocket: {error}")))?;
     let mut read = call.read().await?;

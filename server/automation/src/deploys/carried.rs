@@ -3,8 +3,10 @@
 //! Invariants: an approval names the digest of a whole rendered plan at one commit; before anything of it runs the plan
 //! is made anew, and when it has become another one the approval is void, with what changed.
 
+use drover_kernel::call::Permission;
+use drover_kernel::db::Read;
 use drover_kernel::fields::{Many, Number, Reference};
-use drover_kernel::{Audit, AuditEntry, AuditList, Error, Kernel, Result, Time, Tx};
+use drover_kernel::{Audit, AuditEntry, AuditList, Call, Error, Kernel, Result, Time, Tx};
 use drover_shared::words::{Action, Word as _};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -14,6 +16,7 @@ use super::store::{self, Content, DeployTask};
 use crate::tasks::binding::Binding;
 use crate::tasks::create::{self, Planned, Wanted};
 use crate::tasks::preview;
+use crate::tasks::required;
 use crate::tasks::rollout::Rollout;
 
 /// How long after its time a deploy task may still start by itself.
@@ -68,6 +71,12 @@ pub(super) fn check(content: &Content) -> Result<()> {
         return Err(Error::invalid("auto_start", "needs a plan: what nobody approved does not start by itself"));
     }
     Ok(())
+}
+
+/// Refuses a plan that goes after tasks which its writer may not see.
+pub(super) async fn check_seen<P: Permission>(call: &Call<P>, read: &mut Read, plan: Option<&Carried>) -> Result<()> {
+    let rule = plan.and_then(|plan| plan.rollout.as_ref());
+    required::check_seen(call, read, rule).await.map_err(|error| error.under("plan"))
 }
 
 impl Carried {

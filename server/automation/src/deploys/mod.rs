@@ -9,7 +9,7 @@ pub(crate) mod store;
 
 use drover_identity::visible_applications;
 use drover_kernel::db::Condition;
-use drover_kernel::fields::{Flag, Id, Line, Name, Number, Patch, Prose};
+use drover_kernel::fields::{Flag, Id, Line, Name, Number, Patch, Prose, Words};
 use drover_kernel::resources::{ResourceKind, Resources};
 use drover_kernel::room::Room;
 use drover_kernel::{
@@ -103,6 +103,7 @@ pub struct DeployTaskOut {
     application: ApplicationName,
     version: String,
     description: String,
+    #[schemars(with = "Words<Level>")]
     level: String,
     package_source: String,
     planned_exec_time: i64,
@@ -298,6 +299,7 @@ async fn create(call: Call<Create>, body: Body<DeployTaskNew>) -> Result<Reply<C
     carried::check(&content)?;
     let mut read = call.read().await?;
     call.require(&mut read, "application", application_id, "deploy_app").await?;
+    carried::check_seen(&call, &mut read, content.plan.as_ref()).await?;
     drop(read);
     call.kernel().part::<Room>().require().await?;
     let caller = call.caller()?;
@@ -362,6 +364,14 @@ struct DeployTaskPatch {
 
 async fn update(call: Call<Deploy>, id: Path<i64>, body: Body<DeployTaskPatch>) -> Result<Reply<DeployTaskOut>> {
     let patch = body.0;
+    let plan = match patch.plan {
+        Patch::Absent => Patch::Absent,
+        Patch::Null => Patch::Null,
+        Patch::Value(new) => Patch::Value(new.check()?),
+    };
+    if let Patch::Value(plan) = &plan {
+        carried::check_seen(&call, &mut call.read().await?, Some(plan)).await?;
+    }
     let mut tx = call.begin().await?;
     let organisation_id = tx.organisation_id();
     store::hold(&mut tx, id.0).await?;
@@ -381,10 +391,10 @@ async fn update(call: Call<Deploy>, id: Path<i64>, body: Body<DeployTaskPatch>) 
         upgrade_checklist: text(patch.upgrade_checklist, &task.upgrade_checklist),
         upgrade_steps: text(patch.upgrade_steps, &task.upgrade_steps),
         rollback_steps: text(patch.rollback_steps, &task.rollback_steps),
-        plan: match patch.plan {
+        plan: match plan {
             Patch::Absent => task.plan.as_ref().map(|plan| plan.0.clone()),
             Patch::Null => None,
-            Patch::Value(new) => Some(new.check()?),
+            Patch::Value(plan) => Some(plan),
         },
         auto_start: patch.auto_start.map_or(task.auto_start, |flag| flag.0),
     };

@@ -20,7 +20,7 @@ use crate::tasks::preview::{self, Preview};
 pub(super) async fn plan(call: Call<Read>, id: Path<i64>) -> Result<Reply<Preview>> {
     let task = store::load(&mut call.read().await?, call.organisation_id(), id.0).await?;
     let (planned, binding) = carried::bound(call.kernel(), call.organisation_id(), &task).await?;
-    let preview = preview::preview(&mut call.read().await?, planned, binding).await?;
+    let preview = preview::preview(&mut call.read().await?, call.caller()?, planned, binding).await?;
     Ok(Reply::new(preview))
 }
 

@@ -4,6 +4,7 @@
 //! due: a wake-up that gets lost is repaired by the sweep. Invariants: every move is one transaction with everything
 //! that belongs to it; nothing waits for the network inside one; an execution is marked as sent before it is sent.
 
+mod after;
 mod auto_start;
 mod expire;
 mod intake;
@@ -236,12 +237,18 @@ pub(crate) async fn advance(kernel: &Kernel, task_id: i64) -> Result<()> {
         if let Some(outcome) = task.outcome {
             return close_log(&engine, task_id, outcome).await;
         }
+        if task.waits && after::look(kernel, &work, &task).await? == after::Looked::Moved {
+            continue;
+        }
         if task.plan_digest.is_none() {
             drop(read);
             if task.stop_reason.is_some() {
                 return prepare::give_up(kernel, &task).await;
             }
             prepare::start(kernel, task);
+            return Ok(());
+        }
+        if task.waits {
             return Ok(());
         }
         let executions = task_store::executions(&mut read, task.id).await?;
@@ -261,7 +268,7 @@ pub(crate) async fn advance(kernel: &Kernel, task_id: i64) -> Result<()> {
 fn facts(task: &Task, executions: &[Execution]) -> Facts {
     // What a person took out before its turn is neither well done nor failed.
     let counts = executions.iter().filter(|one| !one.excluded);
-    Facts { phase: task.phase, executions: counts.map(|one| (one.role, one.state)).collect() }
+    Facts { phase: task.phase(), executions: counts.map(|one| (one.role, one.state)).collect() }
 }
 
 /// Moves the task one phase on.
@@ -300,7 +307,8 @@ async fn end(tx: &mut Tx, task: &Task, outcome: Outcome, reason: Option<&str>) -
         restore_instance(tx, execution.instance_id, execution.previous_status.as_deref()).await?;
     }
     let reason = reason.or(task.stop_reason.as_deref()).filter(|_| outcome == Outcome::Failed);
-    task_store::end(tx, task, outcome, reason).await
+    task_store::end(tx, task, outcome, reason).await?;
+    after::wake_those_after(tx, task.id).await
 }
 
 /// An execution as news of it are taken in.

@@ -221,7 +221,7 @@ pub(super) async fn give_up(kernel: &Kernel, task: &Task) -> Result<()> {
 }
 
 /// Has the fetch given up that somebody else than itself ends the task of.
-fn stop_fetching(kernel: &Kernel, task: &Task) {
+pub(super) fn stop_fetching(kernel: &Kernel, task: &Task) {
     if let Some(fetching) = lock(&kernel.part::<Engine>().preparing).get(&task.id) {
         fetching.cancel();
     }

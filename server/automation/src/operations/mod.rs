@@ -9,7 +9,7 @@ pub(crate) mod paths;
 
 use drover_identity::visible_applications;
 use drover_kernel::db::Condition;
-use drover_kernel::fields::{Id, Many, Name, Number, Reference};
+use drover_kernel::fields::{Id, Many, Name, Number, Reference, Words};
 use drover_kernel::{Body, Call, Error, Page, Paging, Path, Query, Reply, Result, Routes, permission, when};
 use drover_shared::words::{Action, Word as _};
 use schemars::JsonSchema;
@@ -19,7 +19,7 @@ use crate::engine::Engine;
 use crate::tasks::control;
 use crate::tasks::rollout::{Rollout, Share};
 use crate::tasks::view::{Status, SubTaskReceipt, shown, with_executions};
-use crate::tasks::{OUTPUT_SHOWN_BYTES, SubTaskOut, create, store};
+use crate::tasks::{OUTPUT_SHOWN_BYTES, SubTaskOut, create, required, store};
 
 permission!(pub Operate, "instances.operate", "Start, stop and restart instances of an application",
     Resource { kind: "application", right: "restart_app" });
@@ -136,8 +136,9 @@ struct Filters {
     /// Tasks of one application.
     #[serde(default, alias = "application")]
     application_id: Option<Id>,
-    /// `upgrade`, `revert`, `start`, `stop` or `restart`.
+    /// What they do.
     #[serde(default)]
+    #[schemars(with = "Option<Words<Action>>")]
     kind: Option<Name>,
     /// State.
     #[serde(default)]
@@ -171,8 +172,9 @@ async fn detail(call: Call<Read>, id: Path<i64>) -> Result<Reply<SubTaskOut>> {
     let mut read = call.read().await?;
     let task = store::find(&mut read, id.0).await?.ok_or_else(|| Error::not_found("task"))?;
     let executions = store::execution_views(&mut read, vec![id.0]).await?;
+    let after = required::shown(&call, &mut read, vec![id.0]).await?.remove(&id.0).unwrap_or_default();
     drop(read);
     let log = call.kernel().part::<Engine>().logs.task(id.0).await.map_err(Error::internal)?;
     let output = log.text(OUTPUT_SHOWN_BYTES).await.map_err(Error::internal)?.to_string();
-    Ok(Reply::new(shown(&call, task, executions).with_output(output)))
+    Ok(Reply::new(shown(&call, task, executions, after).with_output(output)))
 }

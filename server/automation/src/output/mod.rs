@@ -13,9 +13,11 @@ use std::time::Duration;
 
 use axum::http::HeaderMap;
 use axum::response::Response;
-use drover_kernel::fields::{Flag, Name, Number};
+use drover_kernel::fields::{Flag, Name, Number, Words};
 use drover_kernel::resources::{ResourceKind, Resources};
-use drover_kernel::{Call, Error, Path, Query, Reply, Result, Routes, Time, permission, sql};
+use drover_kernel::{Call, Error, Path, Query, Reply, Result, Routes, Time, api_words, permission, sql};
+use drover_shared::record::Stream;
+use drover_shared::words::Word as _;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
@@ -64,12 +66,31 @@ pub fn resources() -> Resources {
     })
 }
 
+api_words! {
+    /// A form of output.
+    pub(crate) enum Form {
+        /// The bytes as they were written.
+        Text = "text",
+        /// One record on each line.
+        Json = "json",
+    }
+}
+
+impl Form {
+    /// The form that is asked for; text when none is.
+    pub(crate) fn wanted(text: Option<&Name>) -> Result<Self> {
+        let wrong = |_| Error::invalid("format", "must be text or json");
+        text.map_or(Ok(Self::Text), |text| Self::parse(&text.0).map_err(wrong))
+    }
+}
+
 /// How the output is wanted.
 #[derive(Deserialize, JsonSchema)]
 struct Wish {
     /// `text` (the default): the bytes as they were written, for which `Range` works. `json`: one record with execution,
     /// host, step, stream, time and offset on each line.
     #[serde(default)]
+    #[schemars(with = "Option<Words<Form>>")]
     format: Option<Name>,
     /// With text: each line with time and host before it, and lines for steps.
     #[serde(default)]
@@ -87,11 +108,7 @@ struct Wish {
 
 async fn download(call: Call<ReadOutput>, id: Path<i64>, wish: Query<Wish>, headers: HeaderMap) -> Result<Response> {
     let wish = wish.0;
-    let json = match wish.format.as_ref().map_or("text", |format| format.0.as_str()) {
-        "text" => false,
-        "json" => true,
-        _ => return Err(Error::invalid("format", "must be text or json")),
-    };
+    let json = Form::wanted(wish.format.as_ref())? == Form::Json;
     let marked = wish.timestamps.is_some_and(|flag| flag.0);
     if json && marked {
         return Err(Error::invalid("timestamps", "is for text; JSON records have their time"));
@@ -193,6 +210,11 @@ struct Matches {
     read_to: u64,
 }
 
+fn streams(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    let words = [Stream::Output, Stream::Error, Stream::Notice].map(Stream::as_str);
+    schemars::json_schema!({"type": "string", "enum": words})
+}
+
 /// A line that matches.
 #[derive(Serialize, JsonSchema)]
 #[schemars(rename = "OutputMatch")]
@@ -217,7 +239,8 @@ struct LineOut {
     host: Option<String>,
     /// Index of the step.
     step: u16,
-    /// `stdout`, `stderr` or `notice`.
+    /// Where it was written.
+    #[schemars(schema_with = "streams")]
     stream: &'static str,
     /// When it was written, by the host's clock.
     time: String,

@@ -9,7 +9,7 @@ pub mod store;
 use drover_inventory::applications::{self, ApplicationOut};
 use drover_inventory::changes;
 use drover_kernel::db::Condition;
-use drover_kernel::fields::{Name, Text};
+use drover_kernel::fields::{Name, Text, Words};
 use drover_kernel::{
     Audit, AuditEntry, AuditList, Body, Call, Error, Message, Page, Paging, Path, Query, Reply, Result, Routes,
     permission, when,
@@ -56,8 +56,8 @@ pub struct ScriptOut {
     pub id: i64,
     /// Name, unique.
     pub name: String,
-    /// `bash` or `python`.
-    #[schemars(with = "String")]
+    /// Language.
+    #[schemars(with = "Words<Language>")]
     pub language: Language,
     /// Text before rendering.
     pub content: String,
@@ -87,7 +87,7 @@ struct ListFilters {
     /// Username that made it.
     creator: Option<Name>,
     /// Language.
-    #[schemars(with = "Option<String>")]
+    #[schemars(with = "Option<Words<Language>>")]
     language: Option<Language>,
     /// Part of the text.
     content: Option<Text<1000>>,
@@ -124,11 +124,13 @@ async fn detail(call: Call<Manage>, Path(id): Path<i64>) -> Result<Reply<ScriptO
 struct ScriptBody {
     /// Name, unique.
     name: Option<Name>,
-    /// `bash` or `python`.
+    /// Language.
+    #[schemars(with = "Option<Words<Language>>")]
     language: Option<Name>,
     /// Text before rendering, kept to the byte.
     content: Option<Content>,
-    /// Engine that renders the text: `jinja`.
+    /// Engine that renders the text.
+    #[schemars(with = "Option<Words<TemplateEngine>>")]
     template_engine: Option<Name>,
 }
 

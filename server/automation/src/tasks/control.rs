@@ -12,6 +12,7 @@ use serde::Deserialize;
 use super::Run;
 use super::create::wanted_instances;
 use super::follow_up::{self, Retry};
+use super::required;
 use super::rollout::Rollout;
 use super::rules::{Phase, Role};
 use super::store::{self, Execution, Task};
@@ -41,6 +42,14 @@ macro_rules! actions {
                 "Let a held sub-task go on.",
                 |call: Call<$permission>, ids: Path<$ids>, body: Body<Reason>| {
                     act(call, $which(ids.0), Act::Resume, body.0)
+                },
+            )
+            .post(
+                &at("proceed"),
+                concat!($name, "-proceed"),
+                "Let a task start that waits for other tasks, without them.",
+                |call: Call<$permission>, ids: Path<$ids>, body: Body<Reason>| {
+                    act(call, $which(ids.0), Act::Proceed, body.0)
                 },
             )
             .post(
@@ -143,6 +152,7 @@ struct Reason {
 enum Act {
     Pause,
     Resume,
+    Proceed,
     Promote,
     Refuse,
     Cancel,
@@ -153,6 +163,7 @@ impl Act {
         match self {
             Self::Pause => "pause",
             Self::Resume => "resume",
+            Self::Proceed => "proceed",
             Self::Promote => "promote",
             Self::Refuse => "refuse",
             Self::Cancel => "cancel",
@@ -181,6 +192,9 @@ async fn act<P: Permission>(call: Call<P>, which: Which, act: Act, body: Reason)
         Act::Pause => store::hold(&mut tx, &task, Some(&username)).await?,
         Act::Resume if task.held_by.is_none() => return Err(Error::conflict("nobody holds this task")),
         Act::Resume => store::hold(&mut tx, &task, None).await?,
+        Act::Proceed if !task.waits => return Err(Error::conflict("this task waits for no other")),
+        Act::Proceed if task.stop_reason.is_some() => return Err(Error::conflict("this task is stopped")),
+        Act::Proceed => required::store::let_go(&mut tx, &task).await?,
         Act::Promote => {
             may_promote(&task, &executions)?;
             store::promote(&mut tx, task.id).await?;
@@ -279,6 +293,7 @@ async fn retry<P: Permission>(call: Call<P>, which: Which, body: RetryNew) -> Re
     let wanted = body.instances.as_ref().map(wanted_instances).transpose()?;
     if let Some(rollout) = &body.rollout {
         rollout.check()?;
+        required::check_seen(&call, &mut call.read().await?, Some(rollout)).await?;
     }
     let creator = call.caller()?.username.clone();
     let addresses = channel::addresses(&call);

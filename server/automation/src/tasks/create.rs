@@ -21,8 +21,9 @@ use super::follow_up::Made;
 use super::former;
 use super::premises;
 use super::preview::{self, Preview};
+use super::required;
 use super::rollout::Rollout;
-use super::rules::first_phase;
+use super::rules::{Phase, first_phase};
 use super::secrets::Offered;
 use super::store::{self, NewExecution, NewTask, Source};
 use super::view::SubTaskReceipt;
@@ -32,6 +33,7 @@ use crate::credentials::store::Owner;
 use crate::deploys::carried::{self, Standing};
 use crate::deploys::rules as deploy_rules;
 use crate::deploys::store::{self as deploy_store, DeployTask};
+use crate::engine;
 use crate::link::keys::random_secret;
 use crate::render;
 use crate::settings::rules::{Repository, RepositoryType, TIMEOUT_S_MAX};
@@ -118,6 +120,7 @@ pub(crate) async fn gather(
     let variables = TaskVariables::read(read, application.id, host_ids.clone(), wanted.instances.clone()).await?;
     let owner_of_secrets = (application.organisation_id, application.id);
     let secrets = TaskSecrets::read(read, owner_of_secrets, host_ids, wanted.instances.clone()).await?;
+    required::find(read, application.organisation_id, application_id, wanted.rollout.as_ref()).await?;
     let version = wanted.version.clone().unwrap_or_else(|| deploy_task.version.clone());
     let takes_back = wanted.rollout.as_ref().is_some_and(|rollout| rollout.auto_revert);
     let mut kept = Vec::new();
@@ -225,6 +228,7 @@ pub(super) enum Asked {
 /// Shows what a sub-task would do.
 pub(super) async fn look(call: Call<Run>, deploy_task_id: i64, wanted: Wanted) -> Result<Reply<Asked>> {
     let mut read = call.read().await?;
+    required::check_seen(&call, &mut read, wanted.rollout.as_ref()).await?;
     let deploy_task = deploy_store::load(&mut read, call.organisation_id(), deploy_task_id).await?;
     let creator = creator(&call, &deploy_task, &wanted)?;
     let gathered = gather(&mut read, deploy_task, &creator, &wanted).await?;
@@ -232,7 +236,7 @@ pub(super) async fn look(call: Call<Run>, deploy_task_id: i64, wanted: Wanted) -
     let planned = render(gathered).await?;
     let commit = preview::commit(call.kernel(), call.organisation_id(), planned.source.as_ref()).await?;
     let binding = Binding::of(&planned, commit);
-    let preview = preview::preview(&mut call.read().await?, planned, binding).await?;
+    let preview = preview::preview(&mut call.read().await?, call.caller()?, planned, binding).await?;
     Ok(Reply::new(Asked::Planned(Box::new(preview))))
 }
 
@@ -247,6 +251,7 @@ pub(super) async fn create(call: Call<Run>, deploy_task_id: i64, wanted: Wanted)
     let mut read = call.read().await?;
     let deploy_task = deploy_store::load(&mut read, call.organisation_id(), deploy_task_id).await?;
     deploy_rules::step(deploy_task.status, deploy_rules::Event::MakeSubTask, deploy_rules::Facts::default())?;
+    required::check_seen(&call, &mut read, wanted.rollout.as_ref()).await?;
     let creator = creator(&call, &deploy_task, &wanted)?;
     let gathered = gather(&mut read, deploy_task, &creator, &wanted).await?;
     drop(read);
@@ -328,6 +333,17 @@ pub(crate) async fn store_planned(tx: &mut Tx, planned: Planned, creator: &str) 
     store_plan(tx, new).await
 }
 
+/// Has a new task looked after once it is committed; says what it waits for.
+pub(super) async fn begin(tx: &mut Tx, task_id: i64, first: &[i64]) -> Result<()> {
+    tx.enqueue_behind(engine::TOPIC, &task_id.to_string()).await?;
+    let said = (!first.is_empty()).then(|| required::told(first));
+    tx.after_commit(move |kernel| match said {
+        Some(said) => engine::say_and_wake(kernel, task_id, said),
+        None => engine::wake(kernel, task_id),
+    });
+    Ok(())
+}
+
 /// A rendered plan that is to become a task.
 pub(crate) struct NewPlan<'a> {
     pub deploy_task_id: Option<i64>,
@@ -367,6 +383,7 @@ pub(crate) async fn store_plan(tx: &mut Tx, plan: NewPlan<'_>) -> Result<Made> {
         origin: None,
     };
     let task_id = store::insert_task(tx, &new).await?;
+    let first = required::note(tx, (plan.application_id, task_id), plan.rollout).await?;
     let previous =
         |id: Option<i64>| before.iter().find(|(instance, _)| Some(*instance) == id).map(|(_, status)| status.clone());
     let execution = |draft: plan::Draft| NewExecution {
@@ -387,10 +404,10 @@ pub(crate) async fn store_plan(tx: &mut Tx, plan: NewPlan<'_>) -> Result<Made> {
         // Nothing is to be fetched: the plan is complete as it is.
         let entries: Vec<String> = executions.iter().map(|execution| execution.entry.clone()).collect();
         let digest = plan::digest(task_id, plan.action, plan.version, None, &entries);
-        let first = first_phase(executions.iter().map(|execution| execution.role));
-        store::complete_plan(tx, task_id, first, digest, None, None).await?;
+        let begins = first_phase(executions.iter().map(|execution| execution.role));
+        let phase = if first.is_empty() { begins } else { Phase::Preparing };
+        store::complete_plan(tx, task_id, phase, digest, None, None).await?;
     }
-    tx.enqueue_behind(crate::engine::TOPIC, &task_id.to_string()).await?;
-    tx.after_commit(move |kernel| crate::engine::wake(kernel, task_id));
+    begin(tx, task_id, &first).await?;
     Ok(Made { task_id, channel })
 }

@@ -11,11 +11,12 @@ use drover_kernel::{Error, Result, Tx};
 use drover_shared::order::{Entry, Step, canonical};
 use drover_shared::words::{Action, ExecutionState as State};
 
-use super::create::busy;
+use super::create::{self, busy};
 use super::plan;
 use super::premises;
+use super::required;
 use super::rollout::Rollout;
-use super::rules::{Role, first_phase};
+use super::rules::{Phase, Role, first_phase};
 use super::store::{self, Execution, NewExecution, NewTask, Origin, Script, Task};
 use crate::link::keys::random_secret;
 
@@ -83,7 +84,10 @@ pub(crate) async fn retry(tx: &mut Tx, task: &Task, executions: &[Execution], re
     if !failed.iter().any(|one| one.role == Role::Instance) {
         return Err(Error::conflict("no instance of this sub-task failed"));
     }
-    let rollout = retry.rollout.or(task.rollout.as_ref().map(|rollout| &rollout.0));
+    // The tasks that were named went before the task that is followed.
+    let as_before = || task.rollout.as_ref().map(|rollout| Rollout { after_tasks: Vec::new(), ..rollout.0.clone() });
+    let rollout = retry.rollout.cloned().or_else(as_before);
+    let rollout = rollout.as_ref();
     let instances = failed.iter().filter(|one| one.role == Role::Instance).count();
     let mut batches = rollout.map(|rollout| rollout.batches(instances)).unwrap_or_default().into_iter();
     let mut parts = Vec::with_capacity(failed.len());
@@ -205,6 +209,7 @@ async fn insert(tx: &mut Tx, follow_up: FollowUp<'_>) -> Result<Made> {
         },
     )
     .await?;
+    let first = required::note(tx, (of.application_id, task_id), rollout).await?;
     let previous =
         |id: Option<i64>| before.iter().find(|(instance, _)| Some(*instance) == id).map(|(_, status)| status.clone());
     let executions: Vec<NewExecution> = parts
@@ -228,10 +233,10 @@ async fn insert(tx: &mut Tx, follow_up: FollowUp<'_>) -> Result<Made> {
         let entries: Vec<String> = executions.iter().map(|execution| execution.entry.clone()).collect();
         let commit = of.resolved_commit.as_deref();
         let digest = plan::digest(task_id, kind, version, commit, &entries);
-        let first = first_phase(executions.iter().map(|execution| execution.role));
-        store::complete_plan(tx, task_id, first, digest, of.artifact_digest, commit).await?;
+        let begins = first_phase(executions.iter().map(|execution| execution.role));
+        let phase = if first.is_empty() { begins } else { Phase::Preparing };
+        store::complete_plan(tx, task_id, phase, digest, of.artifact_digest, commit).await?;
     }
-    tx.enqueue_behind(crate::engine::TOPIC, &task_id.to_string()).await?;
-    tx.after_commit(move |kernel| crate::engine::wake(kernel, task_id));
+    create::begin(tx, task_id, &first).await?;
     Ok(Made { task_id, channel })
 }

@@ -12,6 +12,7 @@ pub mod health;
 pub(crate) mod plan;
 pub(crate) mod premises;
 pub(crate) mod preview;
+pub mod required;
 pub mod rollout;
 pub mod rules;
 pub(crate) mod secrets;
@@ -134,10 +135,11 @@ async fn detail(call: Call<ReadSubTask>, (deploy_task_id, id): (i64, i64), kind:
     let mut read = call.read().await?;
     let task = store::load(&mut read, deploy_task_id, kind, id).await?;
     let executions = store::execution_views(&mut read, vec![id]).await?;
+    let after = required::shown(&call, &mut read, vec![id]).await?.remove(&id).unwrap_or_default();
     drop(read);
     let log = call.kernel().part::<Engine>().logs.task(id).await.map_err(Error::internal)?;
     let output = log.text(OUTPUT_SHOWN_BYTES).await.map_err(Error::internal)?.to_string();
-    Ok(Reply::new(shown(&call, task, executions).with_output(output)))
+    Ok(Reply::new(shown(&call, task, executions, after).with_output(output)))
 }
 
 /// How a sub-task is asked for.

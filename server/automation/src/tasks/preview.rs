@@ -4,11 +4,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use drover_kernel::call::Caller;
 use drover_kernel::db::Read;
-use drover_kernel::{Error, Kernel, Result};
+use drover_kernel::fields::Words;
+use drover_kernel::{Error, Kernel, Result, api_words};
 use drover_shared::Digest;
 use drover_shared::order::{Entry, Probe, Step};
-use drover_shared::words::Action;
+use drover_shared::words::{Action, Language, Word as _};
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -17,6 +19,7 @@ use super::create::Planned;
 use super::former;
 use super::plan;
 use super::premises;
+use super::required::{self, OrderOut};
 use super::rollout::Rollout;
 use super::rules::Role;
 use super::store::Source;
@@ -40,13 +43,15 @@ pub(super) const SOURCE_FAILED: &str = "the source cannot be had: ";
 pub(crate) struct Preview {
     /// SHA-256 of everything that would run, and where.
     digest: String,
-    #[schemars(with = "String")]
+    #[schemars(with = "Words<Action>")]
     kind: Action,
     version: String,
     /// Commit that the version is at now.
     commit: Option<String>,
     timeout: i64,
     rollout: Option<Rollout>,
+    /// What it goes after, by its rollout.
+    after: OrderOut,
     /// Hosts in the order of their turns.
     batches: Vec<Vec<String>>,
     /// What happens on each host.
@@ -91,8 +96,30 @@ struct StepOut {
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "SubTaskPlanScript")]
 struct ScriptText {
+    /// `address` stands for what a health check asks.
+    #[schemars(schema_with = "languages")]
     language: String,
     content: String,
+}
+
+/// What a health check asks, where its script would be.
+const ADDRESS: &str = "address";
+
+fn languages(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    let words: Vec<&str> = Language::ALL.iter().map(|language| language.as_str()).chain([ADDRESS]).collect();
+    schemars::json_schema!({"type": "string", "enum": words})
+}
+
+api_words! {
+    /// What became of a script since it last ran.
+    pub enum ChangeKind {
+        /// It is new.
+        Added = "added",
+        /// It is gone.
+        Removed = "removed",
+        /// Its text is another one.
+        Changed = "changed",
+    }
 }
 
 /// A difference, and the hosts that have it.
@@ -101,8 +128,8 @@ struct ScriptText {
 struct Change {
     step: String,
     hostnames: Vec<String>,
-    /// `added`, `removed` or `changed`.
-    kind: &'static str,
+    /// What became of it.
+    kind: ChangeKind,
     /// Unified difference.
     diff: String,
 }
@@ -141,11 +168,12 @@ pub(crate) async fn commit(kernel: &Kernel, organisation_id: i64, source: Option
 ///
 /// # Errors
 /// When the database is not available.
-pub(crate) async fn preview(read: &mut Read, planned: Planned, binding: Binding) -> Result<Preview> {
+pub(crate) async fn preview(read: &mut Read, caller: &Caller, planned: Planned, binding: Binding) -> Result<Preview> {
     let Binding { digest, commit, .. } = binding;
     let digest = digest.to_string();
     let Planned { input, drafts, source, timeout_s, .. } = planned;
     let has_artifact = source.is_some();
+    let after = required::look(read, caller, input.application.id, input.rollout.as_ref()).await?;
     let mut shown = Shown::default();
     let mut batches: BTreeMap<i64, Vec<String>> = BTreeMap::new();
     let mut targets = Vec::with_capacity(drafts.len());
@@ -180,6 +208,7 @@ pub(crate) async fn preview(read: &mut Read, planned: Planned, binding: Binding)
         commit,
         timeout: timeout_s,
         rollout: input.rollout,
+        after,
         batches: batches.into_values().collect(),
         targets,
         scripts: shown.scripts,
@@ -198,7 +227,7 @@ fn script(step: &Step) -> Option<(String, &str, Option<&str>)> {
             Some(("bash".to_owned(), content, running_user.as_deref()))
         }
         Step::Health { probe: Probe::Http { url: text } | Probe::Tcp { address: text }, .. } => {
-            Some(("address".to_owned(), text, None))
+            Some((ADDRESS.to_owned(), text, None))
         }
         _ => None,
     }
@@ -272,9 +301,9 @@ impl Shown {
             return;
         }
         let kind = match (old.is_empty(), new.is_empty()) {
-            (true, _) => "added",
-            (_, true) => "removed",
-            _ => "changed",
+            (true, _) => ChangeKind::Added,
+            (_, true) => ChangeKind::Removed,
+            _ => ChangeKind::Changed,
         };
         self.known.insert(key, self.changes.len());
         self.changes.push(Change { step: step.to_owned(), hostnames: vec![host.to_owned()], kind, diff });

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use drover_kernel::fields::Id;
 use drover_kernel::{Error, Result, Time};
 use drover_shared::words::ExecutionState as State;
 use schemars::JsonSchema;
@@ -16,7 +17,9 @@ use super::health::Health;
 const PAUSE_S_MAX: u32 = 86_400;
 /// Growth from batch to batch, in percent.
 const GROWTH_PERCENT_MAX: u32 = 1_000;
-/// How long a task waits for a person before it is stopped.
+/// Tasks that are named to go first.
+const AFTER_TASKS_MAX: usize = 100;
+/// How long a task waits for a person, or for other tasks, before it is stopped.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(7 * 86_400);
 
 /// A part of the instances: a number, or a percentage of all.
@@ -118,6 +121,21 @@ pub struct Rollout {
     pub auto_revert: bool,
     /// What has to be true on each host after its update.
     pub health: Option<Health>,
+    /// Whether nothing of it starts before every task of the applications that this one requires, directly or not, has
+    /// ended well; those count that have not ended when it is made.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub after_required: bool,
+    /// Tasks that have to end well before anything of it starts.
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "task_ids")]
+    pub after_tasks: Vec<i64>,
+}
+
+/// Ids of tasks, which the API writes as texts.
+fn task_ids<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Vec<i64>, D::Error> {
+    let mut ids: Vec<i64> = Vec::<Id>::deserialize(deserializer)?.into_iter().map(|id| id.0).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    Ok(ids)
 }
 
 impl Default for Rollout {
@@ -131,6 +149,8 @@ impl Default for Rollout {
             max_failures: Some(Share::Count(0)),
             auto_revert: false,
             health: None,
+            after_required: false,
+            after_tasks: Vec::new(),
         }
     }
 }
@@ -160,6 +180,9 @@ impl Rollout {
         }
         if let Some(most) = self.max_failures {
             most.check("rollout.max_failures", 0)?;
+        }
+        if self.after_tasks.len() > AFTER_TASKS_MAX {
+            return Err(Error::invalid("rollout.after_tasks", format!("at most {AFTER_TASKS_MAX} tasks")));
         }
         self.health.as_ref().map_or(Ok(()), Health::check)
     }

@@ -10,6 +10,8 @@ use drover_shared::words::ExecutionState as State;
 api_words! {
     /// What a task is at.
     pub enum Phase {
+        /// It goes after other tasks, which have not ended. Nothing of it has started; stored as [`Phase::Preparing`].
+        Waiting = "waiting",
         /// The source is fetched and the plan completed.
         Preparing = "preparing",
         /// The hook that runs once before.
@@ -94,6 +96,7 @@ pub fn next(facts: &Facts) -> Next {
     let after_instances =
         || if facts.has(Role::GlobalPost) { Next::Enter(Phase::GlobalPost) } else { Next::End(facts.outcome()) };
     match facts.phase {
+        Phase::Waiting => Next::Stay,
         Phase::Preparing => Next::Enter(first_phase(facts.executions.iter().map(|(role, _)| *role))),
         Phase::GlobalPre if !facts.over(Role::GlobalPre) => Next::Stay,
         Phase::GlobalPre if facts.succeeded(Role::GlobalPre) => Next::Enter(Phase::Instances),
@@ -119,7 +122,7 @@ pub fn active_role(phase: Phase) -> Option<Role> {
         Phase::GlobalPre => Some(Role::GlobalPre),
         Phase::Instances => Some(Role::Instance),
         Phase::GlobalPost => Some(Role::GlobalPost),
-        Phase::Preparing | Phase::Over => None,
+        Phase::Waiting | Phase::Preparing | Phase::Over => None,
     }
 }
 
@@ -140,6 +143,8 @@ mod tests {
         use State::{Cancelled, Failed, Queued, Running, Succeeded, TimedOut};
         let (pre, instances, post) = (Phase::GlobalPre, Phase::Instances, Phase::GlobalPost);
         let preparing = Phase::Preparing;
+        check(Phase::Waiting, Some(Queued), &[Queued], None, Next::Stay);
+        check(Phase::Waiting, None, &[Cancelled], None, Next::Stay);
         check(preparing, Some(Queued), &[Queued], None, Next::Enter(pre));
         check(preparing, None, &[Queued], None, Next::Enter(instances));
         check(pre, Some(Running), &[Queued], None, Next::Stay);

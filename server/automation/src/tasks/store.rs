@@ -45,6 +45,14 @@ row! {
         pub cancelled: bool,
         pub origin: Option<Origin>,
         pub origin_task_id: Option<i64>,
+        pub waits: bool,
+    }
+}
+
+impl Task {
+    /// What it is at, for rules and for people.
+    pub(crate) fn phase(&self) -> Phase {
+        if self.waits && self.outcome.is_none() { Phase::Waiting } else { self.phase }
     }
 }
 
@@ -448,9 +456,12 @@ pub(crate) async fn at_work(read: &mut Read, beyond: i64) -> Result<Vec<i64>> {
     Ok(read.values(sql, args![beyond]).await?)
 }
 
-/// Tasks whose time has run out, beyond an id, a thousand at a time.
+/// Tasks whose time has run out, beyond an id, a thousand at a time. The time of what waits for other tasks has not begun,
+/// but for the time to fetch its source.
 pub(crate) async fn overdue(read: &mut Read, now: Time, beyond: i64) -> Result<Vec<i64>> {
-    let sql =
-        sql!("SELECT id FROM tasks WHERE phase <> 'over' AND deadline_at <= $1 AND id > $2 ORDER BY id LIMIT 1000");
+    let sql = sql!(
+        "SELECT id FROM tasks WHERE phase <> 'over' AND deadline_at <= $1 AND id > $2 \
+         AND (plan_digest IS NULL OR NOT waits) ORDER BY id LIMIT 1000"
+    );
     Ok(read.values(sql, args![now, beyond]).await?)
 }

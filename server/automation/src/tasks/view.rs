@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 
 use drover_kernel::db::Read;
+use drover_kernel::fields::Words;
 use drover_kernel::{Call, Result, api_words};
 use drover_shared::words::{Action, ExecutionState};
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::Value;
 
+use super::required::{self, RequiredOut};
 use super::rollout::Rollout;
 use super::rules::{Outcome, Phase, Role};
 use super::store::{self, ExecutionView, Origin, Task};
@@ -28,6 +30,17 @@ api_words! {
     }
 }
 
+impl Status {
+    /// The state of a task that ended like this, or has not ended.
+    pub(crate) fn of(outcome: Option<Outcome>) -> Self {
+        match outcome {
+            None => Self::Running,
+            Some(Outcome::Finished) => Self::Finished,
+            Some(Outcome::Failed) => Self::Failed,
+        }
+    }
+}
+
 /// What making a sub-task returns.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct SubTaskReceipt {
@@ -42,8 +55,8 @@ pub(crate) struct SubTaskReceipt {
 #[schemars(rename = "DeploySubTask")]
 pub struct SubTaskOut {
     task_id: String,
-    /// `upgrade`, `revert`, `start`, `stop` or `restart`.
-    #[schemars(with = "String")]
+    /// What it does.
+    #[schemars(with = "Words<Action>")]
     kind: Action,
     /// None for a task that starts, stops or restarts instances.
     deploy_task_id: Option<i64>,
@@ -57,6 +70,8 @@ pub struct SubTaskOut {
     status: Status,
     /// What the sub-task is at.
     phase: Phase,
+    /// Tasks that it goes after: it starts when all of them have ended well.
+    after: Vec<RequiredOut>,
     /// How it goes from instance to instance; null when all at once.
     rollout: Option<Rollout>,
     /// The batch that has its turn, from 1 on.
@@ -102,7 +117,7 @@ struct InstanceOut {
     hostname: String,
     /// What it is for.
     role: Role,
-    #[schemars(with = "String")]
+    #[schemars(with = "Words<ExecutionState>")]
     status: ExecutionState,
     error: Option<String>,
     /// The batch in which its turn comes, from 1 on.
@@ -120,20 +135,14 @@ struct InstanceOut {
     finished_time: Option<String>,
 }
 
-fn status(task: &Task) -> Status {
-    match task.outcome {
-        None => Status::Running,
-        Some(Outcome::Finished) => Status::Finished,
-        Some(Outcome::Failed) => Status::Failed,
-    }
-}
-
 pub(crate) fn shown<P: drover_kernel::call::Permission>(
     call: &Call<P>,
     task: Task,
     executions: Vec<ExecutionView>,
+    after: Vec<RequiredOut>,
 ) -> SubTaskOut {
     let kernel = call.kernel();
+    let phase = task.phase();
     let out = |view: ExecutionView| InstanceOut {
         id: view.instance_id,
         hostname: view.host_name,
@@ -157,11 +166,12 @@ pub(crate) fn shown<P: drover_kernel::call::Permission>(
         deploy_task_id: task.deploy_task_id,
         instances: instances.into_iter().map(out).collect(),
         global_hooks: global.into_iter().map(out).collect(),
-        status: status(&task),
+        status: Status::of(task.outcome),
         update_source: task.update_source,
         version: task.version,
         timeout: task.timeout_s,
-        phase: task.phase,
+        phase,
+        after,
         rollout: task.rollout.map(|rollout| rollout.0),
         batch: task.batch_admitted + 1,
         held_by: task.held_by,
@@ -187,7 +197,8 @@ pub(crate) async fn with_executions<P: drover_kernel::call::Permission>(
     read: &mut Read,
     tasks: Vec<Task>,
 ) -> Result<Vec<SubTaskOut>> {
-    let ids = tasks.iter().map(|task| task.id).collect();
+    let ids: Vec<i64> = tasks.iter().map(|task| task.id).collect();
+    let mut after = required::shown(call, read, ids.clone()).await?;
     let mut by_task: BTreeMap<i64, Vec<ExecutionView>> = BTreeMap::new();
     for view in store::execution_summaries(read, ids).await? {
         by_task.entry(view.task_id).or_default().push(view);
@@ -196,7 +207,8 @@ pub(crate) async fn with_executions<P: drover_kernel::call::Permission>(
         .into_iter()
         .map(|task| {
             let executions = by_task.remove(&task.id).unwrap_or_default();
-            shown(call, task, executions)
+            let first = after.remove(&task.id).unwrap_or_default();
+            shown(call, task, executions, first)
         })
         .collect())
 }

@@ -1,11 +1,12 @@
 //! Everything that was done, of whatever kind: users, roles, tokens, scripts, tasks, and what the other lists show.
 
 use drover_kernel::call::Administrator;
-use drover_kernel::fields::{Id, Line, Name};
+use drover_kernel::fields::{Id, Line, Name, Words};
 use drover_kernel::{AuditList, Call, Kernel, Page, Paging, Query, Reply, Result, Routes, when};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::rights::RightTarget;
 use super::{EntryRow, TimeText, conditions, page_of_all};
 
 pub(super) fn routes() -> Routes {
@@ -21,7 +22,8 @@ pub(super) fn routes() -> Routes {
 struct EntryFilters {
     /// Username that acted.
     operator: Option<Name>,
-    /// Which list: general (users, roles, tokens, scripts, tasks), host, application, dns, module_right, resource_right.
+    /// Which list; general has users, roles, tokens, scripts and tasks.
+    #[schemars(with = "Option<Words<AuditList>>")]
     list: Option<Name>,
     /// Kind of act, such as create or approve.
     op_type: Option<Name>,
@@ -48,6 +50,7 @@ struct EntryOut {
     /// Id; a later entry has a greater one.
     id: i64,
     /// Which list it is in.
+    #[schemars(with = "Words<AuditList>")]
     list: String,
     /// Kind of act.
     op_type: String,
@@ -62,6 +65,7 @@ struct EntryOut {
     /// Right that was granted or withdrawn.
     perm_name: Option<String>,
     /// Who got or lost it: role or user.
+    #[schemars(with = "Option<Words<RightTarget>>")]
     authorized_target_type: Option<String>,
     /// Name of that role or user.
     authorized_target_name: Option<String>,

@@ -1,7 +1,7 @@
 //! What was done to DNS, hosts and applications.
 
 use drover_kernel::call::Administrator;
-use drover_kernel::fields::{Line, Name};
+use drover_kernel::fields::{Line, Name, Words};
 use drover_kernel::{AuditList, Call, Kernel, Page, Paging, Query, Reply, Result, Routes, api_words, when};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -106,8 +106,10 @@ struct DnsOperation {
     /// Id.
     id: i64,
     /// Kind of act.
+    #[schemars(with = "Words<DnsAction>")]
     op_type: String,
     /// Kind of thing acted on.
+    #[schemars(with = "Words<DnsTarget>")]
     op_target: String,
     /// What happened.
     op_detail: String,
@@ -141,7 +143,8 @@ async fn list_dns(
 struct HostFilters {
     /// Username that acted.
     operator: Option<Name>,
-    /// Kind of act: add, update, delete, attach_app, deatach_app.
+    /// Kind of act.
+    #[schemars(with = "Option<Words<HostAction>>")]
     op_type: Option<Name>,
     /// Part of the host's name.
     hostname: Option<Name>,
@@ -163,6 +166,7 @@ struct HostOperation {
     /// Host.
     hostname: String,
     /// Kind of act.
+    #[schemars(with = "Words<HostAction>")]
     op_type: String,
     /// What happened.
     op_detail: String,
@@ -201,7 +205,8 @@ struct ApplicationFilters {
     operator: Option<Name>,
     /// Part of the application's full name.
     app_name: Option<Name>,
-    /// Kind of act: add, update, delete, attach_host, deatach_host, change_deploy_setting.
+    /// Kind of act.
+    #[schemars(with = "Option<Words<ApplicationAction>>")]
     op_type: Option<Name>,
     /// Part of the detail.
     op_detail: Option<Line>,
@@ -222,6 +227,7 @@ struct ApplicationOperation {
     /// Full name of the application.
     app_name: String,
     /// Kind of act.
+    #[schemars(with = "Words<ApplicationAction>")]
     op_type: String,
     /// What happened, with the values before and after.
     op_detail: String,

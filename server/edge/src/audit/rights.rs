@@ -3,7 +3,7 @@
 use drover_identity::rights;
 use drover_kernel::call::Administrator;
 use drover_kernel::db::Condition;
-use drover_kernel::fields::{Id, Name};
+use drover_kernel::fields::{Id, Name, Words};
 use drover_kernel::{AuditList, Call, Kernel, Page, Paging, Query, Reply, Result, Routes, api_words, when};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -38,7 +38,7 @@ api_words! {
 
 api_words! {
     /// Who holds a right.
-    enum RightTarget {
+    pub(super) enum RightTarget {
         /// A role.
         Role = "role",
         /// A user.
@@ -89,12 +89,15 @@ struct ModuleRightOperation {
     /// Username that acted.
     operator: String,
     /// Module key.
+    #[schemars(with = "rights::ModuleName")]
     module_name: String,
     /// Name of the right.
     perm_name: String,
     /// Granted or withdrawn.
+    #[schemars(with = "Words<RightAction>")]
     action: String,
     /// Role or user.
+    #[schemars(with = "Words<RightTarget>")]
     authorized_target_type: String,
     /// Its name.
     authorized_target_name: String,
@@ -180,6 +183,7 @@ struct ResourceRightOperation {
     /// Username that acted.
     operator: String,
     /// Kind of resource.
+    #[schemars(with = "Words<ResourceType>")]
     resource_type: String,
     /// Its id.
     resource_id: i64,
@@ -188,8 +192,10 @@ struct ResourceRightOperation {
     /// Name of the right.
     perm_name: String,
     /// Granted or withdrawn.
+    #[schemars(with = "Words<RightAction>")]
     action: String,
     /// Role or user.
+    #[schemars(with = "Words<RightTarget>")]
     authorized_target_type: String,
     /// Its name.
     authorized_target_name: String,

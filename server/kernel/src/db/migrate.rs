@@ -30,7 +30,8 @@ migrations!(
     "0010_operations",
     "0011_archives",
     "0012_secret_scopes",
-    "0013_instance_states"
+    "0013_instance_states",
+    "0014_task_order"
 );
 
 /// Key of the advisory lock that lets one server migrate at a time.
