@@ -5,6 +5,7 @@
 mod bench;
 mod delta;
 mod fetching;
+mod health;
 mod hooks;
 mod hostile;
 mod instances;

@@ -1,10 +1,10 @@
-//! A sub-task of as many instances as are allowed at once.
+//! A sub-task of as many instances as are allowed at once: planned, made, looked at and cancelled.
 
 use std::time::{Duration, Instant};
 
 use drover_kernel::{args, sql};
-use drover_tests::both_engines;
-use serde_json::json;
+use drover_tests::{both_engines, wait_within};
+use serde_json::{Value, json};
 
 use super::{counts, upgrades};
 use crate::deploys::Shop;
@@ -38,5 +38,24 @@ both_engines! {
         assert_eq!(counts(&server).await[..2], [1, 10_000]);
         let last = sql!("SELECT COUNT(*) FROM executions WHERE entry LIKE '%stop web-10000, one of 10000%'");
         assert_eq!(server.count(last, args![]).await, 1);
+
+        // It is seen whole, alone and in lists, and ended in one go.
+        let listed = shop.admin.get(&path).await.expect(200);
+        assert_eq!((&listed["count"], listed["results"][0]["instances"].as_array().map(Vec::len)), (&json!(1), Some(10_000)));
+        let task = listed["results"][0]["task_id"].as_str().expect("text").to_owned();
+        let page = format!("/applications/{}/instances/?page=100&page_size=100", shop.application);
+        let page = shop.admin.get(&page).await.expect(200);
+        assert_eq!((&page["count"], page["results"].as_array().map(Vec::len)), (&json!(10_000), Some(100)));
+        let started = Instant::now();
+        shop.admin.post(&format!("{path}{task}/actions/cancel/"), Value::Null).await.expect(200);
+        wait_within(LONGEST, "the end", async || {
+            shop.admin.get(&path).await.expect(200)["results"][0]["status"] == "failed"
+        })
+        .await;
+        eprintln!("cancelling took {:?}", started.elapsed());
+        let left = sql!("SELECT COUNT(*) FROM executions WHERE state <> 'cancelled'");
+        assert_eq!(server.count(left, args![]).await, 0);
+        let busy = sql!("SELECT COUNT(*) FROM instances WHERE status <> 'stopped'");
+        assert_eq!(server.count(busy, args![]).await, 0);
     }
 }
