@@ -14,14 +14,8 @@ const QUEUED_MAX: usize = 900;
 
 /// Asks twice, a second each, within an execution that may take far longer.
 fn asked(probe: Probe) -> Finished {
-    let health = Step::Health {
-        probe,
-        interval_ms: 10,
-        timeout_ms: 1_000,
-        retries: 2,
-        successes: 1,
-        running_user: None,
-    };
+    let health =
+        Step::Health { probe, interval_ms: 10, timeout_ms: 1_000, retries: 2, successes: 1, running_user: None };
     let (finished, _) = Bench::new().run(&entry(vec![bash("post_exec", "true"), health]));
     finished
 }
