@@ -156,6 +156,11 @@ deploy_templates.created_at bigint NOT NULL
 deploy_templates.credential_id bigint
 deploy_templates.shared_paths jsonb
 deploy_templates.repository_type text
+environments.id bigint NOT NULL IDENTITY
+environments.organisation_id bigint NOT NULL
+environments.name text NOT NULL
+environments.description text NOT NULL
+environments.created_at bigint NOT NULL
 executions.id text NOT NULL COLLATE C
 executions.organisation_id bigint NOT NULL
 executions.task_id bigint NOT NULL
@@ -193,6 +198,7 @@ hosts.memory bigint NOT NULL
 hosts.location text NOT NULL
 hosts.description text NOT NULL
 hosts.created_at bigint NOT NULL
+hosts.environment_id bigint
 idempotency_keys.organisation_id bigint NOT NULL
 idempotency_keys.user_id bigint NOT NULL
 idempotency_keys.key text NOT NULL
@@ -408,6 +414,9 @@ deploy_templates CHECK ((repository_type = ANY (ARRAY['GIT'::text, 'FTP'::text, 
 deploy_templates FOREIGN KEY (credential_id) REFERENCES repository_credentials(id)
 deploy_templates FOREIGN KEY (organisation_id) REFERENCES organisations(id)
 deploy_templates PRIMARY KEY (id)
+environments FOREIGN KEY (organisation_id) REFERENCES organisations(id)
+environments PRIMARY KEY (id)
+environments UNIQUE (organisation_id, name)
 executions CHECK ((role = ANY (ARRAY['global_pre'::text, 'instance'::text, 'global_post'::text])))
 executions CHECK ((state = ANY (ARRAY['queued'::text, 'dispatched'::text, 'running'::text, 'succeeded'::text, 'failed'::text, 'timed_out'::text, 'cancelled'::text, 'lost'::text])))
 executions FOREIGN KEY (organisation_id) REFERENCES organisations(id)
@@ -416,6 +425,7 @@ executions PRIMARY KEY (id)
 executions UNIQUE (task_id, ordinal)
 hosts CHECK ((os_status = ANY (ARRAY['stopped'::text, 'running'::text, 'restarting'::text])))
 hosts CHECK ((status = ANY (ARRAY['attached'::text, 'inited'::text, 'raw'::text, 'offline'::text])))
+hosts FOREIGN KEY (environment_id) REFERENCES environments(id)
 hosts FOREIGN KEY (organisation_id) REFERENCES organisations(id)
 hosts PRIMARY KEY (id)
 hosts UNIQUE (organisation_id, name)
@@ -463,7 +473,7 @@ roles FOREIGN KEY (organisation_id) REFERENCES organisations(id)
 roles PRIMARY KEY (id)
 roles UNIQUE (organisation_id, name)
 schema_migrations PRIMARY KEY (name)
-secrets CHECK ((scope = ANY (ARRAY['organisation'::text, 'application'::text, 'host'::text, 'instance'::text])))
+secrets CHECK ((scope = ANY (ARRAY['organisation'::text, 'application'::text, 'environment'::text, 'host'::text, 'instance'::text])))
 secrets FOREIGN KEY (organisation_id) REFERENCES organisations(id)
 secrets PRIMARY KEY (organisation_id, scope, object_id, name)
 sessions FOREIGN KEY (organisation_id) REFERENCES organisations(id)
@@ -488,7 +498,7 @@ tasks UNIQUE (channel)
 users CHECK ((status = ANY (ARRAY['enabled'::text, 'disabled'::text])))
 users FOREIGN KEY (organisation_id) REFERENCES organisations(id)
 users PRIMARY KEY (id)
-variables CHECK ((scope = ANY (ARRAY['organisation'::text, 'application'::text, 'host'::text, 'instance'::text])))
+variables CHECK ((scope = ANY (ARRAY['organisation'::text, 'application'::text, 'environment'::text, 'host'::text, 'instance'::text])))
 variables FOREIGN KEY (organisation_id) REFERENCES organisations(id)
 variables PRIMARY KEY (organisation_id, scope, object_id, name)
 
@@ -508,6 +518,7 @@ CREATE INDEX deploy_templates_by_credential ON public.deploy_templates USING btr
 CREATE INDEX deploy_templates_by_organisation ON public.deploy_templates USING btree (organisation_id, id)
 CREATE INDEX executions_at_work ON public.executions USING btree (host_id, state) WHERE (state = ANY (ARRAY['queued'::text, 'dispatched'::text, 'running'::text]))
 CREATE INDEX executions_by_instance ON public.executions USING btree (instance_id, id)
+CREATE INDEX hosts_by_environment ON public.hosts USING btree (environment_id) WHERE (environment_id IS NOT NULL)
 CREATE INDEX idempotency_keys_by_age ON public.idempotency_keys USING btree (created_at)
 CREATE INDEX instances_by_host ON public.instances USING btree (host_id)
 CREATE INDEX ip_addresses_by_host ON public.ip_addresses USING btree (host_id)
@@ -544,6 +555,8 @@ CREATE UNIQUE INDEX deploy_task_rights_pkey ON public.deploy_task_rights USING b
 CREATE UNIQUE INDEX deploy_tasks_pkey ON public.deploy_tasks USING btree (id)
 CREATE UNIQUE INDEX deploy_template_hooks_pkey ON public.deploy_template_hooks USING btree (template_id, hook)
 CREATE UNIQUE INDEX deploy_templates_pkey ON public.deploy_templates USING btree (id)
+CREATE UNIQUE INDEX environments_organisation_id_name_key ON public.environments USING btree (organisation_id, name)
+CREATE UNIQUE INDEX environments_pkey ON public.environments USING btree (id)
 CREATE UNIQUE INDEX executions_next_pkey ON public.executions USING btree (id)
 CREATE UNIQUE INDEX executions_next_task_id_ordinal_key ON public.executions USING btree (task_id, ordinal)
 CREATE UNIQUE INDEX hosts_organisation_id_name_key ON public.hosts USING btree (organisation_id, name)
@@ -565,7 +578,7 @@ CREATE UNIQUE INDEX role_users_pkey ON public.role_users USING btree (role_id, u
 CREATE UNIQUE INDEX roles_organisation_id_name_key ON public.roles USING btree (organisation_id, name)
 CREATE UNIQUE INDEX roles_pkey ON public.roles USING btree (id)
 CREATE UNIQUE INDEX schema_migrations_pkey ON public.schema_migrations USING btree (name)
-CREATE UNIQUE INDEX secrets_next_pkey ON public.secrets USING btree (organisation_id, scope, object_id, name)
+CREATE UNIQUE INDEX secrets_next_pkey1 ON public.secrets USING btree (organisation_id, scope, object_id, name)
 CREATE UNIQUE INDEX sessions_pkey ON public.sessions USING btree (id)
 CREATE UNIQUE INDEX sessions_token_hash_key ON public.sessions USING btree (token_hash)
 CREATE UNIQUE INDEX sign_in_failures_pkey ON public.sign_in_failures USING btree (organisation_id, subject)
@@ -574,4 +587,4 @@ CREATE UNIQUE INDEX tasks_next_channel_key ON public.tasks USING btree (channel)
 CREATE UNIQUE INDEX tasks_next_pkey ON public.tasks USING btree (id)
 CREATE UNIQUE INDEX users_by_username ON public.users USING btree (lower(username))
 CREATE UNIQUE INDEX users_pkey ON public.users USING btree (id)
-CREATE UNIQUE INDEX variables_pkey ON public.variables USING btree (organisation_id, scope, object_id, name)
+CREATE UNIQUE INDEX variables_next_pkey ON public.variables USING btree (organisation_id, scope, object_id, name)

@@ -222,6 +222,15 @@ CREATE INDEX deploy_templates_by_credential ON deploy_templates (credential_id) 
 
 CREATE INDEX deploy_templates_by_organisation ON deploy_templates (organisation_id, id);
 
+CREATE TABLE environments (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    organisation_id BIGINT NOT NULL REFERENCES organisations (id),
+    name TEXT NOT NULL,
+    description TEXT NOT NULL,
+    created_at BIGINT NOT NULL,
+    UNIQUE (organisation_id, name)
+);
+
 CREATE TABLE "executions" (
     id TEXT PRIMARY KEY,
     organisation_id BIGINT NOT NULL REFERENCES organisations (id),
@@ -268,9 +277,11 @@ CREATE TABLE hosts (
     memory BIGINT NOT NULL,
     location TEXT NOT NULL,
     description TEXT NOT NULL,
-    created_at BIGINT NOT NULL,
+    created_at BIGINT NOT NULL, environment_id BIGINT REFERENCES environments (id),
     UNIQUE (organisation_id, name)
 );
+
+CREATE INDEX hosts_by_environment ON hosts (environment_id) WHERE environment_id IS NOT NULL;
 
 CREATE TABLE idempotency_keys (
     organisation_id BIGINT NOT NULL REFERENCES organisations (id),
@@ -413,7 +424,7 @@ CREATE TABLE schema_migrations (name TEXT PRIMARY KEY, digest TEXT NOT NULL, app
 
 CREATE TABLE "secrets" (
     organisation_id BIGINT NOT NULL REFERENCES organisations (id),
-    scope TEXT NOT NULL CHECK (scope IN ('organisation', 'application', 'host', 'instance')),
+    scope TEXT NOT NULL CHECK (scope IN ('organisation', 'application', 'environment', 'host', 'instance')),
     object_id BIGINT NOT NULL,
     name TEXT NOT NULL,
     sealed TEXT NOT NULL,
@@ -510,9 +521,9 @@ CREATE TABLE users (
 
 CREATE UNIQUE INDEX users_by_username ON users (lower(username));
 
-CREATE TABLE variables (
+CREATE TABLE "variables" (
     organisation_id BIGINT NOT NULL REFERENCES organisations (id),
-    scope TEXT NOT NULL CHECK (scope IN ('organisation', 'application', 'host', 'instance')),
+    scope TEXT NOT NULL CHECK (scope IN ('organisation', 'application', 'environment', 'host', 'instance')),
     object_id BIGINT NOT NULL,
     name TEXT NOT NULL,
     value TEXT NOT NULL,

@@ -42,6 +42,8 @@ async fn objects(server: &TestServer) -> Objects {
     let token_id = id(&admin.get("/auth-tokens/").await.expect(200)["results"][0]);
     let password_id = crate::credentials::password(&admin, "hidden password").await;
     let key_id = crate::credentials::key(&admin, "hidden key").await;
+    let environment = json!({"name": "hidden environment"});
+    let environment_id = id(&admin.post("/environments/", environment).await.expect(200));
     let template_id = crate::templates::made(&admin, "hidden template").await;
     let deploy_task = "INSERT INTO deploy_tasks (id, organisation_id, application_id, version, description, level, \
         package_source, planned_exec_at, creator_id, creator, status, created_at, plan) \
@@ -60,6 +62,7 @@ async fn objects(server: &TestServer) -> Objects {
     server.run(Sql::literal(archive), args![application_id, "0".repeat(64)]).await;
     let ids = [
         ("archives", "80".to_owned()),
+        ("environments", environment_id.to_string()),
         ("applications", application_id.to_string()),
         ("hosts", host_id.to_string()),
         ("{instance_id}", instance_id.to_string()),
@@ -101,6 +104,9 @@ fn body(route: &Route, objects: &Objects) -> Value {
     // Rights on modules are an array.
     if route.path.ends_with("/system/perms/") {
         return json!([{"module_name": "dns", "permissions": {"manage_dns_server": true}}]);
+    }
+    if route.path.contains("/environments/") {
+        return json!({"name": "something", "variables": {}, "secrets": {}});
     }
     json!({"application_id": objects.application_id, "hosts": [{"id": objects.host_id}], "version": "1", "level": "A",
         "planned_exec_time": 1, "package_source": "", "id": 1, "user": one, "role": one, "authorizations": [],

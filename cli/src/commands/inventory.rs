@@ -11,6 +11,7 @@ const HOSTS: &[Column] = &[
     ("ID", |host| cell(host, "id")),
     ("NAME", |host| cell(host, "name")),
     ("STATUS", |host| cell(host, "status")),
+    ("ENVIRONMENT", |host| cell(&host["environment"], "name")),
     ("OS", |host| cell(host, "os_status")),
     ("AGENT", agent),
     ("LAST SEEN", |host| cell(&host["agent"], "last_seen_time")),

@@ -1,12 +1,13 @@
 //! Hosts, applications and instances as records.
 //!
 //! Owns the tables `hosts`, `ip_addresses`, `applications`, `application_trees`, `application_requirements`,
-//! `application_persons`, `instances`, `instance_states`, `variables` and `secrets`; nothing else writes them. Invariants: an application's full name always
+//! `application_persons`, `environments`, `instances`, `instance_states`, `variables` and `secrets`; nothing else writes them. Invariants: an application's full name always
 //! follows from its ancestors' names; a host with instances is `attached` or `offline`; an instance changes its state
 //! by [`instances::rules::step`] alone. Absent: whatever runs on a host, which is the automation area's.
 
 pub mod applications;
 pub mod changes;
+mod environments;
 pub mod hosts;
 pub mod instances;
 mod scope;
@@ -22,6 +23,7 @@ pub fn routes() -> Routes {
     applications::routes()
         .merge(instances::routes())
         .merge(hosts::routes())
+        .merge(environments::routes())
         .merge(variables::routes())
         .merge(secrets::routes())
 }

@@ -7,6 +7,8 @@ drover_shared::words! {
         Organisation = "organisation",
         /// Those of an application.
         Application = "application",
+        /// Those of the hosts of an environment.
+        Environment = "environment",
         /// Those of a host.
         Host = "host",
         /// Those of an application on one host.

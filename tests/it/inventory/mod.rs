@@ -1,6 +1,7 @@
 //! Hosts, applications and instances, over HTTP.
 
 mod applications;
+mod environments;
 mod hosts;
 mod instances;
 mod relations;

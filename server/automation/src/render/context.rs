@@ -77,6 +77,7 @@ pub struct Host {
     pub ip_addresses: Vec<String>,
     pub os_type: String,
     pub location: String,
+    pub environment: Option<String>,
     #[serde(rename = "type")]
     pub kind: String,
 }

@@ -222,7 +222,7 @@ fn reason(error: &Error, expression: Option<&str>, limits: &Limits) -> String {
             Some(expression) => match expression.strip_prefix("secrets.") {
                 Some(name) => {
                     format!(
-                        "there is no secret `{name}`, neither of the instance, its host and the application nor of the organisation"
+                        "there is no secret `{name}`, neither of the instance, its host, its environment and the application nor of the organisation"
                     )
                 }
                 None => format!("`{expression}` is not defined"),

@@ -41,6 +41,7 @@ fn context() -> Context {
             ip_addresses: vec!["10.0.0.1".to_owned(), "10.0.0.2".to_owned()],
             os_type: "linux".to_owned(),
             location: "here".to_owned(),
+            environment: Some("staging".to_owned()),
             kind: "vm".to_owned(),
         },
         instance: Some(Instance { id: 9, version: Some("1.0".to_owned()) }),
@@ -103,7 +104,7 @@ fn an_error_names_script_line_and_column() {
             "{{ secrets.NOPE }}",
             1,
             4,
-            "there is no secret `NOPE`, neither of the instance, its host and the application nor of the organisation",
+            "there is no secret `NOPE`, neither of the instance, its host, its environment and the application nor of the organisation",
         ),
         ("{{ nothing | shell_quote }}", 1, 4, "`nothing | shell_quote` is not defined"),
         (

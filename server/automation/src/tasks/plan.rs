@@ -338,6 +338,7 @@ fn host(input: &Input, target: &Target) -> render::Host {
         ip_addresses: own.map(|(_, address)| address.clone()).collect(),
         os_type: target.os_type.clone(),
         location: target.location.clone(),
+        environment: target.environment.clone(),
         kind: target.host_type.clone(),
     }
 }

@@ -32,6 +32,7 @@ row! {
         pub host_type: String,
         pub os_type: String,
         pub location: String,
+        pub environment: Option<String>,
         pub status: String,
         pub version: Option<String>,
     }
@@ -57,8 +58,9 @@ pub(crate) async fn application(read: &mut Read, id: i64) -> Result<Application>
 /// The instances in the order of the ids given; fewer when some are not of this application.
 pub(crate) async fn targets(read: &mut Read, application_id: i64, ids: &[i64]) -> Result<Vec<Target>> {
     let sql = sql!(
-        "SELECT i.id AS instance_id, i.host_id, h.name AS host_name, h.host_type, h.os_type, h.location, i.status, \
-         i.version FROM instances i JOIN hosts h ON h.id = i.host_id WHERE i.application_id = $1 AND i.id IN ($2)"
+        "SELECT i.id AS instance_id, i.host_id, h.name AS host_name, h.host_type, h.os_type, h.location, \
+         v.name AS environment, i.status, i.version FROM instances i JOIN hosts h ON h.id = i.host_id \
+         LEFT JOIN environments v ON v.id = h.environment_id WHERE i.application_id = $1 AND i.id IN ($2)"
     );
     let mut targets: Vec<Target> = read.all(sql, args![application_id, ids.to_vec()]).await?;
     targets.sort_by_key(|target| ids.iter().position(|id| *id == target.instance_id));

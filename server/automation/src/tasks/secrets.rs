@@ -58,7 +58,7 @@ pub(super) fn name(entry: &mut Entry, known: &BTreeSet<String>) -> Result<(), (S
         let asked = asked.map_err(|why| (step.name().to_owned(), why))?;
         if let Some(missing) = asked.difference(known).next() {
             let why = format!(
-                "there is no secret `{missing}`, neither of the instance, its host and the application nor of the organisation"
+                "there is no secret `{missing}`, neither of the instance, its host, its environment and the application nor of the organisation"
             );
             return Err((step.name().to_owned(), why));
         }

@@ -80,6 +80,7 @@ pub(crate) fn jobs() -> Jobs {
         let mut read = work.read().await?;
         let hosts = match changed {
             Changed::Organisation => connected.clone(),
+            Changed::Environment(id) => store::hosts_of_environment(&mut read, id).await?,
             Changed::Host(id) => vec![id],
             Changed::Application(id) => store::hosts_of_application(&mut read, id).await?,
             Changed::Instance(id) => store::hosts_of_instance(&mut read, id).await?,

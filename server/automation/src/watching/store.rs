@@ -29,3 +29,8 @@ pub(super) async fn hosts_of_application(read: &mut Read, application_id: i64) -
 pub(super) async fn hosts_of_instance(read: &mut Read, instance_id: i64) -> Result<Vec<i64>> {
     Ok(read.values(sql!("SELECT host_id FROM instances WHERE id = $1"), args![instance_id]).await?)
 }
+
+/// The hosts of an environment.
+pub(super) async fn hosts_of_environment(read: &mut Read, environment_id: i64) -> Result<Vec<i64>> {
+    Ok(read.values(sql!("SELECT id FROM hosts WHERE environment_id = $1"), args![environment_id]).await?)
+}

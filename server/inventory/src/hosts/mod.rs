@@ -7,13 +7,13 @@ pub mod rules;
 pub mod store;
 
 use drover_identity::{forget_resource, grant_all, visible_hosts};
-use drover_kernel::call::SignedIn;
+use drover_kernel::call::{Caller, SignedIn};
 use drover_kernel::db::{Condition, Read};
-use drover_kernel::fields::{Flag, Line, Many, Name, Number, Prose};
+use drover_kernel::fields::{Flag, Id, Line, Many, Name, Number, Patch, Prose};
 use drover_kernel::resources::ResourceKind;
 use drover_kernel::{
     Audit, AuditEntry, AuditList, Body, Call, Error, Kernel, Message, Page, Paging, Path, Query, Reply, Result, Routes,
-    permission, sql, when,
+    Tx, permission, sql, when,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -24,7 +24,7 @@ use crate::applications::{self, ApplicationOut};
 use crate::changes;
 use crate::instances::states::{self, Changed};
 use crate::scope::Scope;
-use crate::{secrets, variables};
+use crate::{environments, secrets, variables};
 
 permission!(Create, "hosts.create", "Register hosts", Module { module: "host", right: "add_host" });
 permission!(pub(crate) View, "hosts.view", "See a host", Resource { kind: "host", right: "view_host" });
@@ -84,8 +84,20 @@ pub struct HostOut {
     pub ip_address: Vec<AddressOut>,
     /// Free text.
     pub description: String,
+    /// The environment that it is in.
+    pub environment: Option<HostEnvironmentOut>,
     /// The agent on it, null before one was enrolled.
     pub agent: Option<AgentOut>,
+}
+
+/// The environment of a host.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "HostEnvironment")]
+pub struct HostEnvironmentOut {
+    /// Id.
+    pub id: i64,
+    /// Name.
+    pub name: String,
 }
 
 /// A network address.
@@ -147,7 +159,9 @@ impl HostOut {
             clock_skew_ms: row.agent_clock_skew_ms,
             abilities: row.agent_abilities.map(|abilities| abilities.0),
         });
+        let environment = row.environment_id.zip(row.environment_name);
         Self {
+            environment: environment.map(|(id, name)| HostEnvironmentOut { id, name }),
             id: row.id,
             name: row.name,
             host_type: row.host_type,
@@ -188,6 +202,8 @@ struct ListFilters {
     host_type: Option<HostType>,
     /// Management status.
     status: Option<HostStatus>,
+    /// Id of the environment that they are in.
+    environment: Option<Id>,
 }
 
 async fn list(
@@ -201,6 +217,7 @@ async fn list(
     }
     conditions.extend(filters.host_type.map(|kind| when!("h.host_type = $1", kind)));
     conditions.extend(filters.status.map(|status| when!("h.status = $1", status)));
+    conditions.extend(filters.environment.map(|environment| when!("h.environment_id = $1", environment.0)));
     let mut read = call.read().await?;
     let (count, rows) = store::list(&mut read, &paging, call.organisation_id(), &conditions).await?;
     let shown = show(&mut read, call.kernel(), rows).await?;
@@ -260,6 +277,9 @@ struct HostBody {
     ip_address: Option<Many<AddressBody>>,
     /// Free text.
     description: Option<Prose>,
+    /// Id of the environment that it is in, null for none; administrators alone change it.
+    #[serde(default)]
+    environment: Patch<Id>,
 }
 
 impl HostBody {
@@ -307,6 +327,11 @@ impl HostBody {
             description: self
                 .description
                 .map_or_else(|| before.map(|row| row.description.clone()).unwrap_or_default(), |text| text.0),
+            environment_id: match self.environment {
+                Patch::Absent => before.and_then(|row| row.environment_id),
+                Patch::Null => None,
+                Patch::Value(Id(id)) => Some(id),
+            },
         };
         rules::check_name(&record.name)?;
         rules::check_size(record.cpu, record.memory)?;
@@ -324,8 +349,9 @@ const NOT_AUDITED: &[&str] = &["id", "agent", "os_status"];
 async fn create(call: Call<Create>, Body(mut body): Body<HostBody>) -> Result<Reply<HostOut>> {
     let addresses = body.addresses()?.unwrap_or_default();
     let record = body.record(None)?;
-    let (kernel, organisation_id) = (call.kernel().clone(), call.organisation_id());
+    let (kernel, organisation_id, caller) = (call.kernel().clone(), call.organisation_id(), call.caller()?.clone());
     let mut tx = call.begin().await?;
+    check_environment(&mut tx, &caller, None, record.environment_id).await?;
     let id = store::insert(&mut tx, &record).await?;
     store::replace_addresses(&mut tx, id, &addresses).await?;
     let host = show_one(&mut tx, &kernel, organisation_id, id).await?;
@@ -338,7 +364,7 @@ async fn create(call: Call<Create>, Body(mut body): Body<HostBody>) -> Result<Re
 
 async fn update(call: Call<Edit>, Path(id): Path<i64>, Body(mut body): Body<HostBody>) -> Result<Reply<HostOut>> {
     let addresses = body.addresses()?;
-    let (kernel, organisation_id) = (call.kernel().clone(), call.organisation_id());
+    let (kernel, organisation_id, caller) = (call.kernel().clone(), call.organisation_id(), call.caller()?.clone());
     let mut tx = call.begin().await?;
     store::hold(&mut tx, &[id]).await?;
     let row = store::load(&mut tx, organisation_id, id).await?;
@@ -346,6 +372,7 @@ async fn update(call: Call<Edit>, Path(id): Path<i64>, Body(mut body): Body<Host
         return Err(Error::invalid("status", "is not changed with the record: use actions/change-status"));
     }
     let record = body.record(Some(&row))?;
+    check_environment(&mut tx, &caller, row.environment_id, record.environment_id).await?;
     let present = store::addresses(&mut tx, &[id]).await?;
     let before = HostOut::new(row, present.iter().cloned().map(AddressOut::from).collect(), &kernel);
     store::update(&mut tx, id, &record).await?;
@@ -357,6 +384,21 @@ async fn update(call: Call<Edit>, Path(id): Path<i64>, Body(mut body): Body<Host
     let entries = if detail.is_empty() { vec![] } else { vec![entry("update", &after, detail)] };
     states::changed(&mut tx, Changed::Host(id)).await?;
     tx.commit(Audit::all(entries), after).await
+}
+
+/// Whose hooks run with an environment's secrets is for administrators to say.
+async fn check_environment(tx: &mut Tx, caller: &Caller, present: Option<i64>, wanted: Option<i64>) -> Result<()> {
+    if wanted == present {
+        return Ok(());
+    }
+    if !caller.administrator {
+        return Err(Error::Forbidden("only administrators may change the environment of a host".to_owned()));
+    }
+    let Some(id) = wanted else { return Ok(()) };
+    environments::require(tx, caller.organisation_id, id).await.map_err(|error| match error {
+        Error::NotFound(_) => Error::invalid("environment", format!("there is no environment {id}")),
+        other => other,
+    })
 }
 
 /// Whether a host has exactly these addresses already, so that their ids stay.

@@ -29,6 +29,10 @@ row! {
         pub location: String,
         /// Free text.
         pub description: String,
+        /// The environment that it is in.
+        pub environment_id: Option<i64>,
+        /// Its name.
+        pub environment_name: Option<String>,
         /// The agent, if one was enrolled.
         pub agent_id: Option<String>,
         /// Version of the agent.
@@ -102,6 +106,8 @@ pub struct HostRecord {
     pub location: String,
     /// Free text.
     pub description: String,
+    /// The environment that it is in.
+    pub environment_id: Option<i64>,
 }
 
 fn name_taken(name: &str) -> Error {
@@ -121,9 +127,10 @@ pub async fn list(
     let count = sql!("SELECT COUNT(*) FROM hosts h WHERE h.organisation_id = $1/* filters */");
     let rows = sql!(
         "SELECT h.id, h.name, h.host_type, h.status, h.os_status, h.os_type, h.cpu, h.memory, h.location, \
-         h.description, g.id AS agent_id, g.version AS agent_version, g.connected AS agent_connected, \
+         h.description, h.environment_id, v.name AS environment_name, g.id AS agent_id, g.version AS agent_version, g.connected AS agent_connected, \
          g.last_seen_at AS agent_last_seen_at, g.clock_skew_ms AS agent_clock_skew_ms, g.abilities AS agent_abilities \
-         FROM hosts h LEFT JOIN agents g ON g.host_id = h.id WHERE h.organisation_id = $1/* filters */ ORDER BY h.id"
+         FROM hosts h LEFT JOIN agents g ON g.host_id = h.id \
+         LEFT JOIN environments v ON v.id = h.environment_id WHERE h.organisation_id = $1/* filters */ ORDER BY h.id"
     );
     paging.read(read, count, rows, args![organisation_id], conditions).await
 }
@@ -135,9 +142,10 @@ pub async fn list(
 pub async fn find_many(read: &mut Read, organisation_id: i64, ids: &[i64]) -> Result<Vec<HostRow>> {
     let rows = sql!(
         "SELECT h.id, h.name, h.host_type, h.status, h.os_status, h.os_type, h.cpu, h.memory, h.location, \
-         h.description, g.id AS agent_id, g.version AS agent_version, g.connected AS agent_connected, \
+         h.description, h.environment_id, v.name AS environment_name, g.id AS agent_id, g.version AS agent_version, g.connected AS agent_connected, \
          g.last_seen_at AS agent_last_seen_at, g.clock_skew_ms AS agent_clock_skew_ms, g.abilities AS agent_abilities \
-         FROM hosts h LEFT JOIN agents g ON g.host_id = h.id WHERE h.organisation_id = $1 AND h.id IN ($2) \
+         FROM hosts h LEFT JOIN agents g ON g.host_id = h.id \
+         LEFT JOIN environments v ON v.id = h.environment_id WHERE h.organisation_id = $1 AND h.id IN ($2) \
          ORDER BY h.id"
     );
     Ok(read.all(rows, args![organisation_id, ids.to_vec()]).await?)
@@ -170,7 +178,7 @@ pub async fn addresses(read: &mut Read, host_ids: &[i64]) -> Result<Vec<AddressR
 pub async fn insert(tx: &mut Tx, host: &HostRecord) -> Result<i64> {
     let insert = sql!(
         "INSERT INTO hosts (organisation_id, name, host_type, status, os_status, os_type, cpu, memory, location, \
-         description, created_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) RETURNING id"
+         description, created_at, environment_id) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) RETURNING id"
     );
     let arguments = args![
         tx.organisation_id(),
@@ -183,7 +191,8 @@ pub async fn insert(tx: &mut Tx, host: &HostRecord) -> Result<i64> {
         host.memory,
         host.location.as_str(),
         host.description.as_str(),
-        tx.now()
+        tx.now(),
+        host.environment_id
     ];
     tx.value(insert, arguments).await.on_duplicate(|| name_taken(&host.name))
 }
@@ -195,7 +204,7 @@ pub async fn insert(tx: &mut Tx, host: &HostRecord) -> Result<i64> {
 pub async fn update(tx: &mut Tx, id: i64, host: &HostRecord) -> Result<()> {
     let update = sql!(
         "UPDATE hosts SET name = $3, host_type = $4, os_type = $5, cpu = $6, memory = $7, location = $8, \
-         description = $9 WHERE organisation_id = $1 AND id = $2"
+         description = $9, environment_id = $10 WHERE organisation_id = $1 AND id = $2"
     );
     let arguments = args![
         tx.organisation_id(),
@@ -206,7 +215,8 @@ pub async fn update(tx: &mut Tx, id: i64, host: &HostRecord) -> Result<()> {
         host.cpu,
         host.memory,
         host.location.as_str(),
-        host.description.as_str()
+        host.description.as_str(),
+        host.environment_id
     ];
     match tx.run(update, arguments).await.on_duplicate(|| name_taken(&host.name))? {
         1 => Ok(()),

@@ -24,6 +24,8 @@ pub enum Changed {
     Organisation,
     /// An application, or which hosts it is on.
     Application(i64),
+    /// What the hosts of an environment have.
+    Environment(i64),
     /// A host.
     Host(i64),
     /// An instance.
@@ -35,6 +37,7 @@ impl Changed {
         match self {
             Self::Organisation => "organisation".to_owned(),
             Self::Application(id) => format!("application/{id}"),
+            Self::Environment(id) => format!("environment/{id}"),
             Self::Host(id) => format!("host/{id}"),
             Self::Instance(id) => format!("instance/{id}"),
         }
@@ -46,6 +49,7 @@ impl Changed {
         match key.split_once('/') {
             None if key == "organisation" => Some(Self::Organisation),
             Some(("application", id)) => id.parse().ok().map(Self::Application),
+            Some(("environment", id)) => id.parse().ok().map(Self::Environment),
             Some(("host", id)) => id.parse().ok().map(Self::Host),
             Some(("instance", id)) => id.parse().ok().map(Self::Instance),
             _ => None,
@@ -270,7 +274,13 @@ mod tests {
 
     #[test]
     fn what_changed_is_found_in_its_key() {
-        for what in [Changed::Organisation, Changed::Application(7), Changed::Host(8), Changed::Instance(9)] {
+        for what in [
+            Changed::Organisation,
+            Changed::Application(7),
+            Changed::Environment(6),
+            Changed::Host(8),
+            Changed::Instance(9),
+        ] {
             assert_eq!(Changed::parse(&what.key()), Some(what));
         }
         for key in ["", "host", "host/x", "deploy/1"] {

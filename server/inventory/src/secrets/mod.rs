@@ -1,4 +1,4 @@
-//! Secrets by name, of an organisation, an application, a host or one instance, for hooks that need them.
+//! Secrets by name, of an organisation, an application, an environment, a host or one instance, for hooks that need them.
 //!
 //! Owns the table `secrets`. Invariants: a value is stored sealed and never leaves over the API; each belongs to its
 //! organisation, object and name, and opens for nothing else; who may change the object may change its own; of one name
@@ -18,13 +18,14 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::scope::{NONE, Scope};
-use crate::{applications, hosts, variables};
+use crate::{applications, environments, hosts, variables};
 
 /// Secrets of one object, or of the organisation itself.
 pub const SECRETS_MAX: usize = 100;
 
 pub(crate) fn routes() -> Routes {
     let application = "/applications/{id}/secrets/";
+    let environment = "/environments/{id}/secrets/";
     let host = "/hosts/{id}/secrets/";
     let instance = "/applications/{id}/instances/{instance_id}/secrets/";
     Routes::tagged("variables")
@@ -32,6 +33,8 @@ pub(crate) fn routes() -> Routes {
         .patch("/secrets/", "secrets-update", "Set or remove secrets of the organisation.", change_organisation)
         .get(application, "application-secrets-list", "List the names of an application's secrets.", of_application)
         .patch(application, "application-secrets-update", "Set or remove an application's secrets.", change_application)
+        .get(environment, "environment-secrets-list", "List the names of an environment's secrets.", of_environment)
+        .patch(environment, "environment-secrets-update", "Set or remove an environment's secrets.", change_environment)
         .get(host, "host-secrets-list", "List the names of a host's secrets.", of_host)
         .patch(host, "host-secrets-update", "Set or remove a host's secrets.", change_host)
         .get(instance, "instance-secrets-list", "List the names of an instance's secrets.", of_instance)
@@ -77,7 +80,7 @@ fn about(organisation_id: i64, scope: Scope, id: i64, name: &str) -> String {
     match scope {
         // As it was before hosts and instances had secrets: what was sealed then still opens.
         Scope::Organisation | Scope::Application => format!("secrets/{organisation_id}/{id}/{name}"),
-        Scope::Host | Scope::Instance => format!("secrets/{organisation_id}/{scope}/{id}/{name}"),
+        Scope::Environment | Scope::Host | Scope::Instance => format!("secrets/{organisation_id}/{scope}/{id}/{name}"),
     }
 }
 
@@ -151,6 +154,22 @@ async fn change_application(
     change(tx, (Scope::Application, id), body, entry).await
 }
 
+async fn of_environment(call: Call<Administrator>, Path(id): Path<i64>) -> Result<Reply<SecretsOut>> {
+    let mut read = call.read().await?;
+    environments::require(&mut read, call.organisation_id(), id).await?;
+    read_of(&mut read, call.organisation_id(), Scope::Environment, id).await
+}
+
+async fn change_environment(
+    call: Call<Administrator>,
+    Path(id): Path<i64>,
+    Body(body): Body<SecretsBody>,
+) -> Result<Reply<SecretsOut>> {
+    let mut tx = call.begin().await?;
+    let entry = environments::entry_of(&mut tx, id).await?;
+    change(tx, (Scope::Environment, id), body, entry).await
+}
+
 async fn of_host(call: Call<hosts::View>, Path(id): Path<i64>) -> Result<Reply<SecretsOut>> {
     read_of(&mut call.read().await?, call.organisation_id(), Scope::Host, id).await
 }
@@ -197,6 +216,9 @@ pub(crate) async fn forget(tx: &mut Tx, scope: Scope, ids: &[i64]) -> Result<()>
 pub struct TaskSecrets {
     /// The organisation's and the application's.
     wide: BTreeSet<String>,
+    /// The environment of each host that is in one.
+    members: BTreeMap<i64, i64>,
+    environments: BTreeMap<i64, BTreeSet<String>>,
     hosts: BTreeMap<i64, BTreeSet<String>>,
     instances: BTreeMap<i64, BTreeSet<String>>,
 }
@@ -212,16 +234,20 @@ impl TaskSecrets {
         host_ids: Vec<i64>,
         instance_ids: Vec<i64>,
     ) -> Result<Self> {
-        let mut secrets = Self::default();
+        let members = environments::store::of_hosts(read, host_ids.clone()).await?;
+        let environments: BTreeSet<i64> = members.values().copied().collect();
+        let mut secrets = Self { members, ..Self::default() };
         for (scope, ids) in [
             (Scope::Organisation, vec![NONE]),
             (Scope::Application, vec![application_id]),
+            (Scope::Environment, environments.into_iter().collect()),
             (Scope::Host, host_ids),
             (Scope::Instance, instance_ids),
         ] {
             for row in store::names_of_many(read, organisation_id, scope, ids).await? {
                 let names = match scope {
                     Scope::Organisation | Scope::Application => &mut secrets.wide,
+                    Scope::Environment => secrets.environments.entry(row.object_id).or_default(),
                     Scope::Host => secrets.hosts.entry(row.object_id).or_default(),
                     Scope::Instance => secrets.instances.entry(row.object_id).or_default(),
                 };
@@ -243,7 +269,9 @@ impl TaskSecrets {
     #[must_use]
     pub fn narrow(&self, host_id: i64, instance_id: Option<i64>) -> BTreeSet<String> {
         let of_instance = instance_id.and_then(|id| self.instances.get(&id));
-        self.hosts.get(&host_id).into_iter().chain(of_instance).flatten().cloned().collect()
+        let of_environment = self.members.get(&host_id).and_then(|id| self.environments.get(id));
+        let narrow = [of_environment, self.hosts.get(&host_id), of_instance];
+        narrow.into_iter().flatten().flatten().cloned().collect()
     }
 }
 
@@ -271,11 +299,13 @@ pub async fn open(
     names: &[String],
 ) -> Result<BTreeMap<String, Zeroizing<Vec<u8>>>> {
     let Place { organisation_id, application_id, host_id, instance_id } = place;
+    let environment = environments::store::of_hosts(read, vec![host_id]).await?.remove(&host_id);
     let mut wanted: Vec<&str> = names.iter().map(String::as_str).collect();
     let mut opened = BTreeMap::new();
     for (scope, id) in [
         (Scope::Instance, instance_id.unwrap_or(NONE)),
         (Scope::Host, host_id),
+        (Scope::Environment, environment.unwrap_or(NONE)),
         (Scope::Application, application_id),
         (Scope::Organisation, NONE),
     ] {

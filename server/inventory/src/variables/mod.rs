@@ -1,13 +1,13 @@
-//! Variables of organisation, application, host and instance, which scripts see as `vars`.
+//! Variables of organisation, application, environment, host and instance, which scripts see as `vars`.
 //!
 //! Owns the table `variables`. Invariants: what a script sees is the organisation's, then the application's, then the
-//! host's, then the instance's, and of one name the last counts; who may change the object may change its variables.
+//! environment's, then the host's, then the instance's, and of one name the last counts; who may change the object may change its variables.
 //! They are no secrets: whoever may see the object sees them.
 
 pub(crate) mod rules;
 pub(crate) mod store;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use drover_kernel::call::Administrator;
 use drover_kernel::db::Read;
@@ -18,11 +18,12 @@ use serde_json::Value;
 
 use crate::instances::states::{self, Changed};
 use crate::scope::{NONE, Scope};
-use crate::{applications, changes, hosts, instances};
+use crate::{applications, changes, environments, hosts, instances};
 use rules::Variables;
 
 pub(crate) fn routes() -> Routes {
     let application = "/applications/{id}/variables/";
+    let environment = "/environments/{id}/variables/";
     let host = "/hosts/{id}/variables/";
     let instance = "/applications/{id}/instances/{instance_id}/variables/";
     Routes::tagged("variables")
@@ -30,6 +31,8 @@ pub(crate) fn routes() -> Routes {
         .patch("/variables/", "variables-update", "Change variables of the organisation.", change_organisation)
         .get(application, "application-variables-read", "Read an application's variables.", of_application)
         .patch(application, "application-variables-update", "Change an application's variables.", change_application)
+        .get(environment, "environment-variables-read", "Read an environment's variables.", of_environment)
+        .patch(environment, "environment-variables-update", "Change an environment's variables.", change_environment)
         .get(host, "host-variables-read", "Read a host's variables.", of_host)
         .patch(host, "host-variables-update", "Change a host's variables.", change_host)
         .get(instance, "instance-variables-read", "Read an instance's variables.", of_instance)
@@ -84,6 +87,7 @@ async fn change(
         _ if detail.is_empty() => {}
         Scope::Organisation => states::changed(&mut tx, Changed::Organisation).await?,
         Scope::Application => states::changed(&mut tx, Changed::Application(id)).await?,
+        Scope::Environment => states::changed(&mut tx, Changed::Environment(id)).await?,
         Scope::Host => states::changed(&mut tx, Changed::Host(id)).await?,
         Scope::Instance => states::changed(&mut tx, Changed::Instance(id)).await?,
     }
@@ -120,6 +124,22 @@ async fn change_application(
     let mut tx = call.begin().await?;
     let entry = entry_of_application(&mut tx, id).await?;
     change(tx, Scope::Application, id, body, entry).await
+}
+
+async fn of_environment(call: Call<Administrator>, Path(id): Path<i64>) -> Result<Reply<VariablesOut>> {
+    let mut read = call.read().await?;
+    environments::require(&mut read, call.organisation_id(), id).await?;
+    read_of(&mut read, call.organisation_id(), Scope::Environment, id).await
+}
+
+async fn change_environment(
+    call: Call<Administrator>,
+    Path(id): Path<i64>,
+    Body(body): Body<VariablesBody>,
+) -> Result<Reply<VariablesOut>> {
+    let mut tx = call.begin().await?;
+    let entry = environments::entry_of(&mut tx, id).await?;
+    change(tx, Scope::Environment, id, body, entry).await
 }
 
 async fn of_host(call: Call<hosts::View>, Path(id): Path<i64>) -> Result<Reply<VariablesOut>> {
@@ -189,6 +209,9 @@ pub(crate) async fn find_instance(read: &mut Read, id: i64, instance_id: i64) ->
 pub struct TaskVariables {
     organisation: Option<Variables>,
     application: Option<Variables>,
+    /// The environment of each host that is in one.
+    members: BTreeMap<i64, i64>,
+    environments: BTreeMap<i64, Variables>,
     hosts: BTreeMap<i64, Variables>,
     instances: BTreeMap<i64, Variables>,
 }
@@ -205,7 +228,12 @@ impl TaskVariables {
         instance_ids: Vec<i64>,
     ) -> Result<Self> {
         let organisation_id = store::organisation_of(read, application_id).await?;
+        let members = environments::store::of_hosts(read, host_ids.clone()).await?;
+        let environments: BTreeSet<i64> = members.values().copied().collect();
+        let environments = environments.into_iter().collect();
         Ok(Self {
+            members,
+            environments: store::of_many(read, organisation_id, Scope::Environment, environments).await?,
             organisation: Some(store::of(read, organisation_id, Scope::Organisation, NONE).await?),
             application: Some(store::of(read, organisation_id, Scope::Application, application_id).await?),
             hosts: store::of_many(read, organisation_id, Scope::Host, host_ids).await?,
@@ -217,6 +245,8 @@ impl TaskVariables {
     #[must_use]
     pub fn on(&self, host_id: i64, instance_id: Option<i64>) -> BTreeMap<String, Value> {
         let instance = instance_id.and_then(|id| self.instances.get(&id));
-        rules::merged([self.organisation.as_ref(), self.application.as_ref(), self.hosts.get(&host_id), instance])
+        let environment = self.members.get(&host_id).and_then(|id| self.environments.get(id));
+        let (organisation, application) = (self.organisation.as_ref(), self.application.as_ref());
+        rules::merged([organisation, application, environment, self.hosts.get(&host_id), instance])
     }
 }

@@ -31,7 +31,8 @@ migrations!(
     "0011_archives",
     "0012_secret_scopes",
     "0013_instance_states",
-    "0014_task_order"
+    "0014_task_order",
+    "0015_environments"
 );
 
 /// Key of the advisory lock that lets one server migrate at a time.
