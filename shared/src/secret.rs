@@ -6,10 +6,11 @@
 //! script that quotes the placeholder has to quote for the value, too. Invariant: no value is in a text that is signed,
 //! stored or shown.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroize;
 
 /// Secrets of one execution.
 pub const SECRETS_MAX: usize = 100;
@@ -27,9 +28,11 @@ pub const FEATURE: &str = "secrets";
 
 const OPENING: &str = "@@drover-secret:";
 const CLOSING: &str = "@@";
+/// What every variable that holds a secret begins with.
+const VARIABLE: &str = "DROVER_SECRET_";
 const NAME_BYTES_MAX: usize = 64;
 
-/// Values by name. Prints names only.
+/// Values by name. Prints names only; the values are overwritten when they are dropped.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Secrets(pub BTreeMap<String, String>);
@@ -51,7 +54,7 @@ pub fn is_name(name: &str) -> bool {
 /// Name of the variable that holds a secret in a hook's environment.
 #[must_use]
 pub fn variable(name: &str) -> String {
-    format!("DROVER_SECRET_{name}")
+    format!("{VARIABLE}{name}")
 }
 
 /// What stands in a script for the value of a secret.
@@ -104,6 +107,28 @@ pub fn names(script: &str) -> impl Iterator<Item = &str> {
         Piece::Secret(name) => Some(name),
         Piece::Text(_) => None,
     })
+}
+
+/// Names of the secrets that a script asks for, by their placeholders or by their variables.
+pub fn asked(script: &str) -> BTreeSet<String> {
+    names(script).map(str::to_owned).chain(variables(script)).collect()
+}
+
+/// Names of the secrets whose variables a script mentions.
+fn variables(script: &str) -> impl Iterator<Item = String> {
+    script.match_indices(VARIABLE).filter_map(|(at, _)| {
+        let inside = script[..at].ends_with(|before: char| before.is_ascii_alphanumeric() || before == '_');
+        let rest = &script[at + VARIABLE.len()..];
+        let is_part = |byte: u8| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_';
+        let end = rest.bytes().position(|byte| !is_part(byte)).unwrap_or(rest.len());
+        (!inside && is_name(&rest[..end])).then(|| rest[..end].to_owned())
+    })
+}
+
+impl Drop for Secrets {
+    fn drop(&mut self) {
+        self.0.values_mut().for_each(Zeroize::zeroize);
+    }
 }
 
 impl Secrets {
@@ -174,6 +199,8 @@ mod tests {
         let looks = "@@drover-secret:@@drover-secret:TOKEN@@";
         assert_eq!(pieces(looks).collect::<Vec<_>>(), [Piece::Text("@@drover-secret:"), Piece::Secret("TOKEN")]);
         assert_eq!(format!("{secrets:?}"), "{\"TOKEN\"}");
+        let both = "@@drover-secret:TOKEN@@ ${DROVER_SECRET_KEY_2:?} $DROVER_SECRET_TOKEN $MY_DROVER_SECRET_X $DROVER_SECRET_x";
+        assert_eq!(asked(both).into_iter().collect::<Vec<_>>(), ["KEY_2", "TOKEN"]);
     }
 
     #[test]

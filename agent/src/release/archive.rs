@@ -45,6 +45,18 @@ pub(crate) struct Contents {
     pub(crate) members: BTreeMap<String, Kind>,
     /// Length of all files, in bytes.
     pub(crate) bytes: u64,
+    /// Length of each file, in bytes.
+    lengths: Vec<u64>,
+}
+
+impl Contents {
+    /// Bytes of a disk that gives room in pieces of so many: a file takes whole ones, a folder or a link one.
+    pub(crate) fn room(&self, piece: u64) -> u64 {
+        let piece = piece.max(1);
+        let others = (self.members.len() as u64).saturating_sub(self.lengths.len() as u64);
+        let files = self.lengths.iter().map(|length| length.div_ceil(piece).saturating_mul(piece));
+        files.fold(others.saturating_mul(piece), u64::saturating_add)
+    }
 }
 
 /// Opens an archive: tar, compressed with zstd or not at all.
@@ -78,7 +90,11 @@ pub(crate) fn check(path: &Path, stopped: &mut dyn FnMut() -> bool) -> Result<Co
         }
         let entry = entry.map_err(damaged)?;
         let Some((path, kind)) = member(&entry)? else { continue };
-        contents.bytes = contents.bytes.saturating_add(entry.header().entry_size().map_err(damaged)?);
+        let length = entry.header().entry_size().map_err(damaged)?;
+        contents.bytes = contents.bytes.saturating_add(length);
+        if kind == Kind::File {
+            contents.lengths.push(length);
+        }
         if contents.bytes > UNPACKED_BYTES_MAX {
             return Err(format!("the archive unpacks to more than {UNPACKED_BYTES_MAX} bytes"));
         }
@@ -196,4 +212,18 @@ fn refusal(path: &str, why: &str) -> String {
 
 pub(super) fn damaged(error: std::io::Error) -> String {
     format!("the archive is damaged: {}", describe(&error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_files_take_whole_pieces_of_a_disk() {
+        let members = ["a", "b", "c", "d", "link"].map(|path| (path.to_owned(), Kind::File)).into();
+        let contents = Contents { members, bytes: 4_098, lengths: vec![0, 1, 1, 4_096] };
+        assert_eq!(contents.room(4_096), 4 * 4_096);
+        assert_eq!(contents.room(1), 4_099);
+        assert_eq!(contents.room(0), 4_099);
+    }
 }

@@ -3,6 +3,7 @@
 //! | path | meaning |
 //! |---|---|
 //! | `releases/<release>/` | one unpacked version |
+//! | `releases/<release>.2/` | the same, unpacked while the folder above was in use and not whole |
 //! | `current` | symbolic link to the release in use, replaced by one rename |
 //! | `shared/` | survives every version |
 //! | `.drover/<release>.json` | manifest of a release; a folder without one is no release |
@@ -10,7 +11,7 @@
 //!
 //! The application's account may own all of it but `.drover`, and may change any of it while the agent, often root,
 //! works there. Invariants: `current` always points at a whole release or does not exist; neither the current nor the
-//! previous release is ever removed; whatever the agent reads, writes or removes here it reaches through descriptors
+//! previous release is ever removed, and the current one is never exchanged; whatever the agent reads, writes or removes here it reaches through descriptors
 //! ([`place`]), never through a link that somebody else could have put in the way.
 
 mod archive;
@@ -28,6 +29,7 @@ use std::path::{Path, PathBuf};
 
 use drover_shared::message::Release;
 use drover_shared::order::{Entry, Step};
+use drover_shared::words::Action;
 
 use crate::accounts::Account;
 use crate::describe;
@@ -127,6 +129,18 @@ impl Layout {
     #[must_use]
     pub fn previous_name(&self) -> Option<String> {
         self.open().ok()??.previous_name()
+    }
+
+    /// Name of the folder that holds the release which an entry installs or returns to.
+    #[must_use]
+    pub fn folder_of(&self, entry: &Entry) -> Option<String> {
+        let release = of_entry(entry)?;
+        let unpacks = entry.steps.iter().any(|step| matches!(step, Step::Unpack { .. }));
+        // A release that is kept is gone back to by the name of its folder.
+        if entry.action == Action::Revert && !unpacks {
+            return Some(release.to_owned());
+        }
+        Some(self.open().ok().flatten().map_or_else(|| release.to_owned(), |site| site.standing(release)))
     }
 
     /// What a run that brings `new` calls the previous release: before the switch the current one, after it the

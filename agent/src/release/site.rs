@@ -30,6 +30,12 @@ pub(crate) struct Site {
     pub(crate) notes: Place,
 }
 
+/// Name of a release's second folder, in which it is unpacked when its own one serves and is not whole.
+#[must_use]
+pub(crate) fn second_name(release: &str) -> String {
+    format!("{release}.2")
+}
+
 /// Name of a release's manifest below `.drover`.
 #[must_use]
 pub(crate) fn manifest_name(release: &str) -> String {
@@ -77,6 +83,20 @@ impl Site {
     #[must_use]
     pub(crate) fn has(&self, release: &str) -> bool {
         self.releases.look(release).is_ok_and(|stat| stat.is_some_and(|stat| kind(&stat) == SFlag::S_IFDIR))
+    }
+
+    /// When the release of this folder was unpacked, milliseconds since 1970 UTC; none if it is no release.
+    #[must_use]
+    pub(crate) fn installed_ms(&self, name: &str) -> Option<i64> {
+        let about = manifest::about(&self.notes, &manifest_name(name)).ok().filter(|_| self.has(name));
+        about.map(|about| about.installed_ms)
+    }
+
+    /// Name of the folder that a release was unpacked into last: its own or its second one.
+    #[must_use]
+    pub(crate) fn standing(&self, release: &str) -> String {
+        let second = second_name(release);
+        if self.installed_ms(&second) > self.installed_ms(release) { second } else { release.to_owned() }
     }
 
     /// Every kept release, the newest first.

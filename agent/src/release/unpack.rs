@@ -1,6 +1,7 @@
 //! Unpacking an artifact into a new release.
 //!
-//! Invariant: a release appears under its name whole and with its manifest, or not at all. While it is being
+//! Invariant: a release appears under its name whole and with its manifest, or not at all, and what `current` points at
+//! stays as it is: where that is the release itself, changed since, the release gets a second folder. While it is being
 //! unpacked its folder belongs to the agent alone and is reached through an open descriptor, so that nobody can put a
 //! link in its place.
 
@@ -23,7 +24,7 @@ use crate::release::archive::{self, Contents, Kind};
 use crate::release::manifest::{self, About, Body};
 use crate::release::place::Place;
 use crate::release::shared::Shared;
-use crate::release::site::{Site, manifest_name};
+use crate::release::site::{Site, manifest_name, second_name};
 use crate::release::{Layout, check_name, verify};
 use crate::{clock, describe};
 
@@ -56,7 +57,7 @@ pub fn check(layout: &Layout, order: &Order<'_>, stopped: &mut dyn FnMut() -> bo
     let mut contents = archive::check(order.archive, stopped)?;
     Shared::parse(order.shared_paths)?.carve(&mut contents)?;
     match layout.open()? {
-        Some(site) if is_noted(&site, order).is_some() => Ok(()),
+        Some(site) if is_whole(&site, order, &site.standing(order.release), stopped) => Ok(()),
         Some(site) => check_space(fstatvfs(&site.releases), layout.root(), &contents),
         // Made later, on the file system of the folder that it will be in.
         None => {
@@ -77,38 +78,45 @@ pub fn unpack(layout: &Layout, order: &Order<'_>, stopped: &mut dyn FnMut() -> b
     shared.carve(&mut contents)?;
     let (site, shared_folder) = layout.prepare(order.owner)?;
     shared.make(&shared_folder, order.owner)?;
-    if is_whole(&site, order, stopped) {
-        return Ok(format!("{} is here already, whole", order.release));
+    let standing = site.standing(order.release);
+    if is_whole(&site, order, &standing, stopped) {
+        return Ok(format!("{standing} is here already, whole"));
     }
     check_space(fstatvfs(&site.releases), site.root(), &contents)?;
+    let name = free_name(&site, order.release, standing);
     let temporary = format!(".{}.tmp-{}", order.release, order.execution_id);
     let outcome = Workplace::make(&site, &temporary, stopped).and_then(|workplace| {
         let members = workplace.fill(order, &contents, &shared, stopped)?;
         workplace.hand_over(order.owner)?;
-        publish(&site, order, &temporary, &members)?;
-        Ok(format!("{}: {} members, {} bytes", order.release, members.len(), contents.bytes))
+        publish(&site, order, &name, &temporary, &members)?;
+        Ok(format!("{name}: {} members, {} bytes", members.len(), contents.bytes))
     });
     // After success this is the release that was exchanged, or nothing.
     let _ = site.releases.remove_all(&temporary, &mut || false);
     outcome
 }
 
-fn is_whole(site: &Site, order: &Order<'_>, stopped: &mut dyn FnMut() -> bool) -> bool {
-    is_noted(site, order)
-        .is_some_and(|about| verify::verify_in(site, order.release, about.tree_digest, stopped).is_ok())
+/// The folder that a release is unpacked into: never the one that is in use.
+fn free_name(site: &Site, release: &str, standing: String) -> String {
+    if site.current_name().as_ref() != Some(&standing) {
+        return standing;
+    }
+    if standing == release { second_name(release) } else { release.to_owned() }
 }
 
-/// What is noted of the release, if it is the one that is wanted.
-fn is_noted(site: &Site, order: &Order<'_>) -> Option<About> {
-    let about = manifest::about(&site.notes, &manifest_name(order.release)).ok()?;
-    (about.artifact_digest == order.digest && about.shared_paths == order.shared_paths).then_some(about)
+/// Whether this folder holds the release that is wanted, as it was unpacked.
+fn is_whole(site: &Site, order: &Order<'_>, name: &str, stopped: &mut dyn FnMut() -> bool) -> bool {
+    let Ok(about) = manifest::about(&site.notes, &manifest_name(name)) else { return false };
+    about.artifact_digest == order.digest
+        && about.shared_paths == order.shared_paths
+        && verify::verify_in(site, name, about.tree_digest, stopped).is_ok()
 }
 
 fn check_space(stat: nix::Result<Statvfs>, root: &Path, contents: &Contents) -> Result<(), String> {
     let Ok(stat) = stat else { return Ok(()) };
     let available = stat.blocks_available() * stat.fragment_size();
     let members = contents.members.len() as u64;
-    let needed = contents.bytes + members * 512;
+    let needed = contents.room(stat.fragment_size());
     if needed > available {
         return Err(format!(
             "the disk is full: {needed} bytes are needed below `{}`, {available} are free",
@@ -122,26 +130,32 @@ fn check_space(stat: nix::Result<Statvfs>, root: &Path, contents: &Contents) -> 
 }
 
 /// Writes the manifest and gives the folder its name; a damaged release of that name is exchanged in one step.
-fn publish(site: &Site, order: &Order<'_>, temporary: &str, members: &BTreeMap<String, Body>) -> Result<(), String> {
+fn publish(
+    site: &Site,
+    order: &Order<'_>,
+    name: &str,
+    temporary: &str,
+    members: &BTreeMap<String, Body>,
+) -> Result<(), String> {
     let failed = |error: io::Error| format!("the release cannot be put in place: {}", describe(&error));
     let (lines, tree_digest) = manifest::lines(members);
     let about = About {
-        release: order.release.to_owned(),
+        release: name.to_owned(),
         version: order.version.to_owned(),
         artifact_digest: order.digest,
         tree_digest,
-        installed_ms: clock::wall_ms(),
+        // The later one of a release's two folders counts, whatever became of the clock.
+        installed_ms: site
+            .installed_ms(&site.standing(order.release))
+            .map_or(0, |before| before + 1)
+            .max(clock::wall_ms()),
         shared_paths: order.shared_paths.to_vec(),
     };
     let text = format!("{}\n{lines}", canonical(&about));
-    let exists = site.releases.look(order.release).map_err(failed)?.is_some();
-    let manifest = manifest_name(order.release);
+    let exists = site.releases.look(name).map_err(failed)?.is_some();
+    let manifest = manifest_name(name);
     site.notes.write_atomic(&manifest, text.as_bytes(), 0o644).map_err(failed)?;
-    let placed = if exists {
-        site.releases.exchange(temporary, order.release)
-    } else {
-        site.releases.rename(temporary, order.release)
-    };
+    let placed = if exists { site.releases.exchange(temporary, name) } else { site.releases.rename(temporary, name) };
     if let Err(error) = placed {
         if !exists {
             let _ = site.notes.remove(&manifest);

@@ -64,6 +64,8 @@ pub struct Options {
 /// # Errors
 /// A sentence for people: why it cannot go on.
 pub fn run(options: Options) -> anyhow::Result<()> {
+    // It holds the values of secrets until their hooks have their turn.
+    crate::supervise::hide().context("core dumps")?;
     // A write beyond a file size limit then fails with an error that names the reason.
     SigSet::from_iter([Signal::SIGXFSZ]).thread_block().context("signals")?;
     let runtime = tokio::runtime::Builder::new_current_thread()

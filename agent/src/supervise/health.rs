@@ -83,13 +83,8 @@ pub(crate) fn check(context: &mut Context, index: u16, step: &Step) -> StepEnd {
 
 /// A command under a time limit of its own, so that nothing else of the execution has to end with it.
 fn command(context: &mut Context, index: u16, content: &str, timeout_ms: u64, user: Option<&str>) -> StepEnd {
-    let mut mark = "DROVER_HEALTH".to_owned();
-    while content.contains(&mark) {
-        mark.push('_');
-    }
-    let seconds = timeout_ms.div_ceil(1000).max(1);
-    let content = format!("exec timeout --kill-after=1 {seconds} bash <<'{mark}'\n{content}\n{mark}\n");
-    let script = Script { index, name: "health", language: Language::Bash, content: &content, running_user: user };
+    let limit_s = Some(timeout_ms.div_ceil(1000).max(1));
+    let script = Script { index, name: "health", language: Language::Bash, content, running_user: user, limit_s };
     script::run(context, script)
 }
 
@@ -121,6 +116,8 @@ fn http(url: &str, timeout: Duration) -> Result<(), String> {
         .timeout_global(Some(timeout))
         .max_redirects(0)
         .max_redirects_will_error(false)
+        // The host itself is asked, whatever the agent was started with.
+        .proxy(None)
         .http_status_as_error(false)
         .build();
     match ureq::Agent::new_with_config(config).get(url).call() {

@@ -1,7 +1,7 @@
 //! Masking: known secret values are taken out of a hook's output before it is kept.
 //!
-//! A value is looked for as it is, line by line, in base64 (any place in a longer text, and wrapped at 64 or 76
-//! columns), URL-encoded, JSON-escaped and quoted for a shell. Values shorter than [`MASKED_BYTES_MIN`] are left alone.
+//! A value is looked for as it is, line by line, in base64 (any place in a longer text, and any eight characters of it,
+//! since a text may be wrapped anywhere), URL-encoded, JSON-escaped and quoted for a shell. Values shorter than [`MASKED_BYTES_MIN`] are left alone.
 //! Invariant: whatever the pieces in which output comes, what leaves a [`Masker`] is the same, and contains no pattern
 //! as a whole; what may still become one is held back until it is decided.
 
@@ -16,6 +16,10 @@ use drover_shared::secret::{MASK, MASKED_BYTES_MIN, Secrets};
 const LINE_BYTES_MIN: usize = 8;
 /// Columns at which programs wrap base64.
 const WRAPS: [usize; 2] = [64, 76];
+/// Bytes of a value whose base64 is a pattern of its own: eight characters, between any two line breaks.
+const WINDOW_BYTES: usize = 6;
+/// A window with fewer different bytes is too common to be a pattern.
+const WINDOW_VARIETY_MIN: usize = 3;
 /// Bytes that lead to the patterns that begin with them.
 const PREFIX: usize = MASKED_BYTES_MIN;
 
@@ -115,8 +119,31 @@ fn base64_within(value: &str) -> Vec<String> {
             let lines = own.as_bytes().chunks(columns).filter(|line| line.len() >= LINE_BYTES_MIN);
             forms.extend(lines.map(|line| String::from_utf8_lossy(line).into_owned()));
         }
+        forms.extend(windows(value).map(|window| engine.encode(window)));
     }
     forms
+}
+
+/// What is found wherever a line of base64 breaks: neighbours overlap, so that a line is covered from end to end.
+fn windows(value: &str) -> impl Iterator<Item = &[u8]> {
+    let starts = value.split_inclusive('\n').scan(0, |next, line| {
+        let start = *next;
+        *next += line.len();
+        Some((start, line))
+    });
+    let frames: Vec<_> = starts
+        // The frame of a key is no secret.
+        .filter(|(_, line)| line.starts_with("-----"))
+        .map(|(start, line)| start..start + line.len())
+        .collect();
+    let is_framed = move |at: usize| frames.iter().any(|frame| frame.start <= at && at + WINDOW_BYTES <= frame.end);
+    let windows = value.as_bytes().windows(WINDOW_BYTES).enumerate();
+    windows
+        .filter(move |(at, window)| {
+            let kinds = window.iter().enumerate().filter(|(index, byte)| !window[..*index].contains(byte)).count();
+            kinds >= WINDOW_VARIETY_MIN && !is_framed(*at)
+        })
+        .map(|(_, window)| window)
 }
 
 fn url_encoded(value: &str) -> Vec<String> {
@@ -313,6 +340,33 @@ mod tests {
             let out = masked(&[&key], &lines.join("\n"));
             assert!(out.lines().all(|line| line == MASK), "{out}");
         }
+    }
+
+    #[test]
+    fn wrapped_base64_is_masked_wherever_the_value_begins_in_it() {
+        for length in [30, 93] {
+            let token: String = (0..length).map(|at: u8| char::from(b'a' + (at % 26) * 7 % 26)).collect();
+            for before in 0..60 {
+                let encoded = STANDARD.encode(format!("{}{token}:end", "-".repeat(before)));
+                for columns in [64, 70, 76] {
+                    let lines: Vec<&[u8]> = encoded.as_bytes().chunks(columns).collect();
+                    let out = at_once(&patterns(&[&token]), &lines.join(&b'\n'));
+                    let out = String::from_utf8(out).expect("text");
+                    // What is left of it in a line is less than a window and what its neighbours share with it.
+                    for line in out.lines() {
+                        for window in token.as_bytes().windows(10) {
+                            let phases = (0..3).map(|phase| STANDARD.encode(&window[phase..phase + 6]));
+                            assert!(phases.into_iter().all(|part| !line.contains(&part)), "{columns} {before}: {out}");
+                        }
+                    }
+                    assert!(out.contains(MASK), "{columns} {before}: {out}");
+                }
+            }
+        }
+        // What every key begins with tells nothing.
+        let key = "-----BEGIN KEY-----\nQUJDREVGR0hJSktMTU5P\n-----END KEY-----\n";
+        let other = STANDARD.encode("-----BEGIN KEY-----");
+        assert_eq!(masked(&[key], &other), other);
     }
 
     #[test]

@@ -30,7 +30,7 @@ use crate::spool::{Folder, Started, boot_id};
 use lost::Obstacle;
 use mask::Patterns;
 use processes::Tree;
-pub(crate) use secrets::hand_over;
+pub(crate) use secrets::{hand_over, hide};
 use watch::{Stop, Watch};
 
 /// Tries for the lock: another process may hold it for a moment while it only looks.
@@ -78,6 +78,7 @@ impl Context {
 /// # Errors
 /// The folder cannot be read, or the outcome cannot be written.
 pub fn supervise(path: &Path) -> io::Result<bool> {
+    hide()?;
     watch::block_signals()?;
     let _ = nix::unistd::setsid();
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));

@@ -1,12 +1,12 @@
 //! Script steps: a rendered text, run by its interpreter as its user, with every byte of its output in the log.
 //!
-//! Invariant: the script's text is only ever in memory that its own user may read; it is on no command line and in
-//! no file that outlives the step.
+//! Invariant: the script's text is only ever in memory that its own user may read; it is on no command line, in no
+//! file with a name, and gone when the script ends, whatever lives on of what it started.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::{Path, PathBuf};
 
 use drover_shared::order::Entry;
@@ -17,6 +17,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::wait::WaitStatus;
 use nix::unistd::Pid;
+use zeroize::Zeroizing;
 
 use crate::accounts::{self, Account};
 use crate::clock;
@@ -49,6 +50,8 @@ pub(crate) struct Script<'a> {
     pub(crate) content: &'a str,
     /// Account.
     pub(crate) running_user: Option<&'a str>,
+    /// Seconds after which it is ended, with 124 or 137 as its status.
+    pub(crate) limit_s: Option<u64>,
 }
 
 /// Runs a script to its end, or until the execution has to stop.
@@ -93,12 +96,20 @@ pub(crate) fn run(context: &mut Context, script: Script<'_>) -> StepEnd {
 fn start(context: &Context, script: Script<'_>) -> Result<(Pid, Pump), String> {
     let account = accounts::find(script.running_user)?;
     let (interpreter, path) = interpreter(script.language)?;
-    let text = in_memory(script.name, &context.secrets.fill(script.content))
+    let text = Text::new(script.name, &Zeroizing::new(context.secrets.fill(script.content)))
         .map_err(|error| format!("the script cannot be handed over: {error}"))?;
     let folder = working_folder(&context.entry);
+    let text_path = format!("/proc/self/fd/{}", text.0.as_raw_fd());
+    let (file, arguments) = match script.limit_s {
+        None => (interpreter, vec![text_path]),
+        Some(seconds) => {
+            let interpreter = interpreter.to_string_lossy().into_owned();
+            (found("timeout", &path)?, vec!["--kill-after=1".to_owned(), seconds.to_string(), interpreter, text_path])
+        }
+    };
     let program = Program {
-        file: &interpreter,
-        arguments: vec![format!("/proc/self/fd/{}", text.as_raw_fd())],
+        file: &file,
+        arguments,
         environment: environment(context, script, &account, &path),
         folder: &folder,
         account: &account,
@@ -114,17 +125,28 @@ fn start(context: &Context, script: Script<'_>) -> Result<(Pid, Pump), String> {
             .patterns
             .as_ref()
             .map(|patterns| [Masker::new(patterns.clone()), Masker::new(patterns.clone())]),
+        _text: text,
     };
     pump.widen();
     Ok((started.pid, pump))
 }
 
-/// The text in a nameless file that the interpreter inherits.
-fn in_memory(name: &str, content: &str) -> io::Result<OwnedFd> {
-    let descriptor = memfd_create(name, MFdFlags::empty())?;
-    let mut file = File::from(descriptor);
-    file.write_all(content.as_bytes())?;
-    Ok(OwnedFd::from(file))
+/// The text in a nameless file that the interpreter inherits, and with it all that the script starts: emptied at the
+/// end, so that a service which lives on does not hold the values of secrets open.
+struct Text(File);
+
+impl Text {
+    fn new(name: &str, content: &str) -> io::Result<Self> {
+        let mut text = Self(File::from(memfd_create(name, MFdFlags::empty())?));
+        text.0.write_all(content.as_bytes())?;
+        Ok(text)
+    }
+}
+
+impl Drop for Text {
+    fn drop(&mut self) {
+        let _ = self.0.set_len(0);
+    }
 }
 
 fn interpreter(language: Language) -> Result<(PathBuf, String), String> {
@@ -133,9 +155,13 @@ fn interpreter(language: Language) -> Result<(PathBuf, String), String> {
         Language::Python => "python3",
     };
     let path = std::env::var("PATH").ok().filter(|path| !path.is_empty()).unwrap_or_else(|| PATH_DEFAULT.to_owned());
-    let found = std::env::split_paths(&path).map(|folder| folder.join(name)).find(|file| is_program(file));
-    let missing = || format!("interpreter `{name}` is not installed on this host");
-    found.map(|file| (file, path)).ok_or_else(missing)
+    let file = found(name, &path).map_err(|missing| format!("interpreter {missing}"))?;
+    Ok((file, path))
+}
+
+fn found(name: &str, path: &str) -> Result<PathBuf, String> {
+    let found = std::env::split_paths(path).map(|folder| folder.join(name)).find(|file| is_program(file));
+    found.ok_or_else(|| format!("`{name}` is not installed on this host"))
 }
 
 fn is_program(file: &Path) -> bool {
@@ -146,7 +172,7 @@ fn is_program(file: &Path) -> bool {
 fn working_folder(entry: &Entry) -> PathBuf {
     let Some(deploy_path) = entry.deploy_path.as_deref() else { return PathBuf::from("/") };
     let layout = release::Layout::new(deploy_path);
-    let folder = release::of_entry(entry).map(|name| layout.release(name)).filter(|path| path.is_dir());
+    let folder = layout.folder_of(entry).map(|name| layout.release(&name)).filter(|path| path.is_dir());
     folder.unwrap_or_else(|| if layout.root().is_dir() { layout.root().to_owned() } else { PathBuf::from("/") })
 }
 
@@ -172,8 +198,11 @@ fn environment(context: &Context, script: Script<'_>, account: &Account, path: &
     set("DROVER_EXECUTION_ID", statement.execution_id.clone());
     set("DROVER_ATTEMPT", statement.attempt.to_string());
     set("DROVER_STEP", script.name.to_owned());
-    for (name, value) in &context.secrets.0 {
-        set(&secret::variable(name), value.clone());
+    // Another script, which may run as another account, has no business with what this one asks for.
+    for name in secret::asked(script.content) {
+        if let Some(value) = context.secrets.0.get(&name) {
+            set(&secret::variable(&name), value.clone());
+        }
     }
     if let Some(instance) = entry.instance_id {
         set("DROVER_INSTANCE_ID", instance.to_string());
@@ -184,11 +213,11 @@ fn environment(context: &Context, script: Script<'_>, account: &Account, path: &
         set("DROVER_DEPLOY_PATH", deploy_path.to_owned());
         set("DROVER_CURRENT_PATH", text(&layout.current()));
         set("DROVER_SHARED_PATH", text(&layout.shared()));
-        let new = release::of_entry(entry);
-        if let Some(name) = new {
+        let new = layout.folder_of(entry);
+        if let Some(name) = &new {
             set("DROVER_RELEASE_PATH", text(&layout.release(name)));
         }
-        if let Some(name) = layout.previous_of(new) {
+        if let Some(name) = layout.previous_of(new.as_deref()) {
             set("DROVER_PREVIOUS_RELEASE_PATH", text(&layout.release(&name)));
         }
     }
@@ -223,6 +252,8 @@ struct Pump {
     buffer: Vec<u8>,
     /// For output and error, where there are secrets.
     maskers: Option<[Masker; 2]>,
+    /// Lasts as long as the script.
+    _text: Text,
 }
 
 impl Pump {

@@ -9,6 +9,7 @@ use std::process::Stdio;
 use drover_shared::order::canonical;
 use drover_shared::secret::Secrets;
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use zeroize::Zeroizing;
 
 /// Length of all of it, names and JSON's escapes included, in bytes.
 const BYTES_MAX: u64 = 1024 * 1024;
@@ -22,9 +23,18 @@ pub(crate) fn hand_over(secrets: &Secrets) -> io::Result<Stdio> {
         return Ok(Stdio::null());
     }
     let mut file = File::from(memfd_create("secrets", MFdFlags::MFD_CLOEXEC)?);
-    file.write_all(canonical(secrets).as_bytes())?;
+    file.write_all(Zeroizing::new(canonical(secrets)).as_bytes())?;
     file.rewind()?;
     Ok(Stdio::from(file))
+}
+
+/// Keeps this process out of core dumps and of the sight of its own account's other processes. What it starts is as
+/// any other program.
+///
+/// # Errors
+/// The kernel refuses.
+pub(crate) fn hide() -> io::Result<()> {
+    Ok(nix::sys::prctl::set_dumpable(false)?)
 }
 
 /// What the agent handed over.
@@ -32,7 +42,7 @@ pub(crate) fn hand_over(secrets: &Secrets) -> io::Result<Stdio> {
 /// # Errors
 /// It is not readable.
 pub(crate) fn take_over() -> io::Result<Secrets> {
-    let mut text = Vec::new();
+    let mut text = Zeroizing::new(Vec::new());
     io::stdin().take(BYTES_MAX).read_to_end(&mut text)?;
     // A hook could read the file again as long as it is open here.
     nix::unistd::dup2_stdin(File::open("/dev/null")?)?;

@@ -13,7 +13,10 @@ pub(crate) fn carry_out(context: &mut Context, index: u16, step: &Step) -> StepE
     let outcome = match step {
         Step::Script { name, language, content, running_user } => {
             let running_user = running_user.as_deref();
-            return script::run(context, Script { index, name, language: *language, content, running_user });
+            return script::run(
+                context,
+                Script { index, name, language: *language, content, running_user, limit_s: None },
+            );
         }
         Step::Health { .. } => return health::check(context, index, step),
         Step::Fetch { digest, .. } => {
@@ -28,7 +31,10 @@ pub(crate) fn carry_out(context: &mut Context, index: u16, step: &Step) -> StepE
             let mut stop = || context.watch.stop().is_some();
             layout.and_then(|layout| verify::verify(&layout, release, *tree_digest, &mut stop)).map(|line| vec![line])
         }
-        Step::Switch { release } => layout(context).and_then(|layout| layout.switch(release)).map(|line| vec![line]),
+        Step::Switch { release } => layout(context).and_then(|layout| {
+            let folder = layout.folder_of(&context.entry);
+            layout.switch(folder.as_deref().unwrap_or(release)).map(|line| vec![line])
+        }),
         Step::Prune { keep } => layout(context).and_then(|layout| {
             let folder = context.folder.clone();
             let own = context.statement.execution_id.clone();

@@ -7,10 +7,10 @@ use drover_agent::release::inspect::inspect;
 use drover_shared::Digest;
 use drover_shared::message::{Inspect, Inspected, ToAgent, ToServer};
 use drover_shared::order::Step;
-use drover_shared::words::ExecutionState;
+use drover_shared::words::{Action, ExecutionState};
 use tar::EntryType;
 
-use crate::bench::{Bench, entry, execution_id, is_root};
+use crate::bench::{Bench, bash, entry, execution_id, is_root};
 use crate::releases::{Member, Site, archive};
 use crate::run::{Gathered, finish};
 use crate::server::{Got, Server, agent, run};
@@ -62,6 +62,30 @@ fn shared_paths_survive_every_version() {
     // The same archive with other shared paths is another release on disk.
     assert_eq!(unpack(&site, &[("app", EntryType::Regular, "", b"2")], "2-b", &[]), None);
     assert!(!current.join("uploads").exists());
+}
+
+#[test]
+fn what_serves_stays_until_the_switch_and_can_be_gone_back_to() {
+    let site = Site::new();
+    let members: &[Member<'_>] =
+        &[("app", EntryType::Regular, "", b"1"), ("uploads/a", EntryType::Regular, "", b"live")];
+    assert_eq!(unpack(&site, members, "1-a", &[]), None);
+    let before = site.layout().list().unwrap().remove(0);
+    // An order of the same name with other shared paths, as from a server that does not name them.
+    let digest = site.cache(&archive(members));
+    let steps = vec![Step::Unpack { digest, release: "1-a".to_owned() }, bash("post_exec", "exit 3")];
+    let mut entry = site.entry(steps);
+    entry.shared_paths = vec!["uploads/".to_owned()];
+    assert_eq!(site.bench.run(&entry).0.reason.as_deref(), Some("post_exec exited with status 3"));
+    assert_eq!(std::fs::read_to_string(site.layout().current().join("uploads/a")).unwrap(), "live");
+    let mut back = site.entry(vec![
+        Step::Verify { release: before.name.clone(), tree_digest: before.tree_digest },
+        Step::Switch { release: before.name.clone() },
+    ]);
+    back.action = Action::Revert;
+    let finished = site.bench.run(&back).0;
+    assert_eq!(finished.reason, None);
+    assert_eq!(site.layout().current_name(), Some(before.name));
 }
 
 #[test]

@@ -12,6 +12,7 @@ mod instances;
 mod kept;
 mod kill;
 mod lost;
+mod probes;
 mod releases;
 mod run;
 mod secrets;

@@ -124,12 +124,27 @@ fn a_release_is_unpacked_switched_and_listed() {
     let reason = verified.reason.unwrap();
     assert!(reason.contains("bin/run has another content") && reason.contains("link is missing"), "{reason}");
 
-    // The damaged release is exchanged for a whole one.
+    // What serves is left as it is until a whole one is switched to.
     let again = site.run(vec![Step::Unpack { digest, release: release.clone() }]);
     assert_eq!(again.reason, None);
+    assert_eq!(std::fs::read(current.join("bin/run")).unwrap(), b"#!/bin/no\n");
+    let here = "test \"$PWD\" = \"$DROVER_RELEASE_PATH\" && test \"$PWD\" -ef \"$DROVER_CURRENT_PATH\"";
+    let steps = || {
+        vec![
+            Step::Unpack { digest, release: release.clone() },
+            Step::Switch { release: release.clone() },
+            bash("post_exec", here),
+        ]
+    };
+    let switched = site.run(steps());
+    assert_eq!(switched.reason, None);
+    assert_eq!(names(&switched), [("1.0-abc.2", true), ("1.0-abc", false)]);
     assert_eq!(std::fs::read(current.join("bin/run")).unwrap(), b"#!/bin/sh\n");
-    let unchanged = site.run(vec![Step::Unpack { digest, release }]);
-    assert_eq!(unchanged.reason, None);
+    // A whole one is not unpacked again, and the other folder has its turn when this one is changed.
+    assert_eq!(names(&site.run(steps())), [("1.0-abc.2", true), ("1.0-abc", false)]);
+    std::fs::write(current.join("bin/run"), "#!/bin/no\n").unwrap();
+    assert_eq!(names(&site.run(steps())), [("1.0-abc", true), ("1.0-abc.2", false)]);
+    assert_eq!(std::fs::read(current.join("bin/run")).unwrap(), b"#!/bin/sh\n");
 }
 
 #[test]

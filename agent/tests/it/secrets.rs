@@ -10,7 +10,7 @@ use drover_shared::secret::{Secrets, placeholder};
 use drover_shared::words::{ExecutionState, Language};
 use tokio::process::Child;
 
-use crate::bench::{Bench, bash, entry, execution_id, script};
+use crate::bench::{Bench, bash, entry, execution_id, process_lives, script, text};
 use crate::run::{Gathered, fetch_request};
 use crate::server::{Got, Peer, Server, agent};
 
@@ -55,8 +55,8 @@ echo "error $DROVER_SECRET_TOKEN." >&2
 printf 'base64 %s.\n' "$(printf %s "$DROVER_SECRET_TOKEN" | base64 -w0)"
 printf 'in pieces '; for ((i = 0; i < ${{#DROVER_SECRET_TOKEN}}; i++)); do printf %s "${{DROVER_SECRET_TOKEN:i:1}}"; sleep 0.002; done; echo .
 tr '\0' '\n' < /proc/$PPID/cmdline | grep -F "$DROVER_SECRET_TOKEN" > /dev/null && echo on the command line
-tr '\0' '\n' < /proc/$PPID/environ | grep -F "$DROVER_SECRET_TOKEN" > /dev/null && echo in the environment of the supervisor
-head -c 64 /proc/$PPID/fd/0 | grep -F TOKEN > /dev/null && echo the supervisor keeps it open
+tr '\0' '\n' 2> /dev/null < /proc/$PPID/environ | grep -F "$DROVER_SECRET_TOKEN" > /dev/null && echo in the environment of the supervisor
+head -c 64 /proc/$PPID/fd/0 2> /dev/null | grep -F TOKEN > /dev/null && echo the supervisor keeps it open
 printf 'ends with the beginning of it s3cr3t'"#,
         placeholder("TOKEN")
     );
@@ -101,6 +101,64 @@ async fn an_order_whose_secrets_do_not_agree_is_rejected() {
         assert_eq!(reason, expected);
     }
     assert!(std::fs::read_dir(bench.data_dir().join("spool")).unwrap().next().is_none());
+}
+
+#[tokio::test]
+async fn a_script_gets_the_secrets_that_it_asks_for_alone() {
+    let bench = Bench::new();
+    let mut server = Server::start().await;
+    let _agent = agent(&bench.data_dir(), Some(&server.token));
+    let (mut peer, _) = server.open(|_| (true, 0)).await;
+    let asks = "env | grep -c ^DROVER_SECRET_; test -n \"$DROVER_SECRET_TOKEN\"";
+    let steps = vec![bash("pre_exec", asks), bash("post_exec", "env | grep -c ^DROVER_SECRET_; true")];
+    let order = server.order(&execution_id(), &with_secrets(steps), 60_000);
+    peer.send(&ToAgent::Run { order, secrets: secrets() }).await;
+    let mut gathered = Gathered::default();
+    assert!(gathered.gather(&mut peer, |_| false).await);
+    assert_eq!(gathered.finished.as_ref().unwrap().reason, None);
+    assert_eq!(gathered.text(), "1\n0\n");
+}
+
+#[tokio::test]
+async fn what_a_hook_leaves_running_does_not_hold_its_text() {
+    let bench = Bench::new();
+    let mut server = Server::start().await;
+    let _agent = agent(&bench.data_dir(), Some(&server.token));
+    let (mut peer, _) = server.open(|_| (true, 0)).await;
+    // The environment of the daemon is its own business; its script's text is not.
+    let content = format!(
+        ": <<'END'\n{}\nEND\nenv -i sleep 600 > /dev/null 2>&1 &\necho $! > '{}'",
+        placeholder("TOKEN"),
+        bench.path("pid").display()
+    );
+    let order = server.order(&execution_id(), &with_secrets(vec![bash("pre_exec", &content)]), 60_000);
+    peer.send(&ToAgent::Run { order, secrets: secrets() }).await;
+    let mut gathered = Gathered::default();
+    assert!(gathered.gather(&mut peer, |_| false).await);
+    assert_eq!(gathered.finished.as_ref().unwrap().reason, None);
+    let pid = std::fs::read_to_string(bench.path("pid")).unwrap().trim().to_owned();
+    assert!(process_lives(&pid));
+    let open: Vec<_> = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().map(|item| item.unwrap().path()).collect();
+    let texts: Vec<_> = open
+        .iter()
+        .filter(|file| std::fs::read_link(file).is_ok_and(|to| to.to_string_lossy().contains("memfd:")))
+        .map(|file| std::fs::read(file).unwrap())
+        .collect();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.parse().unwrap()), nix::sys::signal::Signal::SIGKILL)
+        .unwrap();
+    assert!(texts.iter().all(Vec::is_empty), "{} descriptors are open, one has a text", open.len());
+}
+
+#[test]
+fn no_other_process_of_its_account_may_look_into_a_supervisor() {
+    let bench = Bench::new();
+    // What the kernel keeps from others belongs to root.
+    let look = bash("pre_exec", "stat -c %u /proc/$PPID/environ; stat -c %u /proc/$$/environ; id -u");
+    let (finished, folder) = bench.run_without_root(&entry(vec![look]));
+    assert_eq!(finished.reason, None);
+    let told = text(&folder, Stream::Output);
+    let [supervisor, own, id] = told.lines().collect::<Vec<_>>()[..] else { panic!("{told}") };
+    assert_eq!((supervisor, own), ("0", id), "a hook is as any other program");
 }
 
 /// An execution whose agent died while its artifact was under way: the server, the connection of the next agent, the

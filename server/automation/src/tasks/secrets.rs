@@ -13,8 +13,6 @@ use drover_shared::secret::{self, SECRETS_MAX};
 
 use crate::render::SecretNames;
 
-/// What every variable that holds a secret begins with.
-const VARIABLE: &str = "DROVER_SECRET_";
 /// What is left of a placeholder in whichever way a filter changed it.
 const REMAINS: [&str; 2] = ["drover-secret:", "drover-secret%3a"];
 
@@ -72,13 +70,12 @@ pub(super) fn name(entry: &mut Entry, known: &BTreeSet<String>) -> Result<(), (S
 }
 
 fn asked(script: &str) -> Result<BTreeSet<String>, String> {
-    let placed: Vec<String> = secret::names(script).map(str::to_owned).collect();
     let lower = script.to_ascii_lowercase();
     let remains: usize = REMAINS.iter().map(|text| lower.matches(text).count()).sum();
-    if remains > placed.len() {
+    if remains > secret::names(script).count() {
         return Err("a secret is put in place on the host: no filter but shell_quote can be applied to it".to_owned());
     }
-    Ok(placed.into_iter().chain(variables(script)).collect())
+    Ok(secret::asked(script))
 }
 
 /// A command gets secrets as variables alone: its text passes through another shell. An address gets none.
@@ -95,17 +92,6 @@ fn probed(probe: &Probe) -> Result<BTreeSet<String>, String> {
             None => Ok(BTreeSet::new()),
         },
     }
-}
-
-/// Names of the secrets whose variables a script mentions.
-fn variables(script: &str) -> impl Iterator<Item = String> {
-    script.match_indices(VARIABLE).filter_map(|(at, _)| {
-        let inside = script[..at].ends_with(|before: char| before.is_ascii_alphanumeric() || before == '_');
-        let rest = &script[at + VARIABLE.len()..];
-        let is_part = |byte: u8| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_';
-        let end = rest.bytes().position(|byte| !is_part(byte)).unwrap_or(rest.len());
-        (!inside && secret::is_name(&rest[..end])).then(|| rest[..end].to_owned())
-    })
 }
 
 #[cfg(test)]
