@@ -115,6 +115,11 @@ both_engines! {
         let changed = admin.patch(PASSWORDS, json!({"name": "first", "username": "eve"})).await.expect(200);
         assert_eq!((&changed["id"], &changed["username"]), (&json!(one), &json!("eve")));
         assert_eq!(admin.patch(PASSWORDS, json!({"username": "x"})).await.expect_error(400, 10001)["field"], "id");
+        let by_address = format!("{PASSWORDS}?id={one}");
+        assert_eq!(admin.patch(&by_address, json!({"username": "kim"})).await.expect(200)["username"], "kim");
+        assert_eq!(admin.patch(&by_address, json!({"id": one, "username": "lee"})).await.expect(200)["id"], one);
+        let refused = admin.patch(&by_address, json!({"id": one + 1, "username": "x"})).await.expect_error(400, 10001);
+        assert_eq!(refused["field"], "id");
         for name in ["two", "three"] {
             assert_eq!(admin.patch(PASSWORDS, json!({"name": name})).await.expect_error(400, 10001)["field"], "name");
         }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use drover_automation::engine::sweep_once;
+use drover_automation::engine::{put_off, sweep_once};
 use drover_kernel::{args, sql};
 use drover_tests::{TestServer, both_engines, wait_until};
 use serde_json::{Value, json};
@@ -146,6 +146,35 @@ both_engines! {
         shop.admin.patch(&format!("{PATH}{task}/"), json!({"level": "S"})).await.expect_error(409, 10006);
     }
 
+    async fn an_approval_is_of_the_time_that_was_looked_at(server: TestServer) {
+        let (shop, _repository, _) = shop(&server, 1).await;
+        let task = carried(&shop, by_itself(&server)).await;
+        let later = json!({"planned_exec_time": server.clock().now().seconds() + 2 * AHEAD_S});
+        for change in [later, json!({"auto_start": false})] {
+            let digest = json!({"plan_digest": plan(&shop, task).await["digest"]});
+            shop.admin.patch(&format!("{PATH}{task}/"), change).await.expect(200);
+            shop.admin.post(&action_path(task, "approve"), digest).await.expect_error(409, 10006);
+        }
+        // What nobody starts by itself may be planned for whenever.
+        let digest = json!({"plan_digest": plan(&shop, task).await["digest"]});
+        shop.admin.patch(&format!("{PATH}{task}/"), json!({"planned_exec_time": 1_800_000_000})).await.expect(200);
+        shop.admin.post(&action_path(task, "approve"), digest).await.expect(200);
+    }
+
+    async fn what_somebody_started_is_not_put_off(server: TestServer) {
+        let (shop, _repository, _) = shop(&server, 1).await;
+        let task = approved(&shop, by_itself(&server)).await;
+        put_off(server.kernel(), 1, task, "an instance is busy").await.expect("the database");
+        assert_eq!(shop.read(task).await["status_reason"], "it cannot start yet: an instance is busy");
+        let started = approved(&shop, by_itself(&server)).await;
+        shop.act(started, "start").await;
+        // An attempt that was on its way meanwhile has nothing to say any more.
+        put_off(server.kernel(), 1, started, "somebody else moved it").await.expect("the database");
+        let told = shop.read(started).await;
+        assert_eq!((&told["status"], &told["status_reason"]), (&json!("running"), &Value::Null));
+        assert_eq!(audited(&server, started).await, ["create", "approve", "start"]);
+    }
+
     async fn nothing_else_runs_under_an_approval(server: TestServer) {
         let (shop, _repository, script) = shop(&server, 2).await;
         let task = approved(&shop, json!({})).await;
@@ -229,6 +258,9 @@ both_engines! {
         assert_eq!(told["status"], "approved");
         let reason = told["status_reason"].as_str().expect("a reason");
         assert!(reason.starts_with("it did not start by itself: its time passed"), "{reason}");
+        // A person may still start it: what was approved is unchanged.
+        server.run(sql!("UPDATE instances SET status = 'running'"), args![]).await;
+        shop.act(late, "start").await;
     }
 
     async fn a_plan_that_makes_no_sense_is_refused(server: TestServer) {

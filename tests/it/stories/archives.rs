@@ -76,6 +76,8 @@ async fn an_archive_reaches_ten_hosts_though_an_agent_is_killed_in_the_middle() 
     let sub_task = shop.deploy("1.0").await;
     wait_until("a part of the download", async || cached(&shop, victim) > 0).await;
     shop.processes.kill_agent(victim).await;
+    let part = cached(&shop, victim);
+    assert!(part > 0);
     shop.processes.start_agent(victim).await;
     let detail = shop.end_of(&sub_task).await;
     assert_eq!(detail["status"], "finished", "{detail:#}");
@@ -130,6 +132,7 @@ async fn an_upload_goes_on_after_the_server_was_killed() {
     };
     wait_until("some of the upload", async || came() > 0).await;
     shop.processes.kill_server().await;
+    let before = came();
     shop.processes.start_server().await;
     let waiting = tokio::task::spawn_blocking(move || uploading.wait_with_output());
     let output = waiting.await.expect("no panic").expect("its output");
@@ -137,6 +140,7 @@ async fn an_upload_goes_on_after_the_server_was_killed() {
     if !output.status.success() {
         upload(&shop, &archive, "1.0");
     }
+    assert!(before > 0);
     let found = shop.api().get(&format!("/applications/{}/archives/", shop.application)).await.expect(200);
     assert_eq!((&found["count"], &found["results"][0]["state"]), (&json!(1), &json!("ready")), "{found}");
     let list = drover(&shop, &["archive", "list", "shop"]);

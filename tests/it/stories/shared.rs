@@ -41,7 +41,8 @@ async fn what_is_shared_survives_updates_and_a_revert() {
     let path = format!("/applications/{}/instances/{}/releases/?compare=true", shop.application, shop.instances[0].1);
     let told = shop.api().get(&path).await.expect(200);
     let releases = told["releases"].as_array().expect("releases");
-    assert!(releases.len() == 3 && releases.iter().all(|release| release["drift"]["count"] == 0), "{told:#}");
+    // The first version is there twice: with what is shared and without.
+    assert!(releases.len() == 4 && releases.iter().all(|release| release["drift"]["count"] == 0), "{told:#}");
     assert_eq!(kept("uploads/photo.jpg").as_deref(), Some("a better photo\n"));
 }
 
@@ -67,4 +68,25 @@ async fn a_disk_without_room_is_noticed_before_anything_is_stopped() {
     assert!(!shop.folder().join("stopped").exists(), "the hook that stops the application did not run");
     assert!(shop.output(&sub_task, "").await.text.contains(&reason));
     assert_eq!(shop.current("web-1", "index.html").as_deref(), Some("one\n"));
+}
+
+#[tokio::test]
+async fn the_same_version_with_other_shared_paths_leaves_what_serves_until_it_is_switched() {
+    let shop = Shop::open(Engine::Sqlite, &["web-01"]).await;
+    shop.commit("v1", &[("index.html", "one\n"), ("uploads/a", "of the archive\n")]);
+    shop.deployed("v1").await;
+    let before = fs::read_link(shop.deploy_path("web-01").join("current")).expect("a link");
+    shop.set(json!({"shared_paths": ["uploads/"]})).await;
+    // The hook after the switch fails: the release that served before is whole still.
+    let folder = shop.folder().display().to_string();
+    shop.hook("post_exec", "bash", &format!("test ! -e '{folder}/fail'")).await;
+    fs::write(shop.folder().join("fail"), "").expect("a file");
+    let sub_task = shop.deploy("v1").await;
+    assert_eq!(shop.end_of(&sub_task).await["status"], "failed");
+    fs::remove_file(shop.folder().join("fail")).expect("the file");
+    let live = shop.deploy_path("web-01").join(&before).join("uploads/a");
+    assert_eq!(fs::read_to_string(live).expect("what served"), "of the archive\n");
+    assert_ne!(fs::read_link(shop.deploy_path("web-01").join("current")).expect("a link"), before);
+    shop.deployed("v1").await;
+    assert_eq!(shop.current("web-01", "uploads/a"), None, "the shared folder is empty");
 }

@@ -4,6 +4,7 @@ use drover_kernel::{args, sql};
 use drover_tests::both_engines;
 use serde_json::{Value, json};
 
+use super::rollouts::{act, report, roll_out};
 use super::{counts, instances, references, reverts, upgrade, upgrades};
 use crate::deploys::{Repository, Shop};
 
@@ -71,6 +72,97 @@ both_engines! {
         let second = look(&shop, deploy_task, more).await;
         assert_eq!(second["commit"], commit.as_str());
         assert_ne!((&first["commit"], &first["digest"]), (&second["commit"], &second["digest"]));
+    }
+
+    async fn a_new_commit_is_a_difference(server: TestServer) {
+        let shop = Shop::new(&server, 1).await;
+        let repository = Repository::new();
+        shop.set(json!({"repository": repository.settings(), "deploy_path": "/srv/shop"})).await;
+        let deploy_task = shop.started().await;
+        let more = json!({"version": "main", "update_source": ""});
+        let first = look(&shop, deploy_task, more.clone()).await;
+        assert_eq!(first["changes"][0]["step"], "fetch", "it was never deployed");
+        let task = upgrade(&shop, deploy_task, &shop.instances).await;
+        let commit = first["commit"].as_str().expect("a commit");
+        server.run(sql!("UPDATE tasks SET resolved_commit = $2 WHERE id = $1"), args![task, commit]).await;
+        server.run(sql!("UPDATE executions SET state = 'succeeded', dispatched_at = 1 WHERE task_id = $1"), args![task]).await;
+        assert_eq!(look(&shop, deploy_task, more.clone()).await["changes"], json!([]));
+        let next = repository.commit("index.html", "two\n");
+        let changes = look(&shop, deploy_task, more).await["changes"].clone();
+        assert_eq!((&changes[0]["step"], &changes[0]["kind"]), (&json!("fetch"), &json!("changed")));
+        let diff = changes[0]["diff"].as_str().expect("text");
+        assert!(diff.contains(&format!("-commit {commit}\n+commit {next}\n")), "{diff}");
+    }
+
+    async fn every_difference_is_told_though_texts_are_left_out(server: TestServer) {
+        let shop = Shop::new(&server, 40).await;
+        let script = shop.hook("pre_exec", "# {{ host.name }}\n{{ \"x\" * 250000 }}\n").await;
+        let deploy_task = shop.started().await;
+        let task = upgrade(&shop, deploy_task, &shop.instances).await;
+        server.run(sql!("UPDATE executions SET state = 'succeeded', dispatched_at = 1 WHERE task_id = $1"), args![task]).await;
+        let path = format!("/applications/deploy-scripts/{script}/");
+        let content = "# {{ host.name }} new\n{{ \"x\" * 250000 }}\n";
+        shop.admin.patch(&path, json!({"content": content})).await.expect(200);
+        let plan = look(&shop, deploy_task, json!({})).await;
+        assert_eq!((&plan["truncated"], plan["changes"].as_array().map(Vec::len)), (&json!(true), Some(40)));
+    }
+
+    async fn a_difference_after_a_retry_is_against_the_whole(server: TestServer) {
+        let shop = Shop::new(&server, 1).await;
+        shop.hook("pre_exec", "echo before").await;
+        shop.hook("post_exec", "echo after").await;
+        let deploy_task = shop.started().await;
+        let task = roll_out(&shop, deploy_task, json!({})).await;
+        let steps = json!([{"name": "pre_exec", "state": "succeeded"}, {"name": "post_exec", "state": "failed"}]);
+        server.run(sql!("UPDATE executions SET steps = $2 WHERE task_id = $1"), args![task, steps]).await;
+        report(&server, task, "web-1", "failed").await;
+        let mut failed = task;
+        for end in ["failed", "succeeded"] {
+            let receipt = act(&shop, deploy_task, failed, "retry", json!({})).await.expect(200);
+            failed = receipt["task_id"].as_str().expect("text").parse().expect("digits");
+            report(&server, failed, "web-1", end).await;
+            let changes = look(&shop, deploy_task, json!({})).await["changes"].clone();
+            assert_eq!(changes, json!([]), "both scripts are as they last ran");
+        }
+    }
+
+    async fn a_retry_of_what_was_never_sent_is_what_last_ran(server: TestServer) {
+        let shop = Shop::new(&server, 1).await;
+        let script = shop.hook("pre_exec", "echo first").await;
+        let deploy_task = shop.started().await;
+        let before = roll_out(&shop, deploy_task, json!({})).await;
+        report(&server, before, "web-1", "succeeded").await;
+        let path = format!("/applications/deploy-scripts/{script}/");
+        shop.admin.patch(&path, json!({"content": "echo second"})).await.expect(200);
+        let task = roll_out(&shop, deploy_task, json!({})).await;
+        report(&server, task, "web-1", "failed").await;
+        server.run(sql!("UPDATE executions SET dispatched_at = NULL WHERE task_id = $1"), args![task]).await;
+        let receipt = act(&shop, deploy_task, task, "retry", json!({})).await.expect(200);
+        let again: i64 = receipt["task_id"].as_str().expect("text").parse().expect("digits");
+        report(&server, again, "web-1", "succeeded").await;
+        assert_eq!(look(&shop, deploy_task, json!({})).await["changes"], json!([]));
+    }
+
+    async fn a_plan_shows_the_way_back(server: TestServer) {
+        let shop = Shop::new(&server, 1).await;
+        shop.hook("pre_exec", "echo {{ action }} {{ version }}").await;
+        let repository = Repository::new();
+        shop.set(json!({"repository": repository.settings(), "deploy_path": "/srv/shop"})).await;
+        let keep = sql!(
+            "INSERT INTO instance_releases (organisation_id, instance_id, release_name, version, artifact_digest, \
+             tree_digest, is_current, installed_at) VALUES (1, $1, 'old-1', 'old', $2, $2, TRUE, 1)"
+        );
+        server.run(keep, args![shop.instances[0], drover_shared::Digest::of(b"x")]).await;
+        let deploy_task = shop.started().await;
+        let plan = look(&shop, deploy_task, json!({"rollout": {"auto_revert": true}})).await;
+        let back = &plan["way_back"][0];
+        assert_eq!((&back["id"], &back["hostname"]), (&json!(shop.instances[0]), &json!("web-1")));
+        let steps: Vec<&str> =
+            back["steps"].as_array().expect("steps").iter().filter_map(|step| step["name"].as_str()).collect();
+        assert_eq!(steps, ["verify", "pre_exec", "switch"]);
+        let digest = back["steps"][1]["script"].as_str().expect("a digest");
+        assert_eq!(plan["scripts"][digest]["content"], "echo revert old");
+        assert_eq!(look(&shop, deploy_task, json!({"rollout": {}})).await["way_back"], json!([]));
     }
 
     async fn what_cannot_be_planned_is_refused_as_it_would_be(server: TestServer) {

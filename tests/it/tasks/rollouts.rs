@@ -11,7 +11,7 @@ use super::{counts, detail, entries, instances, references, upgrades};
 use crate::deploys::Shop;
 
 /// A running sub-task with this rollout on all instances.
-async fn roll_out(shop: &Shop, deploy_task: i64, rollout: Value) -> i64 {
+pub(super) async fn roll_out(shop: &Shop, deploy_task: i64, rollout: Value) -> i64 {
     let body = json!({"instances": references(&shop.instances), "rollout": rollout});
     let receipt = shop.admin.post(&upgrades(deploy_task), body).await.expect(200);
     let task = receipt["task_id"].as_str().expect("text").parse().expect("digits");
@@ -42,7 +42,7 @@ pub(super) async fn report(server: &TestServer, task: i64, host: &str, state: &s
     sweep_once(server.kernel(), true).await.expect("a round");
 }
 
-async fn act(shop: &Shop, deploy_task: i64, task: i64, action: &str, body: Value) -> drover_tests::Answer {
+pub(super) async fn act(shop: &Shop, deploy_task: i64, task: i64, action: &str, body: Value) -> drover_tests::Answer {
     shop.admin.post(&format!("{}{task}/actions/{action}/", upgrades(deploy_task)), body).await
 }
 

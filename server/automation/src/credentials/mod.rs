@@ -160,6 +160,13 @@ struct NamedPasswordBody {
     password: Option<Secret<PASSWORD_BYTES_MAX>>,
 }
 
+/// Names the credential in the address in place of the body.
+#[derive(Debug, Deserialize, JsonSchema)]
+struct NamedPassword {
+    /// Id, if the body gives none.
+    id: Option<Id>,
+}
+
 /// A key credential. A change keeps what is left out; `******` keeps the key.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(rename = "SshPrivateKeyCredentialProperties")]
@@ -355,9 +362,18 @@ async fn update_password(call: Call<Manage>, id: Path<i64>, body: Body<PasswordB
     update(call, CredentialType::Password, id.0, body.0.into()).await
 }
 
-async fn update_named_password(call: Call<Manage>, Body(body): Body<NamedPasswordBody>) -> Result<Reply<PasswordOut>> {
+async fn update_named_password(
+    call: Call<Manage>,
+    address: Query<NamedPassword>,
+    Body(body): Body<NamedPasswordBody>,
+) -> Result<Reply<PasswordOut>> {
     let NamedPasswordBody { id, name, username, password } = body;
-    let id = match (id, &name) {
+    if let (Some(one), Some(other)) = (&id, &address.0.id)
+        && one.0 != other.0
+    {
+        return Err(Error::invalid("id", format!("is {} in the body and {} in the address", one.0, other.0)));
+    }
+    let id = match (id.or(address.0.id), &name) {
         (Some(id), _) => id.0,
         (None, Patch::Value(name)) if !name.0.is_empty() => {
             let mut read = call.read().await?;

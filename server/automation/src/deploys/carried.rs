@@ -141,7 +141,7 @@ pub(crate) async fn standing(kernel: &Kernel, organisation_id: i64, task: &Deplo
     };
     let commit = preview::commit(kernel, organisation_id, planned.source.as_ref()).await?;
     let binding = Binding::of(&planned, commit);
-    if binding.digest != approval.0.digest {
+    if !binding.is_approved_by(&approval.0) {
         let differences = approval.0.differences(&binding);
         return Ok(Standing::Void(format!("{differences} changed since it was approved")));
     }

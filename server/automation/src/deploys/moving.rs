@@ -91,6 +91,8 @@ pub(crate) async fn unchanged(tx: &mut Tx, read: &DeployTask) -> Result<DeployTa
         && now.version == read.version
         && now.package_source == read.package_source
         && now.plan == read.plan
+        && now.auto_start == read.auto_start
+        && now.planned_exec_at == read.planned_exec_at
         && now.approval == read.approval;
     if same { Ok(now) } else { Err(Error::conflict("somebody else changed this at the same time, read it again")) }
 }

@@ -12,7 +12,7 @@ use drover_shared::words::{Action, Word as _};
 use super::{Engine, lock};
 use crate::deploys::carried::{self, Standing};
 use crate::deploys::moving::unchanged;
-use crate::deploys::rules::{self, Event, Facts};
+use crate::deploys::rules::{self, Event, Facts, Status};
 use crate::deploys::store::{self, DeployTask, Due};
 use crate::tasks::create::{Planned, store_planned};
 
@@ -43,7 +43,7 @@ pub(super) async fn look(kernel: &Kernel) -> Result<()> {
 async fn attempt(kernel: &Kernel, due: &Due) {
     let outcome = match start(kernel, due).await {
         Err(error @ Error::Internal(_)) => Err(error),
-        Err(error) => put_off(kernel, due, &error.to_string()).await,
+        Err(error) => put_off(kernel, due.organisation_id, due.id, &error.to_string()).await,
         Ok(()) => {
             lock(&kernel.part::<Engine>().starting).remove(&due.id);
             Ok(())
@@ -86,10 +86,17 @@ async fn carry_out(kernel: &Kernel, due: &Due, task: &DeployTask, planned: Plann
     tx.finish(Audit::all(vec![started.detail(about.to_owned()), updated.detail(detail)])).await
 }
 
-/// Says why it does not start yet, or why it never will.
-async fn put_off(kernel: &Kernel, due: &Due, why: &str) -> Result<()> {
-    let mut tx = kernel.work().begin(due.organisation_id).await?;
-    let task = store::load(&mut tx, due.organisation_id, due.id).await?;
+/// Says why it does not start yet, or why it never will; nothing of one that somebody started or closed meanwhile.
+///
+/// # Errors
+/// When the database is not available, or somebody else moves it at this moment.
+pub async fn put_off(kernel: &Kernel, organisation_id: i64, id: i64, why: &str) -> Result<()> {
+    let mut tx = kernel.work().begin(organisation_id).await?;
+    store::hold(&mut tx, id).await?;
+    let task = store::load(&mut tx, organisation_id, id).await?;
+    if task.status != Status::Approved || !task.auto_start {
+        return Ok(());
+    }
     let gives_up = carried::is_too_late(task.planned_exec_at, tx.now());
     let before = task.status_reason.as_deref().filter(|_| gives_up).map(|before| format!(" ({before})"));
     let reason = if gives_up {
@@ -102,7 +109,7 @@ async fn put_off(kernel: &Kernel, due: &Due, why: &str) -> Result<()> {
     }
     store::put_off(&mut tx, &task, &reason, !gives_up).await?;
     if gives_up {
-        lock(&kernel.part::<Engine>().starting).remove(&due.id);
+        lock(&kernel.part::<Engine>().starting).remove(&id);
     }
     let entry = AuditEntry::new(AuditList::General, "put_off", "deploy_task", task.id, task.version).detail(reason);
     tx.finish(Audit::of(entry)).await

@@ -36,6 +36,7 @@ use crate::tasks::rules::{self, Facts, Next, Outcome, Role};
 use crate::tasks::store::{self as task_store, Execution, Task};
 use crate::watching::{self, Watching};
 
+pub use auto_start::put_off;
 pub(crate) use intake::{News, take_in};
 pub(crate) use results::{lost, rejected};
 pub(crate) use sending::send_missing;

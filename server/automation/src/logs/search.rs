@@ -62,9 +62,18 @@ impl Pattern {
             }
         })?;
         // Ends of the text are other places in a block of lines than in a line.
-        let by_blocks = !(is_regex && (text.contains("\\A") || text.contains("\\z")));
+        let by_blocks = !(is_regex && (text.contains("\\A") || text.contains("\\z") || changes_modes(text)));
         Ok(Self { regex, by_blocks })
     }
+}
+
+/// Whether a pattern may change what `^`, `$` and `.` mean, as `(?-m)` does; letters' case has nothing to do with that.
+fn changes_modes(pattern: &str) -> bool {
+    pattern.split("(?").skip(1).any(|group| {
+        let flags = group.split(|letter: char| !letter.is_ascii_alphabetic() && letter != '-').next().unwrap_or("");
+        // What follows a `P` is the name of a group.
+        !matches!(flags, "" | "i" | "P")
+    })
 }
 
 /// Where a search goes on: it reads from `from`, and lines that were known at `seen` or before were given already.

@@ -64,7 +64,7 @@ fn entry(input: &Input, target: &Target) -> Result<Entry> {
         let running_user = entry.run_user.clone();
         let context = plan::context(input, target, part, deploy_path.as_deref(), running_user.as_deref());
         let rendered = |field: &str, text: &str| {
-            render::render(field, text, &context, &render::Limits::default())
+            render::render_within(field, text, &context, &input.work)
                 .map_err(|error| Error::invalid(field, error.to_string()))
         };
         let process_file = rendered("pid_path", input.application.pid_path.trim())?;

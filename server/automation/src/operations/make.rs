@@ -130,6 +130,7 @@ pub(crate) async fn input(
         former: None,
         rollout: None,
         variables: Arc::new(variables),
+        work: Arc::default(),
         secrets: Offered::new(secrets),
     })
 }

@@ -10,6 +10,7 @@ mod context;
 mod tests;
 
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use drover_shared::secret::{self, Piece};
 use minijinja::syntax::SyntaxConfig;
@@ -42,6 +43,32 @@ impl Default for Limits {
     }
 }
 
+/// Work that all renderings of one request may take together, see [`Limits::fuel`]: four hundred of the largest, or
+/// the ordinary ones of ten thousand targets.
+#[derive(Debug)]
+pub struct Work {
+    most: u64,
+    done: AtomicU64,
+}
+
+impl Default for Work {
+    fn default() -> Self {
+        Self::of(200_000_000)
+    }
+}
+
+impl Work {
+    /// So much and no more.
+    #[must_use]
+    pub fn of(most: u64) -> Self {
+        Self { most, done: AtomicU64::new(0) }
+    }
+
+    fn left(&self) -> u64 {
+        self.most.saturating_sub(self.done.load(Ordering::Relaxed))
+    }
+}
+
 /// Why a script cannot be rendered, and where.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{script}, line {line}, column {column}: {reason}")]
@@ -56,25 +83,60 @@ pub struct RenderError {
     pub reason: String,
 }
 
+/// Renders a script for one target, as one of the renderings that share this work.
+///
+/// # Errors
+/// As [`render`]; and when the work is used up.
+pub fn render_within(script_name: &str, text: &str, context: &Context, work: &Work) -> Result<String, RenderError> {
+    let limits = Limits::default();
+    let left = work.left();
+    let result = rendered(script_name, text, context, &Limits { fuel: limits.fuel.min(left), ..limits });
+    match result {
+        Ok((text, done)) => {
+            // Even an empty script takes time.
+            work.done.fetch_add(done.max(1), Ordering::Relaxed);
+            Ok(text)
+        }
+        Err((error, true)) if left < limits.fuel => {
+            let reason = format!("rendering the scripts of all targets takes more than {} steps together", work.most);
+            Err(RenderError { reason, ..error })
+        }
+        Err((error, _)) => Err(error),
+    }
+}
+
 /// Renders a script for one target.
 ///
 /// # Errors
 /// [`RenderError`] for a syntax error, an undefined variable, a value that is none, a failing filter, and every limit.
 pub fn render(script_name: &str, text: &str, context: &Context, limits: &Limits) -> Result<String, RenderError> {
-    let located = |error: &Error| locate(script_name, text, limits, error);
+    rendered(script_name, text, context, limits).map(|(text, _)| text).map_err(|(error, _)| error)
+}
+
+/// The text and the work that it took; or the error, and whether it is that the work was too much.
+fn rendered(
+    script_name: &str,
+    text: &str,
+    context: &Context,
+    limits: &Limits,
+) -> Result<(String, u64), (RenderError, bool)> {
+    let located = |error: &Error| (locate(script_name, text, limits, error), error.kind() == ErrorKind::OutOfFuel);
     if text.len() > limits.source_bytes_max {
         let reason = format!("the script is longer than {} bytes", limits.source_bytes_max);
-        return Err(RenderError { script: script_name.to_owned(), line: 1, column: 1, reason });
+        return Err((RenderError { script: script_name.to_owned(), line: 1, column: 1, reason }, false));
     }
     let environment = environment(limits);
     let template = environment.template_from_named_str(script_name, text).map_err(|error| located(&error))?;
     let values = values(context).map_err(|error| {
         let reason = format!("the variables cannot be given: {error}");
-        RenderError { script: script_name.to_owned(), line: 1, column: 1, reason }
+        (RenderError { script: script_name.to_owned(), line: 1, column: 1, reason }, false)
     })?;
     let mut output = Bounded { bytes: Vec::new(), bytes_max: limits.output_bytes_max };
-    template.render_captured_to(values, &mut output).map(drop).map_err(|error| located(&error))?;
-    Ok(String::from_utf8(output.bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
+    let captured = template.render_captured_to(values, &mut output).map_err(|error| located(&error))?;
+    let done = captured.state().fuel_levels().map_or(0, |(done, _)| done);
+    drop(captured);
+    let text = String::from_utf8(output.bytes);
+    Ok((text.unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()), done))
 }
 
 fn environment(limits: &Limits) -> Environment<'static> {

@@ -238,3 +238,25 @@ fn the_examples_of_the_page_render() {
         rendered(example).unwrap();
     }
 }
+
+#[test]
+fn the_scripts_of_a_request_share_their_work() {
+    let work = Work::of(100_000);
+    let script = "{% for i in range(1000) %}{{ i }}{% endfor %}";
+    let mut rendered = 0;
+    let error = loop {
+        match render_within("loop.sh", script, &context(), &work) {
+            Ok(_) => rendered += 1,
+            Err(error) => break error,
+        }
+        assert!(rendered < 1_000, "it does not end");
+    };
+    assert!(rendered > 3, "{rendered}");
+    assert_eq!(error.reason, "rendering the scripts of all targets takes more than 100000 steps together");
+    // One that is too much by itself is told so, and many that do nothing come to an end, too.
+    let endless = "{% for i in range(10000) %}{% for j in range(1000) %}{% endfor %}{% endfor %}";
+    let alone = render_within("loop.sh", endless, &context(), &Work::default()).unwrap_err();
+    assert_eq!(alone.reason, "rendering takes more than 500000 steps");
+    let little = Work::of(10);
+    assert!((0..20).any(|_| render_within("empty.sh", "", &context(), &little).is_err()));
+}

@@ -11,6 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use super::create::Planned;
 
+/// Name of the part that says whether and when it starts by itself.
+const START: &str = "its start";
+
 /// A plan in a few lines: what is approved, and what is compared before it runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Binding {
@@ -25,7 +28,7 @@ pub(crate) struct Binding {
 impl Binding {
     /// The binding of a plan whose source is at this commit.
     pub(crate) fn of(planned: &Planned, commit: Option<String>) -> Self {
-        let Planned { deploy_task: _, input, drafts, reverts, source, timeout_s } = planned;
+        let Planned { deploy_task, input, drafts, reverts, source, timeout_s } = planned;
         let mut parts = Parts::default();
         for draft in drafts {
             parts.add("the targets", &format!("{:?} {} {}", draft.role, draft.host_id, draft.batch));
@@ -41,13 +44,25 @@ impl Binding {
         parts.add("the commit", &canonical(&commit));
         parts.add("the rollout", &canonical(&input.rollout));
         parts.add("the settings", &canonical(&(timeout_s, input.settings.keep_backups())));
+        parts.add(START, &canonical(&deploy_task.auto_start.then(|| deploy_task.planned_exec_at.seconds())));
         let parts = parts.digests();
         Self { digest: Digest::of(canonical(&parts).as_bytes()), commit, parts }
     }
 
+    /// Whether this plan is the one that was approved. When it starts by itself cannot be changed under an approval, but
+    /// one that was put off for too long is left to people.
+    pub(crate) fn is_approved_by(&self, approval: &Self) -> bool {
+        let parts = |binding: &Self| {
+            let mut parts = binding.parts.clone();
+            parts.remove(START);
+            parts
+        };
+        parts(self) == parts(approval)
+    }
+
     /// Names of the parts in which another plan differs: `the script of pre_exec and the settings`.
     pub(crate) fn differences(&self, other: &Self) -> String {
-        let names = self.parts.keys().chain(other.parts.keys());
+        let names = self.parts.keys().chain(other.parts.keys()).filter(|name| *name != START);
         let mut names: Vec<&str> =
             names.filter(|name| self.parts.get(*name) != other.parts.get(*name)).map(String::as_str).collect();
         names.sort_unstable();

@@ -169,6 +169,7 @@ pub(crate) async fn gather(
         former: source.as_ref().and_then(|source| source.artifact),
         rollout: wanted.rollout.clone(),
         variables: Arc::new(variables),
+        work: Arc::default(),
         secrets: Offered::new(secrets),
     };
     Ok(Gathered { deploy_task, input, kept, source, timeout_s })
@@ -292,7 +293,7 @@ async fn hold_to_what_was_approved(call: Call<Run>, planned: &mut Planned) -> Re
     let organisation_id = call.organisation_id();
     let commit = preview::commit(call.kernel(), organisation_id, planned.source.as_ref()).await?;
     let asked = Binding::of(planned, commit);
-    if asked.digest == approval.0.digest {
+    if asked.is_approved_by(&approval.0) {
         planned.pin(&asked);
         return Ok(Held::Good(call));
     }

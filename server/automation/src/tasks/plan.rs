@@ -52,6 +52,8 @@ pub(crate) struct Input {
     pub rollout: Option<Rollout>,
     /// What scripts see as `vars`.
     pub variables: Arc<TaskVariables>,
+    /// What all scripts together may take.
+    pub work: Arc<render::Work>,
     /// What scripts see as `secrets`.
     pub secrets: secrets::Offered,
 }
@@ -236,7 +238,7 @@ fn account(input: &Input, hook: &HookRow) -> Option<String> {
 fn script(input: &Input, hook: &HookRow, target: &Target, deploy_path: Option<&str>) -> Result<Step> {
     let running_user = account(input, hook);
     let context = context(input, target, hook.hook.as_str(), deploy_path, running_user.as_deref());
-    let content = render::render(&hook.script_name, &hook.content, &context, &render::Limits::default())
+    let content = render::render_within(&hook.script_name, &hook.content, &context, &input.work)
         .map_err(|error| Error::invalid(format!("lifecycle_hooks.{}.script", hook.hook), error.to_string()))?;
     Ok(Step::Script { name: hook.hook.to_string(), language: hook.language, content, running_user })
 }
@@ -247,7 +249,7 @@ fn health_step(input: &Input, target: &Target, health: &Health, deploy_path: Opt
         .or_else(|| non_empty(&input.application.run_user));
     let context = context(input, target, "health", deploy_path, running_user.as_deref());
     let (member, template) = health.template();
-    let rendered = render::render("health", template, &context, &render::Limits::default())
+    let rendered = render::render_within("health", template, &context, &input.work)
         .map_err(|error| Error::invalid(format!("rollout.health.{member}"), error.to_string()))?;
     let milliseconds = |seconds: u32| u64::from(seconds) * 1_000;
     Ok(Step::Health {
@@ -266,7 +268,7 @@ pub(crate) fn deploy_path(input: &Input, target: &Target) -> Result<Option<Strin
         return Ok(None);
     };
     let context = context(input, target, "", None, None);
-    let path = render::render("deploy_path", &text, &context, &render::Limits::default())
+    let path = render::render_within("deploy_path", &text, &context, &input.work)
         .map_err(|error| Error::invalid("deploy_path", error.to_string()))?;
     let path = path.trim().trim_end_matches('/').to_owned();
     if !path.starts_with('/') || path.split('/').any(|part| part == "..") || path.contains(['\n', '\0']) {
@@ -356,17 +358,23 @@ fn instance_of(target: &Target) -> render::Target {
 fn release_path(input: &Input, target: &Target, deploy_path: Option<&str>) -> Option<String> {
     let kept = input.releases.iter().find(|release| release.instance_id == target.instance_id);
     let kept = kept.map(|release| release.release_name.clone());
-    let release = kept.or_else(|| input.former.map(|artifact| release_name(&input.version, artifact)))?;
+    let shared_paths = input.settings.shared_paths.as_deref().unwrap_or_default();
+    let release = kept.or_else(|| input.former.map(|artifact| release_name(&input.version, artifact, shared_paths)))?;
     deploy_path.map(|path| format!("{path}/releases/{release}"))
 }
 
-/// The name of a release's folder.
+/// The name of a release's folder: another archive or other shared paths make another one, so that what serves is never
+/// in the way of what is unpacked.
 #[must_use]
-pub(crate) fn release_name(version: &str, artifact: Digest) -> String {
+pub(crate) fn release_name(version: &str, artifact: Digest, shared_paths: &[String]) -> String {
+    let content = match shared_paths {
+        [] => artifact,
+        paths => Digest::of(canonical(&(artifact, paths)).as_bytes()),
+    };
     let safe =
         |character: char| if character.is_ascii_alphanumeric() || "._-+".contains(character) { character } else { '_' };
     let version: String = version.chars().take(100).map(safe).collect();
-    format!("{}-{}", version.trim_start_matches('.'), artifact.short())
+    format!("{}-{}", version.trim_start_matches('.'), content.short())
 }
 
 /// The entry once the task's number and the artifact are known.
@@ -378,7 +386,7 @@ pub(crate) fn complete(mut entry: Entry, task_id: i64, artifact: Option<Artifact
     let is_kept = entry.steps.iter().any(|step| matches!(step, Step::Switch { .. }));
     let installs = is_instance && !is_kept && entry.deploy_path.is_some();
     let Some(artifact) = artifact.filter(|_| installs) else { return entry };
-    let release = release_name(&entry.version, artifact.digest);
+    let release = release_name(&entry.version, artifact.digest, &entry.shared_paths);
     // Fetched first, so that a download that fails never stops a running application.
     let mut steps =
         vec![Step::Fetch { digest: artifact.digest, size_bytes: artifact.size_bytes, index: artifact.index }];
@@ -409,4 +417,19 @@ pub(crate) fn digest(task_id: i64, action: Action, version: &str, commit: Option
         text.push_str(&Digest::of(entry.as_bytes()).to_string());
     }
     Digest::of(text.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn other_shared_paths_make_another_release() {
+        let artifact = Digest::of(b"archive");
+        let paths = |paths: &[&str]| paths.iter().map(|path| (*path).to_owned()).collect::<Vec<_>>();
+        let name = |shared: &[&str]| release_name(".v 1", artifact, &paths(shared));
+        assert_eq!(name(&[]), format!("v_1-{}", artifact.short()));
+        let names = [name(&[]), name(&["a"]), name(&["a/"]), name(&["a", "b"]), name(&["a,b"])];
+        assert_eq!(names.iter().collect::<std::collections::BTreeSet<_>>().len(), names.len(), "{names:?}");
+    }
 }

@@ -104,14 +104,20 @@ row! {
     pub struct LastEntry {
         pub instance_id: i64,
         pub entry: String,
+        /// Commit of its source, if it had one.
+        pub resolved_commit: Option<String>,
     }
 }
 
-/// What each of these instances was last sent by a task of this kind.
+/// What each of these instances was last sent by a task of this kind. A task that tried something again leaves out what
+/// was done before: what it followed counts, if that was sent at all.
 pub(crate) async fn last_entries(read: &mut Read, kind: Action, instance_ids: Vec<i64>) -> Result<Vec<LastEntry>> {
     let sql = sql!(
-        "SELECT e.instance_id, e.entry FROM executions e WHERE e.id IN (SELECT MAX(x.id) FROM executions x \
+        "SELECT e.instance_id, e.entry, k.resolved_commit FROM executions e JOIN tasks k ON k.id = e.task_id \
+         WHERE e.id IN (SELECT MAX(x.id) FROM executions x \
          JOIN tasks t ON t.id = x.task_id WHERE x.instance_id IN ($2) AND x.dispatched_at IS NOT NULL AND t.kind = $1 \
+         AND NOT (t.origin IS NOT NULL AND t.origin = 'retry' AND EXISTS (SELECT 1 FROM executions o \
+         WHERE o.task_id = t.origin_task_id AND o.instance_id = x.instance_id AND o.dispatched_at IS NOT NULL)) \
          GROUP BY x.instance_id)"
     );
     Ok(read.all(sql, args![kind, instance_ids]).await?)

@@ -56,11 +56,13 @@ pub(crate) struct Preview {
     batches: Vec<Vec<String>>,
     /// What happens on each host.
     targets: Vec<TargetOut>,
+    /// What takes each host back to the release that it has now, if the rollout is stopped and is to do so.
+    way_back: Vec<TargetOut>,
     /// Every script once, by its SHA-256.
     scripts: BTreeMap<String, ScriptText>,
-    /// How scripts differ from those of the last sub-task of the same kind.
+    /// How scripts and the commit differ from those of the last sub-task of the same kind.
     changes: Vec<Change>,
-    /// Whether scripts or differences were left out because there are too many.
+    /// Whether texts of scripts or of differences were left out because there are too many.
     truncated: bool,
 }
 
@@ -130,7 +132,7 @@ struct Change {
     hostnames: Vec<String>,
     /// What became of it.
     kind: ChangeKind,
-    /// Unified difference.
+    /// Unified difference; empty when it was left out.
     diff: String,
 }
 
@@ -171,34 +173,39 @@ pub(crate) async fn commit(kernel: &Kernel, organisation_id: i64, source: Option
 pub(crate) async fn preview(read: &mut Read, caller: &Caller, planned: Planned, binding: Binding) -> Result<Preview> {
     let Binding { digest, commit, .. } = binding;
     let digest = digest.to_string();
-    let Planned { input, drafts, source, timeout_s, .. } = planned;
+    let Planned { input, drafts, reverts, source, timeout_s, .. } = planned;
     let has_artifact = source.is_some();
     let after = required::look(read, caller, input.application.id, input.rollout.as_ref()).await?;
     let mut shown = Shown::default();
     let mut batches: BTreeMap<i64, Vec<String>> = BTreeMap::new();
     let mut targets = Vec::with_capacity(drafts.len());
+    let mut way_back = Vec::with_capacity(reverts.len());
     for draft in &drafts {
         if draft.role == Role::Instance {
             batches.entry(draft.batch).or_default().push(draft.host_name.clone());
         }
         let entry = plan::with_placeholders(draft.entry.clone(), has_artifact, input.settings.keep_backups());
-        targets.push(TargetOut {
-            id: draft.instance_id,
-            hostname: draft.host_name.clone(),
-            role: draft.role,
-            batch: draft.batch + 1,
-            deploy_path: draft.entry.deploy_path.clone(),
-            secrets: draft.entry.secrets.clone(),
-            steps: entry.steps.iter().map(|step| shown.step(step)).collect(),
-        });
+        targets.push(shown.target(draft, &entry));
+    }
+    for draft in &drafts {
+        if let Some(entry) = draft.instance_id.and_then(|id| reverts.get(&id)) {
+            way_back.push(shown.target(draft, entry));
+        }
     }
     for some in drafts.chunks(COMPARED_AT_ONCE) {
         let ids = some.iter().filter_map(|draft| draft.instance_id).collect();
         let last = premises::last_entries(read, input.action, ids).await?;
         for draft in some.iter().filter(|draft| draft.role == Role::Instance) {
             let before = last.iter().find(|last| Some(last.instance_id) == draft.instance_id);
-            let before = before.map(|last| serde_json::from_str::<Entry>(&last.entry)).transpose();
-            shown.compare(before.map_err(Error::internal)?.as_ref(), draft);
+            let entry = before.map(|last| serde_json::from_str::<Entry>(&last.entry)).transpose();
+            shown.compare(entry.map_err(Error::internal)?.as_ref(), draft);
+            if let Some(commit) = &commit {
+                let before = before.and_then(|last| last.resolved_commit.as_deref()).map(at_commit).unwrap_or_default();
+                let now = at_commit(commit);
+                if before != now {
+                    shown.change("fetch", &before, &now, &draft.host_name);
+                }
+            }
         }
     }
     Ok(Preview {
@@ -211,10 +218,16 @@ pub(crate) async fn preview(read: &mut Read, caller: &Caller, planned: Planned, 
         after,
         batches: batches.into_values().collect(),
         targets,
+        way_back,
         scripts: shown.scripts,
         changes: shown.changes,
         truncated: shown.truncated,
     })
+}
+
+/// What a step that fetches brings, in words that can be compared.
+fn at_commit(commit: &str) -> String {
+    format!("commit {commit}\n")
 }
 
 /// Language, text and account of what a step runs.
@@ -254,6 +267,19 @@ impl Shown {
         fits
     }
 
+    /// What this entry does on the host of a draft.
+    fn target(&mut self, draft: &plan::Draft, entry: &Entry) -> TargetOut {
+        TargetOut {
+            id: draft.instance_id,
+            hostname: draft.host_name.clone(),
+            role: draft.role,
+            batch: draft.batch + 1,
+            deploy_path: entry.deploy_path.clone(),
+            secrets: entry.secrets.clone(),
+            steps: entry.steps.iter().map(|step| self.step(step)).collect(),
+        }
+    }
+
     fn step(&mut self, step: &Step) -> StepOut {
         let found = script(step);
         let digest = found.as_ref().map(|(_, content, _)| Digest::of(content.as_bytes()).to_string());
@@ -291,14 +317,17 @@ impl Shown {
             change.hostnames.push(host.to_owned());
             return;
         }
-        let difference = similar::TextDiff::from_lines(old, new);
-        let diff = difference
-            .unified_diff()
-            .context_radius(CONTEXT_LINES)
-            .header(&format!("{step} as it last ran"), &format!("{step} as planned"))
-            .to_string();
-        if !self.fits(diff.len()) {
-            return;
+        let mut diff = String::new();
+        // That there is a difference is told in any case.
+        if self.fits(1) {
+            diff = similar::TextDiff::from_lines(old, new)
+                .unified_diff()
+                .context_radius(CONTEXT_LINES)
+                .header(&format!("{step} as it last ran"), &format!("{step} as planned"))
+                .to_string();
+            if !self.fits(diff.len()) {
+                diff.clear();
+            }
         }
         let kind = match (old.is_empty(), new.is_empty()) {
             (true, _) => ChangeKind::Added,

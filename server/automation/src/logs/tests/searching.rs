@@ -78,6 +78,9 @@ async fn every_match_is_found_once_however_often_the_search_stops() {
             ("needle", false, (|line: &str| line.contains("needle")) as fn(&str) -> bool),
             ("^needle|Nadel $", true, |line| line.starts_with("needle") || line.ends_with("Nadel ")),
             (r"\Abeta", true, |line| line.starts_with("beta")),
+            ("(?-m)^beta", true, |line| line.starts_with("beta")),
+            ("(?:x|(?i-m:Beta $))", true, |line| line.ends_with("beta ")),
+            ("(?i)^BETA", true, |line| line.starts_with("beta")),
             ("^$", true, str::is_empty),
             (r"alpha\s+beta", true, |line| line.contains("alpha beta") || line.contains("alpha  beta")),
         ] {
