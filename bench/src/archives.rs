@@ -39,8 +39,7 @@ pub(crate) async fn many(size: Size, report: &mut Report) -> Result<()> {
     let started = Instant::now();
     let task = shop.deploy(&mut client, "1").await?;
     let cache = machines.folder().join("host-3/artifacts");
-    let a_tenth = megabytes as u64 * 100_000;
-    wait_until(|| (bytes_in(&cache) > a_tenth).then_some(())).await.context("no download")?;
+    wait_until(|| (bytes_in(&cache) > 0).then_some(())).await.context("no download")?;
     machines.kill_agent(3)?;
     let part = bytes_in(&cache);
     machines.start_agent_again(3)?;

@@ -6,7 +6,8 @@ const EXIT_CODES: &str = "\
 Exit codes:
   0    finished
   1    failed
-  2    wrong usage or bad input, or not possible in the present state
+  2    wrong usage or bad input, or not possible in the present state;
+       of `plan` and `release drift`: there are differences
   3    not signed in, or not allowed
   4    not found
   5    server not reachable
@@ -55,6 +56,8 @@ pub(crate) enum Command {
     Revert(Revert),
     /// Show what a started or waiting deploy task would do, and how it differs from what last ran; exits with 2 on changes
     Plan(Plan),
+    /// Approve a deploy task that waits for review
+    Approve(Approve),
     /// Hold a running sub-task: nothing more of it starts
     Pause(Action),
     /// Let a held sub-task go on
@@ -367,7 +370,7 @@ pub(crate) struct TaskId {
     pub(crate) id: u64,
 }
 
-/// Options of `task approve`.
+/// Options of `approve`.
 #[derive(Debug, Args)]
 pub(crate) struct Approve {
     /// Id of the deploy task
@@ -420,7 +423,7 @@ pub(crate) struct Logs {
     /// With --grep: so many lines before and after each, at most 20
     #[arg(long, short = 'C', value_name = "LINES", requires = "grep", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=20))]
     pub(crate) context: u8,
-    /// Write it to this file; one that has the beginning gets the rest
+    /// Write it to this file; one that has the beginning gets the rest, one with anything else is left alone
     #[arg(long, value_name = "FILE", conflicts_with_all = ["follow", "from"])]
     pub(crate) download: Option<std::path::PathBuf>,
     /// With --follow: wait at most so many seconds, then exit with 124

@@ -1,10 +1,11 @@
 //! Fetching the output of a sub-task as a stream, into a file or to standard output.
 //!
 //! Invariant: what is in the file is a beginning of the output, so that a broken or interrupted download goes on where it
-//! stopped; what was fetched is never fetched again.
+//! stopped; what was fetched is not fetched again, but for the last of it, which is compared: a file of another output is
+//! left as it is.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, BufRead as _, BufReader, Read, Write};
+use std::io::{self, BufRead as _, BufReader, Read, Seek as _, SeekFrom, Write};
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
@@ -17,6 +18,8 @@ use crate::output;
 const ATTEMPTS: u32 = 5;
 const PAUSE: Duration = Duration::from_secs(1);
 const PIECE_BYTES: usize = 64 * 1024;
+/// Bytes at the end of an unfinished file that are fetched again, to see that it is the same output.
+const OVERLAP_BYTES: u64 = 64 * 1024;
 
 /// Writes to standard output what an address gives, from a byte on where it has ranges.
 pub(crate) fn print(server: &Server, path: &str, query: &[(&str, &str)], from: u64) -> Result<()> {
@@ -50,7 +53,7 @@ pub(crate) fn to_file(
 ) -> Result<(u64, u64)> {
     let name = file.display().to_string();
     let cannot = |error: io::Error| Failure::failed(format!("cannot write {name}: {error}"));
-    let mut target = OpenOptions::new().append(true).create(true).open(file).map_err(cannot)?;
+    let mut target = OpenOptions::new().append(true).read(true).create(true).open(file).map_err(cannot)?;
     if !resumes {
         target.set_len(0).map_err(cannot)?;
     }
@@ -75,13 +78,30 @@ pub(crate) fn to_file(
     }
 }
 
+/// Fetches what is missing, after the end of what is there has been compared with the same place of the output.
 fn part(server: &Server, path: &str, query: &[(&str, &str)], have: u64, target: &mut File, name: &str) -> Result<()> {
-    match server.open(path, query, have)? {
-        Opened::Nothing { length } if length == Some(have) => Ok(()),
-        Opened::Nothing { .. } => {
-            Err(Failure::usage(format!("{name} has {have} bytes, more than the output: it is another file")))
+    let overlap = have.min(OVERLAP_BYTES);
+    let another =
+        || Failure::usage(format!("{name} has something else than the beginning of this output: it is another file"));
+    match server.open(path, query, have - overlap)? {
+        Opened::Nothing { length } if length == Some(0) && have == 0 => Ok(()),
+        Opened::Nothing { .. } => Err(another()),
+        Opened::Part(mut body) => {
+            let cannot = |error: io::Error| Failure::failed(format!("cannot read {name}: {error}"));
+            let (mut kept, mut told) = (Vec::new(), Vec::new());
+            target.seek(SeekFrom::Start(have - overlap)).map_err(cannot)?;
+            (&mut *target).take(overlap).read_to_end(&mut kept).map_err(cannot)?;
+            (&mut body).take(overlap).read_to_end(&mut told).map_err(broken)?;
+            if !kept.starts_with(&told) {
+                return Err(another());
+            }
+            if told.len() < kept.len() {
+                return Err(Failure::usage(format!(
+                    "{name} has {have} bytes, more than the output: it is another file"
+                )));
+            }
+            copy(&mut body, target)
         }
-        Opened::Part(mut body) => copy(&mut body, target),
     }
 }
 

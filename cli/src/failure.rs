@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 /// The work was carried out and went wrong, or the server failed.
 pub(crate) const FAILED: u8 = 1;
-/// The command was wrong, or what it asks for is not possible now.
+/// The command was wrong, what it asks for is not possible now, or what was compared differs.
 pub(crate) const USAGE: u8 = 2;
 /// Nobody is signed in, or the caller may not do this.
 pub(crate) const NOT_ALLOWED: u8 = 3;
@@ -31,6 +31,8 @@ pub(crate) struct Failure {
     pub(crate) message: String,
     /// What the server said, when it said something.
     pub(crate) answer: Option<Answer>,
+    /// Whether what was written to standard output says it to programs already.
+    pub(crate) is_told: bool,
 }
 
 /// The body of a failed call.
@@ -45,7 +47,7 @@ pub(crate) struct Answer {
 
 impl Failure {
     fn new(code: u8, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), answer: None }
+        Self { code, message: message.into(), answer: None, is_told: false }
     }
 
     /// The work went wrong.
@@ -56,6 +58,11 @@ impl Failure {
     /// The command is wrong.
     pub(crate) fn usage(message: impl Into<String>) -> Self {
         Self::new(USAGE, message)
+    }
+
+    /// What was shown has differences.
+    pub(crate) fn differs(message: impl Into<String>) -> Self {
+        Self { is_told: true, ..Self::new(USAGE, message) }
     }
 
     /// Nobody is signed in.
@@ -102,7 +109,7 @@ impl Failure {
         if !remarks.is_empty() {
             message = format!("{message} ({})", remarks.join(", "));
         }
-        Self { code, message, answer: Some(answer) }
+        Self { code, message, answer: Some(answer), is_told: false }
     }
 
     /// As an object for programs.

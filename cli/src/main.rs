@@ -33,7 +33,7 @@ fn main() -> ExitCode {
     match run(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            if json {
+            if json && !failure.is_told {
                 // Nothing is left to say it with if this fails, too.
                 let _ = output::json(&failure.as_json());
             }

@@ -6,7 +6,7 @@ use super::rollout::{self, Application, Instance, NewTask, TASKS};
 use super::together;
 use crate::api::Server;
 use crate::arguments::Deploy;
-use crate::failure::{Failure, NOT_ALLOWED, Result};
+use crate::failure::{Answer, Failure, Result};
 use crate::follow::Kind;
 use crate::output;
 
@@ -53,7 +53,8 @@ pub(crate) fn run(server: &Server, deploy: &Deploy, json: bool) -> Result<()> {
         &job.version,
         Some(source),
         (job.timeout, job.rollout.clone()),
-    )?;
+    )
+    .map_err(|failure| left(failure, task, "is started"))?;
     if !json {
         eprintln!("Task {} deploys version {} to {}.", sub_task.name(), job.version, rollout::hosts(&job.instances));
     }
@@ -115,13 +116,14 @@ fn application_id(task: &Value) -> Result<u64> {
     id.ok_or_else(|| Failure::failed("the server described a deploy task without its application"))
 }
 
-/// A task was made, but the caller may not go on with it alone.
+/// A task was made, but the server does not let the caller go on with it now, or alone.
 fn left(failure: Failure, task: u64, state: &str) -> Failure {
-    if failure.code != NOT_ALLOWED {
-        return failure;
-    }
-    let message = format!("{}; task {task} {state}: go on later with `drover deploy --task {task}`", failure.message);
-    Failure { message, ..failure }
+    let Some(answer) = &failure.answer else { return failure };
+    let name =
+        |message: &str| format!("{message}; task {task} {state}: go on later with `drover deploy --task {task}`");
+    let answer = Some(Answer { message: name(&answer.message), ..answer.clone() });
+    let message = name(&failure.message);
+    Failure { message, answer, ..failure }
 }
 
 /// The caller wanted no more than this.

@@ -29,6 +29,7 @@ pub(crate) fn run(Arguments { global, command }: Arguments) -> Result<()> {
         Command::Deploy(deploy) => deploy::run(&server(&global)?, &deploy, global.json),
         Command::Revert(revert) => revert::run(&server(&global)?, &revert, global.json),
         Command::Plan(plan) => plan::run(&server(&global)?, &plan, global.json),
+        Command::Approve(approve) => task::approve(&server(&global)?, &approve, global.json),
         Command::Pause(action) => sub_task::act(&server(&global)?, &action, "pause", global.json),
         Command::Resume(action) => sub_task::act(&server(&global)?, &action, "resume", global.json),
         Command::Proceed(action) => sub_task::act(&server(&global)?, &action, "proceed", global.json),

@@ -26,8 +26,12 @@ pub(super) fn run(server: &Server, plan: &Plan, json: bool) -> Result<()> {
     } else {
         show(&told)?;
     }
-    let changes = told["changes"].as_array().map_or(0, Vec::len);
-    if changes == 0 { Ok(()) } else { Err(Failure::usage(format!("{changes} changes"))) }
+    match told["changes"].as_array().map_or(0, Vec::len) {
+        0 if told["truncated"] == true => Err(Failure::differs("not everything was compared")),
+        0 => Ok(()),
+        1 => Err(Failure::differs("1 change")),
+        changes => Err(Failure::differs(format!("{changes} changes"))),
+    }
 }
 
 fn texts(list: &Value) -> String {
@@ -46,6 +50,22 @@ pub(super) fn first(task: &Value) -> String {
         Some("running") => what,
         status => format!("{what} ({})", status.unwrap_or("deleted")),
     }
+}
+
+/// Each script of the way back once, with the hosts that it is for.
+fn way_back(plan: &Value) -> Vec<(String, Vec<String>, String)> {
+    let mut scripts: Vec<(String, Vec<String>, String)> = Vec::new();
+    for target in plan["way_back"].as_array().into_iter().flatten() {
+        for step in target["steps"].as_array().into_iter().flatten() {
+            let Some(content) = plan["scripts"][output::cell(step, "script")]["content"].as_str() else { continue };
+            let (name, host) = (output::cell(step, "name"), output::cell(target, "hostname"));
+            match scripts.iter_mut().find(|(step, _, known)| *step == name && known == content) {
+                Some((_, hosts, _)) => hosts.push(host),
+                None => scripts.push((name, vec![host], content.to_owned())),
+            }
+        }
+    }
+    scripts
 }
 
 fn show(plan: &Value) -> Result<()> {
@@ -67,8 +87,17 @@ fn show(plan: &Value) -> Result<()> {
         output::line(&format!("{step} {kind} on {}", texts(&change["hostnames"])))?;
         output::line(change["diff"].as_str().unwrap_or_default().trim_end())?;
     }
+    let back: Vec<String> =
+        plan["way_back"].as_array().into_iter().flatten().map(|target| output::cell(target, "hostname")).collect();
+    if !back.is_empty() {
+        output::line(&format!("\nif it is stopped: {} go back", back.join(", ")))?;
+        for (step, hosts, content) in way_back(plan) {
+            output::line(&format!("\n{step} on the way back, on {}", hosts.join(", ")))?;
+            output::line(content.trim_end())?;
+        }
+    }
     if plan["truncated"] == true {
-        output::line("some differences are left out: there are too many")?;
+        output::line("some scripts or differences are left out: there are too many")?;
     }
     output::line(&format!("\nplan {}", output::cell(plan, "digest")))
 }

@@ -134,7 +134,8 @@ fn show(told: &[Told], json: bool, people: fn(&[&Value]) -> Result<()>) -> Resul
             Ok(_) => {}
         }
     }
-    if failed.is_empty() { Ok(()) } else { Err(Failure::failed(failed.join("; "))) }
+    // Each host's own object has it for programs.
+    if failed.is_empty() { Ok(()) } else { Err(Failure { is_told: true, ..Failure::failed(failed.join("; ")) }) }
 }
 
 fn listed(answers: &[&Value]) -> Result<()> {
@@ -206,8 +207,8 @@ fn differing(told: &[Told]) -> Result<()> {
     let drifts = releases.flatten().filter_map(|release| release["drift"]["count"].as_u64());
     match drifts.filter(|count| *count > 0).count() {
         0 => Ok(()),
-        1 => Err(Failure::usage("1 host differs")),
-        hosts => Err(Failure::usage(format!("{hosts} hosts differ"))),
+        1 => Err(Failure::differs("1 host differs")),
+        hosts => Err(Failure::differs(format!("{hosts} hosts differ"))),
     }
 }
 

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::plan;
 use super::rollout::{self, Application, TASKS};
 use crate::api::Server;
-use crate::arguments::{Task, TaskList};
+use crate::arguments::{Approve, Task, TaskList};
 use crate::failure::Result;
 use crate::output::{self, Column, cell};
 
@@ -35,14 +35,17 @@ pub(crate) fn run(server: &Server, task: &Task, json: bool) -> Result<()> {
     match task {
         Task::Show(id) => show(server, id.id, json),
         Task::List(list) => self::list(server, list, json),
-        Task::Approve(approve) => {
-            rollout::approve(server, approve.id, approve.plan.as_deref())?;
-            said(approve.id, "approved", json)
-        }
+        Task::Approve(approve) => self::approve(server, approve, json),
         Task::Reject(id) => act(server, id.id, ("reject", "rejected"), json),
         Task::Start(id) => act(server, id.id, ("start", "running"), json),
         Task::Close(id) => act(server, id.id, ("close", "closed"), json),
     }
+}
+
+/// Approves a deploy task.
+pub(super) fn approve(server: &Server, approve: &Approve, json: bool) -> Result<()> {
+    rollout::approve(server, approve.id, approve.plan.as_deref())?;
+    said(approve.id, "approved", json)
 }
 
 fn show(server: &Server, id: u64, json: bool) -> Result<()> {

@@ -136,6 +136,38 @@ fn whoever_may_not_approve_hears_how_to_go_on() {
 }
 
 #[test]
+fn what_the_server_refuses_later_names_the_task_that_was_made() {
+    for (action, state) in [
+        ("actions/approve/", "waits for review"),
+        ("actions/start/", "is approved"),
+        ("sub-upgrade-tasks/", "is started"),
+    ] {
+        let server = Server::start();
+        let refused = json!({ "error_code": 10006, "message": "not by you", "request_id": "r9" });
+        let line = format!("POST /applications/deploy-tasks/7/{action}");
+        server.on(&line, 409, refused.clone()).on(&line, 409, refused).with_shop("finished");
+        let person = Person::at(&server);
+        let ended = person.run("deploy shop --version v1");
+        assert_eq!(ended.code, 2);
+        assert!(ended.errors.contains(&format!("; task 7 {state}: go on later with")), "{}", ended.errors);
+        let told = person.run("deploy shop --version v1 --json").json();
+        assert!(told[0]["error"]["message"].as_str().is_some_and(|message| message.contains("task 7")), "{told:?}");
+    }
+}
+
+#[test]
+fn a_task_is_approved_by_the_short_command_too() {
+    let server = Server::start();
+    server.with_shop("finished");
+    let ended = Person::at(&server).run("approve 7 --plan abc --json");
+    assert_eq!(ended.json(), [json!({ "deploy_task_id": 7, "status": "approved" })]);
+    assert_eq!(
+        server.body("POST /api/v1/applications/deploy-tasks/7/actions/approve/"),
+        json!({ "plan_digest": "abc" })
+    );
+}
+
+#[test]
 fn a_revert_uses_the_running_task_or_makes_one() {
     let server = Server::start();
     server.on("GET /applications/deploy-tasks/", 200, page(json!([{ "id": 7 }])));
@@ -227,4 +259,58 @@ fn a_plan_with_changes_has_an_exit_code_of_its_own() {
         json!({"batch": "1"})
     );
     assert_eq!(server.lines("POST /api/v1/applications/deploy-tasks/7/sub-upgrade-tasks/?dry_run=true").len(), 1);
+}
+
+#[test]
+fn a_plan_is_one_object_for_programs_and_shows_the_way_back() {
+    let server = Server::start();
+    let step = json!({ "name": "pre_exec", "script": "d1" });
+    let target = |host: &str| json!({ "hostname": host, "steps": [step] });
+    let plan = |changes: Value, truncated: bool| {
+        json!({ "digest": "abc", "version": "v1", "batches": [["web-1", "web-2"]], "changes": changes,
+                "way_back": [target("web-1"), target("web-2")], "scripts": { "d1": { "content": "echo back\n" } },
+                "truncated": truncated })
+    };
+    let change = json!([{ "step": "fetch", "kind": "changed", "hostnames": ["web-1"], "diff": "" }]);
+    let line = "POST /applications/deploy-tasks/7/sub-upgrade-tasks/";
+    server.on(line, 200, plan(change, false)).on(line, 200, plan(json!([]), true)).on(
+        line,
+        200,
+        plan(json!([]), false),
+    );
+    server.with_shop("finished");
+    let person = Person::at(&server);
+    let ended = person.run("plan 7 --json");
+    assert_eq!((ended.code, ended.json().len()), (2, 1), "{ended:?}");
+    assert_eq!(person.run("plan 7").code, 2, "what was left out may be a difference");
+}
+
+#[test]
+fn a_plan_shows_people_what_runs_when_it_is_stopped() {
+    let server = Server::start();
+    let target = |host: &str| json!({ "hostname": host, "steps": [{ "name": "pre_exec", "script": "d1" }] });
+    let plan = json!({ "digest": "abc", "version": "v1", "batches": [["web-1", "web-2"]], "changes": [], "truncated": false,
+        "way_back": [target("web-1"), target("web-2")], "scripts": { "d1": { "content": "echo back\n" } } });
+    server.on("POST /applications/deploy-tasks/7/sub-upgrade-tasks/", 200, plan).with_shop("finished");
+    let ended = Person::at(&server).run("plan 7 --auto-revert");
+    assert_eq!(ended.code, 0, "{}", ended.errors);
+    let back = "if it is stopped: web-1, web-2 go back\n\npre_exec on the way back, on web-1, web-2\necho back\n";
+    assert!(ended.output.contains(back), "{}", ended.output);
+}
+
+#[test]
+fn releases_that_differ_are_one_object_for_programs() {
+    let server = Server::start();
+    let release = json!({ "name": "v1-a", "current": true, "drift": { "count": 1, "changed": [] } });
+    let answer = |host: &str, complete: bool| json!({ "hostname": host, "complete": complete, "reason": "no time", "releases": [release] });
+    for instance in [11, 12] {
+        let path = format!("GET /applications/4/instances/{instance}/releases/");
+        server.on(&path, 200, answer("web-1", true)).on(&path, 200, answer("web-1", false));
+    }
+    server.with_shop("finished");
+    let person = Person::at(&server);
+    for code in [2, 1] {
+        let ended = person.run("release drift shop --json");
+        assert_eq!((ended.code, ended.json().len()), (code, 1), "{ended:?}");
+    }
 }

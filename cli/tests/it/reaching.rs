@@ -92,3 +92,30 @@ fn without_address_or_token_nothing_is_tried() {
     assert_eq!(missing.code, 2);
     assert!(server.asked().is_empty());
 }
+
+#[test]
+fn a_download_goes_on_with_its_own_output_alone() {
+    let server = Server::start();
+    server.with_shop("finished");
+    let person = Person::at(&server);
+    let file = person.home.path().join("fetched");
+    let line = format!("logs 7 --download {}", file.display());
+    for (before, code, after) in [
+        ("", 0, "old lines\n"),
+        ("old li", 0, "old lines\n"),
+        ("old lines\n", 0, "old lines\n"),
+        // Of another task: shorter, as long, and longer.
+        ("new", 2, "new"),
+        ("new lines\n", 2, "new lines\n"),
+        ("old lines\nand more", 2, "old lines\nand more"),
+    ] {
+        std::fs::write(&file, before).unwrap();
+        let ended = person.run(&line);
+        assert_eq!(
+            (ended.code, std::fs::read_to_string(&file).unwrap().as_str()),
+            (code, after),
+            "{before:?}: {ended:?}"
+        );
+        assert_eq!(code == 2, ended.errors.contains("it is another file"), "{ended:?}");
+    }
+}
