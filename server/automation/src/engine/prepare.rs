@@ -34,10 +34,11 @@ pub(super) fn start(kernel: &Kernel, task: Task) {
         let task_id = task.id;
         let stop = owner.stopping();
         let outcome = tokio::select! {
-            outcome = prepare(&owner, &task) => outcome,
-            // The next start fetches it again.
+            biased;
+            // The next start fetches it again. Asked first: a fetch that fails because everything stops is no failure.
             () = stop.cancelled() => Ok(()),
             () = given_up.cancelled() => Ok(()),
+            outcome = prepare(&owner, &task) => outcome,
         };
         lock(&owner.part::<Engine>().preparing).remove(&task_id);
         let moved = match outcome {

@@ -68,7 +68,8 @@ impl<E: std::fmt::Display> From<E> for Ended {
 
 /// Runs a session to its end.
 pub(super) async fn run(kernel: Kernel, mut socket: Socket) {
-    let opened = tokio::time::timeout(OPENING, open(&kernel, &mut socket)).await;
+    // What happens once or seldom is boxed: ten thousand idle sessions hold what waiting for a message takes.
+    let opened = tokio::time::timeout(OPENING, Box::pin(open(&kernel, &mut socket))).await;
     let (session, hello, control, turn) = match opened {
         Ok(Ok(Some(opened))) => opened,
         Ok(Ok(None)) => return,
@@ -89,7 +90,7 @@ pub(super) async fn run(kernel: Kernel, mut socket: Socket) {
         durable,
         data,
     };
-    let outcome = match reader.welcome(&hello, turn).await {
+    let outcome = match Box::pin(reader.welcome(hello, turn)).await {
         Ok(()) => reader.read(stream).await,
         Err(ended) => Err(ended),
     };
@@ -100,7 +101,7 @@ pub(super) async fn run(kernel: Kernel, mut socket: Socket) {
     let _ = acknowledger.await;
     let _ = writer.await;
     let present = kernel.part::<Engine>().hub.remove(&session);
-    if present && let Err(error) = note_seen(&kernel, &session, false, None).await {
+    if present && let Err(error) = Box::pin(note_seen(&kernel, &session, false, None)).await {
         tracing::warn!(%error, "cannot note that an agent has gone");
     }
 }
@@ -232,9 +233,10 @@ enum Waiting {
 
 /// Acknowledges output, and takes in news after all output before them.
 async fn acknowledge(kernel: Kernel, session: Arc<Session>, mut waiting: mpsc::Receiver<Waiting>) {
-    let mut batch = Vec::with_capacity(NEWS_BATCH);
+    let mut batch = Vec::new();
     while waiting.recv_many(&mut batch, NEWS_BATCH).await > 0 {
-        if let Err(Ended(reason)) = acknowledge_all(&kernel, &session, batch.drain(..)).await {
+        let together = std::mem::take(&mut batch).into_iter();
+        if let Err(Ended(reason)) = Box::pin(acknowledge_all(&kernel, &session, together)).await {
             tracing::warn!(host = session.host_name, reason, "the session is ended; the agent will come back");
             session.closed.cancel();
             return;
@@ -313,7 +315,7 @@ struct Reader {
 
 impl Reader {
     /// Says what is wanted of the agent's holdings, and sends again what it never got.
-    async fn welcome(&mut self, hello: &Hello, turn: OwnedMutexGuard<()>) -> Result<(), Ended> {
+    async fn welcome(&mut self, hello: Box<Hello>, turn: OwnedMutexGuard<()>) -> Result<(), Ended> {
         let mut answers = Vec::with_capacity(hello.holdings.len());
         for holding in &hello.holdings {
             let accepted = News::Accepted(holding.execution_id.clone(), holding.attempt.into());
@@ -344,7 +346,7 @@ impl Reader {
                 holdings: answers,
             })
             .await;
-        self.account_for_missing(hello).await?;
+        self.account_for_missing(&hello).await?;
         drop(turn);
         watching::look_after(&self.kernel, [self.session.host_id]);
         engine::dispatch_host(&self.kernel, &self.session).await?;
@@ -398,14 +400,14 @@ impl Reader {
             match message {
                 Err(_) => return Err(Ended(format!("nothing was heard for {} s", silence.as_secs()))),
                 Ok(None | Some(Ok(Message::Close(_)))) => return Ok(()),
-                Ok(Some(Ok(Message::Text(text)))) => self.control(serde_json::from_str(&text)?).await?,
-                Ok(Some(Ok(Message::Binary(frame)))) => self.frame(frame).await?,
+                Ok(Some(Ok(Message::Text(text)))) => Box::pin(self.control(serde_json::from_str(&text)?)).await?,
+                Ok(Some(Ok(Message::Binary(frame)))) => Box::pin(self.frame(frame)).await?,
                 Ok(Some(Ok(_))) => {}
                 Ok(Some(Err(error))) => return Err(error.into()),
             }
             if seen.elapsed() > SEEN {
                 seen = tokio::time::Instant::now();
-                note_seen(&self.kernel, &self.session, true, None).await?;
+                Box::pin(note_seen(&self.kernel, &self.session, true, None)).await?;
             }
         }
     }
