@@ -6,11 +6,12 @@
 //! last execution ends here ends in the same transaction; where something fails, each piece of news is taken in by itself, so
 //! that nobody's news suffer from another's.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
 
-use drover_kernel::{Audit, Error, Kernel, Result, Tx};
+use drover_kernel::{Audit, Error, Kernel, Result};
 use drover_shared::message::Finished;
+use drover_shared::words::ExecutionState as State;
 use tokio::sync::{OwnedMutexGuard, oneshot};
 
 use super::{Engine, lock, results, step};
@@ -108,14 +109,34 @@ async fn one_by_one(kernel: &Kernel, items: &[Item]) -> Vec<Result<Option<Known>
 async fn together(kernel: &Kernel, items: &[Item]) -> Result<Vec<Option<Known>>> {
     let Some(first) = items.first() else { return Ok(Vec::new()) };
     let mut tx = kernel.work().begin(first.organisation_id).await?;
-    let mut all = Vec::with_capacity(items.len());
+    let named = items.iter().map(|item| item.execution().0.to_owned()).collect::<BTreeSet<_>>();
+    let found = store::find_all(&mut tx, named.into_iter().collect()).await?;
+    let mut all: HashMap<String, Known> = found.into_iter().map(|known| (known.id.clone(), known)).collect();
+    let answers: Vec<Option<Known>> = items.iter().map(|item| item.find(&all).cloned()).collect();
+    // What a session accepted it accepted before it said how that ended.
+    let accepted = items.iter().filter(|item| matches!(item.news, News::Accepted(..)));
+    let accepted: Vec<String> = accepted
+        .filter_map(|item| item.find(&all))
+        .filter(|known| known.state == State::Dispatched)
+        .map(|known| known.id.clone())
+        .collect();
+    for id in &accepted {
+        all.entry(id.clone()).and_modify(|known| known.state = State::Running);
+    }
+    if !accepted.is_empty() {
+        store::accept(&mut tx, accepted).await?;
+    }
     let mut tasks = BTreeSet::new();
     for item in items {
-        let known = one(&mut tx, item).await?;
-        let is_over = matches!(item.news, News::Finished(_));
+        let (News::Finished(news), Some(known)) = (&item.news, item.find(&all)) else { continue };
+        let known = known.clone();
+        results::finished(&mut tx, &known, news).await?;
         // What goes by a rule has something to say before it ends, which waits for its log.
-        tasks.extend(known.as_ref().filter(|known| is_over && !known.by_rule).map(|known| known.task_id));
-        all.push(known);
+        if !known.by_rule {
+            tasks.insert(known.task_id);
+        }
+        // Heard twice, it changes nothing.
+        all.entry(known.id).and_modify(|known| known.state = news.state);
     }
     for task_id in tasks {
         if store::all_are_over(&mut tx, task_id).await? {
@@ -123,12 +144,21 @@ async fn together(kernel: &Kernel, items: &[Item]) -> Result<Vec<Option<Known>>>
         }
     }
     tx.finish(Audit::none("agents say how executions go")).await?;
-    Ok(all)
+    Ok(answers)
 }
 
-async fn one(tx: &mut Tx, item: &Item) -> Result<Option<Known>> {
-    match &item.news {
-        News::Accepted(id, attempt) => results::accepted(tx, item.host_id, id, *attempt).await,
-        News::Finished(news) => results::finished(tx, item.host_id, news).await,
+impl Item {
+    /// Execution and attempt that it speaks of.
+    fn execution(&self) -> (&str, i64) {
+        match &self.news {
+            News::Accepted(id, attempt) => (id, *attempt),
+            News::Finished(news) => (&news.execution_id, news.attempt.into()),
+        }
+    }
+
+    /// The execution, if it belongs to the session's host and this is its present attempt.
+    fn find<'a>(&self, all: &'a HashMap<String, Known>) -> Option<&'a Known> {
+        let (id, attempt) = self.execution();
+        all.get(id).filter(|known| known.host_id == self.host_id && known.attempt == attempt)
     }
 }

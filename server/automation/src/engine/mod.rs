@@ -6,6 +6,7 @@
 
 mod after;
 mod auto_start;
+mod dispatch;
 mod expire;
 mod intake;
 pub(crate) mod prepare;
@@ -37,25 +38,21 @@ use crate::tasks::store::{self as task_store, Execution, Task};
 use crate::watching::{self, Watching};
 
 pub use auto_start::put_off;
+pub(crate) use dispatch::dispatch_hosts;
 pub(crate) use intake::{News, take_in};
 pub(crate) use results::{lost, rejected};
 pub(crate) use sending::send_missing;
 pub(crate) use waking::{say_and_wake, wake};
 
+use dispatch::{Dispatch, dispatch};
 use intake::Intake;
 use waking::Waking;
 
 /// Topic of the engine's wake-ups; the key is a task.
 pub(crate) const TOPIC: &str = "task";
 
-/// Executions that are marked as sent in one transaction.
-const SEND_BATCH: i64 = 200;
-
 /// Interval of the sweep.
 const SWEEP: Duration = Duration::from_secs(1);
-
-/// Hosts without an agent that a task's output names at a time.
-const ABSENT_NAMED_MAX: usize = 100;
 
 /// How long an order may stay without an answer before it is sent again.
 const UNANSWERED: Duration = Duration::from_secs(10);
@@ -83,6 +80,7 @@ pub struct Engine {
     unclosed: Mutex<HashSet<(i64, Outcome)>>,
     /// What the output of tasks was told about their batches, so that it is told once.
     told: Mutex<HashSet<(i64, i64)>>,
+    dispatch: Dispatch,
     intake: Intake,
     waking: Waking,
     pub(crate) watching: Watching,
@@ -102,6 +100,7 @@ impl Engine {
             starting: Mutex::default(),
             unclosed: Mutex::default(),
             told: Mutex::default(),
+            dispatch: Dispatch::default(),
             intake: Intake::default(),
             waking: Waking::default(),
             watching: Watching::default(),
@@ -325,6 +324,7 @@ fn known(task: &Task, execution: &Execution) -> Known {
         attempt: execution.attempt,
         state: execution.state,
         kind: task.kind,
+        version: task.version.clone(),
         by_rule: task.rollout.is_some(),
     }
 }
@@ -347,66 +347,6 @@ async fn close_log(engine: &Engine, task_id: i64, outcome: Outcome) -> Result<()
         lock(&engine.unclosed).insert((task_id, outcome));
     }
     ended
-}
-
-/// Sends what may be sent now to the hosts that are connected.
-async fn dispatch(kernel: &Kernel, task: &Task) -> Result<()> {
-    let engine = kernel.part::<Engine>();
-    let hosts = execution_store::hosts_waiting(&mut kernel.work().read().await?, task.id).await?;
-    let mut absent = Vec::new();
-    for host in hosts {
-        match engine.hub.find(host.host_id) {
-            Some(session) => dispatch_host(kernel, &session).await?,
-            None if engine.hub.first_absence(task.id, host.host_id) => absent.push(host.host_name),
-            None => {}
-        }
-    }
-    if !absent.is_empty() {
-        let (owner, task_id) = (kernel.clone(), task.id);
-        kernel.spawn(async move { report_absence(&owner, task_id, &absent).await });
-    }
-    Ok(())
-}
-
-/// Says once in the output what a task waits for.
-async fn report_absence(kernel: &Kernel, task_id: i64, hosts: &[String]) {
-    let engine = kernel.part::<Engine>();
-    let (named, others) = hosts.split_at(hosts.len().min(ABSENT_NAMED_MAX));
-    for host in named {
-        let text = format!("{host}: waiting for the agent of this host to connect");
-        engine.notice(task_id, kernel.clock().now(), &text).await;
-    }
-    if !others.is_empty() {
-        let text = format!("waiting for the agents of {} more hosts to connect", others.len());
-        engine.notice(task_id, kernel.clock().now(), &text).await;
-    }
-}
-
-/// Sends everything that waits for one host through its session.
-pub(crate) async fn dispatch_host(kernel: &Kernel, session: &Arc<Session>) -> Result<()> {
-    // One sender at a time for a host keeps the order of executions.
-    let _turn = session.sending.lock().await;
-    let work = kernel.work();
-    loop {
-        let waiting = execution_store::queued_for_host(&mut work.read().await?, session.host_id, SEND_BATCH).await?;
-        let Some(first) = waiting.first() else { return Ok(()) };
-        // Before anything is marked as sent: what cannot be read now is sent later.
-        let needs = sending::needs_of(kernel, session, &waiting).await?;
-        let mut tx = work.begin(first.organisation_id).await?;
-        let ids = waiting.iter().map(|execution| execution.id.clone()).collect();
-        let sent: HashSet<String> =
-            execution_store::mark_sent(&mut tx, ids, session.epoch).await?.into_iter().collect();
-        tx.finish(Audit::none("executions are sent")).await?;
-        if sent.is_empty() {
-            return Ok(());
-        }
-        for (execution, needs) in waiting.iter().zip(needs).filter(|(one, _)| sent.contains(&one.id)) {
-            // A session that ends here takes nothing along: the agent does not list it, and it is sent again.
-            if !sending::send(kernel, session, execution, needs).await? {
-                return Ok(());
-            }
-        }
-    }
 }
 
 /// The signed order for an execution.

@@ -14,15 +14,6 @@ use crate::executions::store::{self as store, Known};
 use crate::link::hub::Session;
 use crate::tasks::premises::instance_statuses;
 
-/// The agent holds the order.
-pub(super) async fn accepted(tx: &mut Tx, host_id: i64, id: &str, attempt: i64) -> Result<Option<Known>> {
-    let known = store::find(tx, host_id, id).await?.filter(|known| known.attempt == attempt);
-    if let Some(known) = known.as_ref().filter(|known| known.state == State::Dispatched) {
-        store::advance(tx, known, Event::Accepted, None).await?;
-    }
-    Ok(known)
-}
-
 /// The execution, if it belongs to the session's host and this is its present attempt.
 async fn find(kernel: &Kernel, session: &Session, id: &str, attempt: i64) -> Result<Option<Known>> {
     let mut read = kernel.work().read().await?;
@@ -72,18 +63,15 @@ pub(super) async fn stop_instance(tx: &mut Tx, instance_id: Option<i64>) -> Resu
 
 /// How an execution ended; all of its output is durable. Heard twice it changes nothing. Of an execution that was given
 /// up as lost it is the truth that was missing.
-pub(super) async fn finished(tx: &mut Tx, host_id: i64, news: &Finished) -> Result<Option<Known>> {
-    let attempt = i64::from(news.attempt);
-    let known = store::find(tx, host_id, &news.execution_id).await?.filter(|known| known.attempt == attempt);
-    let (Some(known), Some(event)) = (known, reported(news.state)) else { return Ok(None) };
+pub(super) async fn finished(tx: &mut Tx, known: &Known, news: &Finished) -> Result<()> {
+    let Some(event) = reported(news.state) else { return Ok(()) };
     let failed = news.state != State::Succeeded;
     if failed {
-        rollout::lock(tx, &known).await?;
+        rollout::lock(tx, known).await?;
     }
-    if !store::advance(tx, &known, event, news.reason.as_deref()).await? {
-        return Ok(Some(known));
+    if !store::finish(tx, known, event, news).await? {
+        return Ok(());
     }
-    store::set_details(tx, news).await?;
     let late = known.state == State::Lost;
     if let Some(instance_id) = known.instance_id {
         // Whoever changed the instance since then, or took it away, knows better.
@@ -94,7 +82,7 @@ pub(super) async fn finished(tx: &mut Tx, host_id: i64, news: &Finished) -> Resu
             begin_change(tx, &[instance_id], InstanceStatus::Updating).await?;
         }
         if !outdated {
-            settle_instance(tx, instance_id, &known, news).await?;
+            settle_instance(tx, instance_id, known, news).await?;
         }
     }
     if late {
@@ -102,8 +90,7 @@ pub(super) async fn finished(tx: &mut Tx, host_id: i64, news: &Finished) -> Resu
         let task_id = known.task_id;
         tx.after_commit(move |kernel| say_and_wake(kernel, task_id, text));
     }
-    over(tx, &known, failed).await?;
-    Ok(Some(known))
+    over(tx, known, failed).await
 }
 
 /// What an execution leaves behind on its instance.
@@ -114,9 +101,13 @@ async fn settle_instance(tx: &mut Tx, instance_id: i64, known: &Known, news: &Fi
         version = releases.iter().find(|release| release.current).map(|release| release.version.clone());
     }
     let succeeded = news.state == State::Succeeded;
-    let installs = matches!(known.kind, Action::Upgrade | Action::Revert);
-    if succeeded && installs && version.is_none() {
-        version = entry_version(&store::entry(tx, &known.id).await?);
+    if succeeded && version.is_none() {
+        version = match known.kind {
+            Action::Upgrade => Some(known.version.clone()),
+            // A revert by a rule takes each instance back to a version of its own.
+            Action::Revert => entry_version(&store::entry(tx, &known.id).await?),
+            Action::Start | Action::Stop | Action::Restart => None,
+        };
     }
     // What could not be stopped runs, as far as anybody can say; what could not be started does not.
     let runs = succeeded != (known.kind == Action::Stop);

@@ -17,21 +17,13 @@ use crate::executions::store::Sendable;
 use crate::link::hub::Session;
 
 /// The secrets of an execution, or why it cannot be carried out.
-type Needs = Result<Secrets, String>;
+pub(super) type Needs = Result<Secrets, String>;
 
-/// What executions that are about to be sent need beside their orders.
+/// What an execution needs beside its order.
 ///
 /// # Errors
 /// When the database is not available.
-pub(super) async fn needs_of(kernel: &Kernel, session: &Session, executions: &[Sendable]) -> Result<Vec<Needs>> {
-    let mut needs = Vec::with_capacity(executions.len());
-    for execution in executions {
-        needs.push(needs_of_one(kernel, session, execution).await?);
-    }
-    Ok(needs)
-}
-
-async fn needs_of_one(kernel: &Kernel, session: &Session, execution: &Sendable) -> Result<Needs> {
+pub(super) async fn needs_of_one(kernel: &Kernel, session: &Session, execution: &Sendable) -> Result<Needs> {
     // Most need nothing, and entries are long.
     let may_need = ["\"secrets\":[", "\"shared_paths\":["];
     if !may_need.iter().any(|member| execution.entry.contains(member)) {

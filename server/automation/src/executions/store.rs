@@ -42,22 +42,23 @@ row! {
         pub host_name: String,
         pub attempt: i64,
         pub state: State,
-        /// What its task does.
+        /// What its task does, and the version that it is about.
         pub kind: Action,
+        pub version: String,
         /// Whether its task goes by a rollout rule, which has to hear of it.
         pub by_rule: bool,
     }
 }
 
-/// Executions of a host that may be sent now: their task has reached their phase, its plan is complete.
-pub(crate) async fn queued_for_host(read: &mut Read, host_id: i64, limit: i64) -> Result<Vec<Sendable>> {
+/// Executions of these hosts that may be sent now, oldest first: their task has reached their phase, its plan is complete.
+pub(crate) async fn queued_for_hosts(read: &mut Read, hosts: &[i64], limit: i64) -> Result<Vec<Sendable>> {
     let sql = sql!(
         "SELECT e.id, e.organisation_id, e.task_id, e.ordinal, e.attempt, e.state, e.instance_id, e.host_id, e.host_name, \
          e.role, e.entry, e.entry_digest, t.plan_digest, t.deadline_at, t.created_at, t.application_id FROM executions e \
-         JOIN tasks t ON t.id = e.task_id WHERE e.host_id = $1 AND e.state = 'queued' AND t.plan_digest IS NOT NULL \
+         JOIN tasks t ON t.id = e.task_id WHERE e.host_id IN ($1) AND e.state = 'queued' AND t.plan_digest IS NOT NULL \
          AND e.batch <= t.batch_admitted AND t.held_by IS NULL AND t.phase = CASE e.role WHEN 'instance' THEN 'instances' ELSE e.role END ORDER BY e.id LIMIT $2"
     );
-    Ok(read.all(sql, args![host_id, limit]).await?)
+    Ok(read.all(sql, args![hosts.to_vec(), limit]).await?)
 }
 
 row! {
@@ -103,10 +104,19 @@ pub(crate) async fn unanswered(read: &mut Read, before: Time, beyond: &str) -> R
 pub(crate) async fn find(read: &mut Read, host_id: i64, id: &str) -> Result<Option<Known>> {
     let sql = sql!(
         "SELECT e.id, e.organisation_id, e.task_id, e.ordinal, e.instance_id, e.host_id, e.host_name, e.attempt, e.state, \
-         t.kind, t.rollout IS NOT NULL AS by_rule FROM executions e JOIN tasks t ON t.id = e.task_id \
+         t.kind, t.version, t.rollout IS NOT NULL AS by_rule FROM executions e JOIN tasks t ON t.id = e.task_id \
          WHERE e.host_id = $1 AND e.id = $2"
     );
     Ok(read.opt(sql, args![host_id, id]).await?)
+}
+
+/// Executions by their ids, whatever their hosts.
+pub(crate) async fn find_all(read: &mut Read, ids: Vec<String>) -> Result<Vec<Known>> {
+    let sql = sql!(
+        "SELECT e.id, e.organisation_id, e.task_id, e.ordinal, e.instance_id, e.host_id, e.host_name, e.attempt, e.state, \
+         t.kind, t.version, t.rollout IS NOT NULL AS by_rule FROM executions e JOIN tasks t ON t.id = e.task_id WHERE e.id IN ($1)"
+    );
+    Ok(read.all(sql, args![ids]).await?)
 }
 
 /// What an execution was sent.
@@ -114,17 +124,18 @@ pub(crate) async fn entry(read: &mut Read, id: &str) -> Result<String> {
     Ok(read.value(sql!("SELECT entry FROM executions WHERE id = $1"), args![id]).await?)
 }
 
-/// Marks executions as sent in the session with this epoch. Gives the ids that may still be sent: a person may have held
-/// or ended their task since they were read.
-pub async fn mark_sent(tx: &mut Tx, ids: Vec<String>, epoch: i64) -> Result<Vec<String>> {
+/// Marks executions as sent in the present session of their hosts' agents. Gives the ids that may still be sent: a person
+/// may have held or ended their task since they were read.
+pub async fn mark_sent(tx: &mut Tx, ids: Vec<String>) -> Result<Vec<String>> {
     let now = tx.now();
     let sql = sql!(
-        "UPDATE executions SET state = 'dispatched', dispatched_at = $3, epoch = $2 \
+        "UPDATE executions SET state = 'dispatched', dispatched_at = $2, \
+         epoch = (SELECT MAX(a.epoch) FROM agents a WHERE a.host_id = executions.host_id) \
          WHERE id IN ($1) AND state = 'queued' AND EXISTS (SELECT 1 FROM tasks t WHERE t.id = executions.task_id \
          AND t.held_by IS NULL AND executions.batch <= t.batch_admitted AND t.phase = \
          CASE executions.role WHEN 'instance' THEN 'instances' ELSE executions.role END) RETURNING id"
     );
-    Ok(tx.values(sql, args![ids, epoch, now]).await?)
+    Ok(tx.values(sql, args![ids, now]).await?)
 }
 
 /// Moves an execution from the state it was read in. False when the event does not apply: it was heard before.
@@ -143,6 +154,33 @@ pub(crate) async fn advance(tx: &mut Tx, execution: &Known, event: Event, reason
     tx.run_one(sql, arguments).await.map(|()| true)
 }
 
+/// Moves executions on that their agents have accepted, from the state that they were read in.
+pub(crate) async fn accept(tx: &mut Tx, ids: Vec<String>) -> Result<()> {
+    let now = tx.now();
+    let sql = sql!(
+        "UPDATE executions SET state = 'running', started_at = COALESCE(started_at, $2) \
+         WHERE id IN ($1) AND state = 'dispatched'"
+    );
+    tx.run(sql, args![ids, now]).await?;
+    Ok(())
+}
+
+/// Moves an execution to its end, with the details of how it ended. False as [`advance`] gives it.
+pub(crate) async fn finish(tx: &mut Tx, execution: &Known, event: Event, finished: &Finished) -> Result<bool> {
+    let Ok(state) = rules::step(execution.state, event) else { return Ok(false) };
+    let steps = serde_json::to_value(&finished.steps).map_err(Error::internal)?;
+    let processes = serde_json::to_value(&finished.processes).map_err(Error::internal)?;
+    let now = tx.now();
+    let sql = sql!(
+        "UPDATE executions SET state = $4, reason = $5, finished_at = $6, steps = $7, processes = $8, \
+         output_truncated = $9 WHERE id = $1 AND attempt = $2 AND state = $3"
+    );
+    let (id, reason) = (execution.id.as_str(), finished.reason.as_deref());
+    let truncated = finished.output_truncated;
+    let arguments = args![id, execution.attempt, execution.state, state, reason, now, steps, processes, truncated];
+    tx.run_one(sql, arguments).await.map(|()| true)
+}
+
 /// Whether nothing of a task waits or runs any more.
 pub(crate) async fn all_are_over(read: &mut Read, task_id: i64) -> Result<bool> {
     let sql =
@@ -154,14 +192,6 @@ pub(crate) async fn all_are_over(read: &mut Read, task_id: i64) -> Result<bool> 
 pub(crate) async fn has_later_task(read: &mut Read, instance_id: i64, task_id: i64) -> Result<bool> {
     let sql = sql!("SELECT COUNT(*) FROM executions WHERE instance_id = $1 AND task_id > $2");
     Ok(read.value::<i64>(sql, args![instance_id, task_id]).await? > 0)
-}
-
-/// Stores the details of how an execution ended.
-pub(crate) async fn set_details(tx: &mut Tx, finished: &Finished) -> Result<()> {
-    let steps = serde_json::to_value(&finished.steps).map_err(Error::internal)?;
-    let processes = serde_json::to_value(&finished.processes).map_err(Error::internal)?;
-    let sql = sql!("UPDATE executions SET steps = $2, processes = $3, output_truncated = $4 WHERE id = $1");
-    tx.run_one(sql, args![finished.execution_id.as_str(), steps, processes, finished.output_truncated]).await
 }
 
 /// Replaces what is known of the releases that an instance keeps.

@@ -349,7 +349,7 @@ impl Reader {
         self.account_for_missing(&hello).await?;
         drop(turn);
         watching::look_after(&self.kernel, [self.session.host_id]);
-        engine::dispatch_host(&self.kernel, &self.session).await?;
+        engine::dispatch_hosts(&self.kernel, [self.session.host_id]).await?;
         Ok(())
     }
 
