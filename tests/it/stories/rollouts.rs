@@ -83,7 +83,7 @@ async fn twenty_hosts_stop_at_the_second_failure() {
     let detail = shop.end_of(&again).await;
     assert_eq!(detail["status"], "finished", "{detail:#}");
     let names: Vec<String> = steps(on_host(&detail, "web-03")).into_iter().map(|(name, _)| name).collect();
-    assert_eq!(names, ["post_exec", "prune"]);
+    assert_eq!(names, ["switch", "post_exec", "prune"], "the switch tells which release it is, and has nothing to do");
     assert_eq!(ran(&shop, "upgrade v1").len(), 11);
 }
 
@@ -156,4 +156,59 @@ async fn a_cancelled_sub_task_ends_its_hooks_with_all_their_processes() {
     let child = fs::read_to_string(shop.folder().join("child")).expect("the child's number");
     assert!(!Path::new(&format!("/proc/{}", child.trim())).exists(), "the child is dead");
     assert_eq!(shop.current("web-01", "index.html"), None);
+}
+
+async fn retried(shop: &Shop, sub_task: &SubTask) -> Value {
+    let made = shop.api().post(&format!("{}actions/retry/", sub_task.path), json!({})).await.expect(200);
+    let base = sub_task.path.trim_end_matches('/').rsplit_once('/').expect("a path").0.to_owned();
+    let again = SubTask { path: format!("{base}/{}/", text(&made["task_id"])), channel: text(&made["task_output"]) };
+    shop.end_of(&again).await
+}
+
+#[tokio::test]
+async fn a_retry_after_the_way_back_deploys_what_it_says() {
+    let shop = shop(1).await;
+    shop.deployed("v1").await;
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    drop(listener);
+    let health = json!({"tcp": format!("127.0.0.1:{port}"), "interval": 1, "retries": 1});
+    let sub_task = roll_out(&shop, "v2", json!({"health": health, "auto_revert": true})).await;
+    assert_eq!(shop.end_of(&sub_task).await["status"], "failed");
+    wait_until("the way back", async || {
+        let (status, version) = shop.instance("web-01").await;
+        !status.ends_with("ing") || status == "running" && version.as_deref() == Some("v1")
+    })
+    .await;
+    wait_until("rest", async || !shop.instance("web-01").await.0.contains("reverting")).await;
+    let _listener = std::net::TcpListener::bind(("127.0.0.1", port)).expect("the port");
+    let detail = retried(&shop, &sub_task).await;
+    let serves = shop.current("web-01", "index.html");
+    let steps: Vec<String> = steps(on_host(&detail, "web-01")).into_iter().map(|(name, _)| name).collect();
+    assert!(
+        detail["status"] != "finished" || serves.as_deref() == Some("two\n"),
+        "the sub-task of {} is {} with {steps:?}, and the host serves {serves:?}",
+        detail["version"],
+        detail["status"]
+    );
+}
+
+#[tokio::test]
+async fn a_retried_hook_has_its_environment() {
+    let shop = Shop::with_versions(&["web-01"]).await;
+    shop.deployed("v1").await;
+    let folder = shop.folder().display().to_string();
+    let hook = format!(
+        "echo \"release=${{DROVER_RELEASE_PATH-unset}} previous=${{DROVER_PREVIOUS_RELEASE_PATH-unset}} in=$PWD\" >> '{folder}/told'\n\
+         test ! -e '{folder}/fail'"
+    );
+    shop.hook("post_exec", "bash", &hook).await;
+    fs::write(shop.folder().join("fail"), "").expect("a file");
+    let sub_task = shop.deploy("v2").await;
+    assert_eq!(shop.end_of(&sub_task).await["status"], "failed");
+    fs::remove_file(shop.folder().join("fail")).expect("the file");
+    assert_eq!(retried(&shop, &sub_task).await["status"], "finished");
+    let told = fs::read_to_string(shop.folder().join("told")).expect("what it said");
+    let lines: Vec<&str> = told.lines().collect();
+    assert_eq!(lines[0], lines[1]);
 }

@@ -14,6 +14,7 @@ mod returning;
 mod reverting;
 mod rollouts;
 mod secrets;
+mod sessions;
 
 use drover_kernel::{args, sql};
 use drover_tests::TestServer;

@@ -159,3 +159,59 @@ both_engines! {
         assert_eq!((ids.len(), sent), (1, vec![]));
     }
 }
+
+both_engines! {
+    async fn what_never_arrived_does_not_start_after_the_stop(server: TestServer) {
+        let shop = Shop::new(&server, 2).await;
+        shop.hook("pre_exec", "true").await;
+        let address = listen(&server).await;
+        let mut good = StubAgent::enrol(&server, address, "web-1", &[]).await;
+        let mut deaf = StubAgent::enrol(&server, address, "web-2", &[]).await;
+        let deploy_task = shop.started().await;
+        let body = json!({"instances": crate::tasks::references(&shop.instances), "rollout": {"max_failures": 0}});
+        let receipt = shop.admin.post(&upgrades(deploy_task), body).await.expect(200);
+        let task: i64 = receipt["task_id"].as_str().expect("text").parse().expect("digits");
+        let statement = order(&mut good).await;
+        // The order of the other one is under way when its connection breaks: it never holds it.
+        order(&mut deaf).await;
+        deaf.leave();
+        accept(&mut good, &statement).await;
+        let failed = Finished {
+            execution_id: statement.execution_id.clone(), attempt: statement.attempt, state: ExecutionState::Failed,
+            reason: Some("broken".to_owned()), steps: Vec::new(), log_length: 0, output_truncated: false,
+            processes: ProcessVerdict::default(), releases: None,
+        };
+        good.say(&ToServer::Finished(Box::new(failed))).await;
+        wait_until("the stop", async || !detail(&shop, deploy_task, task).await["stop_reason"].is_null()).await;
+        deaf.come_back(Vec::new()).await;
+        wait_until("the end", async || detail(&shop, deploy_task, task).await["status"] == "failed").await;
+        let told = detail(&shop, deploy_task, task).await;
+        let states: Vec<&Value> = (0..2).map(|one| &told["instances"][one]["status"]).collect();
+        assert_eq!(states, ["failed", "cancelled"], "a target starts after the allowed failures: {told:#}");
+    }
+
+    async fn a_failed_download_leaves_the_instance_as_it_was(server: TestServer) {
+        let shop = Shop::new(&server, 1).await;
+        shop.hook("pre_exec", "true").await;
+        server.run(sql!("UPDATE instances SET status = 'running', version = 'old'"), args![]).await;
+        let mut agent = StubAgent::enrol(&server, listen(&server).await, "web-1", &[]).await;
+        let deploy_task = shop.started().await;
+        let task = upgrade(&shop, deploy_task, &shop.instances).await;
+        let statement = order(&mut agent).await;
+        accept(&mut agent, &statement).await;
+        let step = |name: &str, state| drover_shared::message::StepOutcome {
+            name: name.to_owned(), state, exit_code: None, signal: None, error: None, started_ms: None, duration_ms: None,
+            log_start: 0, log_end: 0,
+        };
+        use drover_shared::words::StepState;
+        let failed = Finished {
+            execution_id: statement.execution_id.clone(), attempt: statement.attempt, state: ExecutionState::Failed,
+            reason: Some("fetch: the disk is full".to_owned()),
+            steps: vec![step("fetch", StepState::Failed), step("pre_exec", StepState::Skipped)], log_length: 0,
+            output_truncated: false, processes: ProcessVerdict::default(), releases: None,
+        };
+        agent.say(&ToServer::Finished(Box::new(failed))).await;
+        wait_until("the end", async || detail(&shop, deploy_task, task).await["status"] == "failed").await;
+        assert_eq!(instances(&shop).await, ["running"], "nothing was stopped there");
+    }
+}

@@ -3,11 +3,12 @@
 //! What agents would report is written into the database, and the engine is asked to look.
 
 use drover_automation::engine::sweep_once;
+use drover_kernel::db::Sql;
 use drover_kernel::{args, sql};
-use drover_tests::{TestServer, both_engines, wait_until};
+use drover_tests::{Engine, TestServer, both_engines, wait_until};
 use serde_json::{Value, json};
 
-use super::{counts, detail, entries, instances, references, upgrades};
+use super::{counts, detail, entries, instances, references, upgrade, upgrades};
 use crate::deploys::Shop;
 
 /// A running sub-task with this rollout on all instances.
@@ -221,5 +222,149 @@ both_engines! {
             assert_eq!(shop.admin.post(&upgrades(deploy_task), body).await.expect(400)["field"], field);
         }
         assert_eq!(counts(&server).await, before);
+    }
+}
+
+/// Who waits for somebody's lock in PostgreSQL.
+const WAITING: &str =
+    "SELECT COUNT(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+
+/// Changes the rule of a task that is under way; what takes its instances back does what the task does.
+async fn set_rule(server: &TestServer, task: i64, rollout: Value) {
+    server.run(sql!("UPDATE tasks SET rollout = $2 WHERE id = $1"), args![task, rollout]).await;
+    server
+        .run(sql!("UPDATE executions SET revert_entry = entry WHERE task_id = $1 AND role = 'instance'"), args![task])
+        .await;
+}
+
+/// Several rounds of the sweep, minutes apart.
+async fn sweeps(server: &TestServer) {
+    for _ in 0..5 {
+        sweep_once(server.kernel(), true).await.expect("a round");
+        server.advance(std::time::Duration::from_secs(600));
+    }
+}
+
+both_engines! {
+    async fn a_deleted_instance_keeps_no_task_from_its_end(server: TestServer) {
+        let shop = Shop::new(&server, 2).await;
+        shop.hook("pre_exec", "true").await;
+        let deploy_task = shop.started().await;
+        let task = roll_out(&shop, deploy_task, json!({"batch": 1})).await;
+        set_rule(&server, task, json!({"batch": 1, "auto_revert": true})).await;
+        report(&server, task, "web-1", "succeeded").await;
+        let path = format!("/applications/{}/instances/", shop.application);
+        shop.admin.delete_with(&path, json!([shop.instances[0]])).await.expect(200);
+        report(&server, task, "web-2", "failed").await;
+        sweeps(&server).await;
+        assert_eq!(detail(&shop, deploy_task, task).await["status"], "failed", "the task never ends");
+    }
+
+    async fn an_instance_in_other_hands_keeps_no_task_from_its_end(server: TestServer) {
+        let shop = Shop::new(&server, 2).await;
+        shop.hook("pre_exec", "true").await;
+        shop.admin.patch(&format!("/applications/{}/", shop.application), json!({"startup_cmd": "true", "stop_cmd": "true"})).await;
+        let deploy_task = shop.started().await;
+        let task = roll_out(&shop, deploy_task, json!({"batch": 1})).await;
+        set_rule(&server, task, json!({"batch": 1, "auto_revert": true})).await;
+        report(&server, task, "web-1", "succeeded").await;
+        // A second sub-task for the instance that has had its turn.
+        upgrade(&shop, deploy_task, &shop.instances[..1]).await;
+        report(&server, task, "web-2", "failed").await;
+        sweep_once(server.kernel(), true).await.expect("a round");
+        sweep_once(server.kernel(), true).await.expect("a round");
+        assert_eq!(detail(&shop, deploy_task, task).await["status"], "failed", "the task waits for another");
+    }
+
+    async fn failures_that_are_allowed_take_nothing_back(server: TestServer) {
+        let shop = Shop::new(&server, 3).await;
+        shop.hook("pre_exec", "true").await;
+        let deploy_task = shop.started().await;
+        let task = roll_out(&shop, deploy_task, json!({"max_failures": 1})).await;
+        set_rule(&server, task, json!({"max_failures": 1, "auto_revert": true})).await;
+        report(&server, task, "web-1", "succeeded").await;
+        report(&server, task, "web-2", "failed").await;
+        report(&server, task, "web-3", "succeeded").await;
+        sweeps(&server).await;
+        let told = detail(&shop, deploy_task, task).await;
+        assert_eq!(told["stop_reason"], Value::Null);
+        let back = server.count(sql!("SELECT COUNT(*) FROM executions e JOIN tasks t ON t.id = e.task_id WHERE t.origin = 'auto_revert'"), args![]).await;
+        assert_eq!(back, 0, "instances that are taken back though the rollout was not stopped");
+    }
+
+    async fn a_retry_after_another_update_begins_anew(server: TestServer) {
+        let shop = Shop::new(&server, 1).await;
+        shop.hook("pre_exec", "echo before").await;
+        shop.hook("post_exec", "echo after").await;
+        let deploy_task = shop.started().await;
+        let task = roll_out(&shop, deploy_task, json!({})).await;
+        let steps = json!([{"name": "pre_exec", "state": "succeeded"}, {"name": "post_exec", "state": "failed"}]);
+        server.run(sql!("UPDATE executions SET steps = $2 WHERE task_id = $1"), args![task, steps]).await;
+        report(&server, task, "web-1", "failed").await;
+        let other = upgrade(&shop, deploy_task, &shop.instances).await;
+        wait_until("its turn", async || detail(&shop, deploy_task, other).await["phase"] == "instances").await;
+        report(&server, other, "web-1", "succeeded").await;
+        let receipt = act(&shop, deploy_task, task, "retry", json!({})).await.expect(200);
+        let again: i64 = receipt["task_id"].as_str().expect("text").parse().expect("digits");
+        assert_eq!(entries(&server, again).await[0]["steps"].as_array().map(Vec::len), Some(2), "steps whose work another task has undone");
+    }
+
+    async fn a_canary_that_was_taken_out_promotes_nobody(server: TestServer) {
+        let shop = Shop::new(&server, 3).await;
+        shop.hook("pre_exec", "true").await;
+        let deploy_task = shop.started().await;
+        let task = roll_out(&shop, deploy_task, json!({"canary": 1, "promote_after": 0})).await;
+        act(&shop, deploy_task, task, "skip", json!({"instances": references(&shop.instances[..1])})).await.expect(200);
+        sweeps(&server).await;
+        assert_eq!(at(&shop, deploy_task, task).await.0, 1, "nothing was proved by anybody");
+    }
+
+    async fn what_is_refused_starts_no_first_hook(server: TestServer) {
+        let shop = Shop::new(&server, 2).await;
+        shop.hook("global_pre_exec", "true").await;
+        shop.hook("pre_exec", "true").await;
+        let deploy_task = shop.started().await;
+        let body = json!({"instances": references(&shop.instances), "rollout": {"batch": 1}});
+        let receipt = shop.admin.post(&upgrades(deploy_task), body).await.expect(200);
+        let task: i64 = receipt["task_id"].as_str().expect("text").parse().expect("digits");
+        wait_until("the hook to have its turn", async || detail(&shop, deploy_task, task).await["phase"] == "global_pre").await;
+        act(&shop, deploy_task, task, "refuse", json!({})).await.expect(200);
+        sweep_once(server.kernel(), true).await.expect("a round");
+        let told = detail(&shop, deploy_task, task).await;
+        assert_eq!(told["global_hooks"][0]["status"], "cancelled", "it waits for its agent and will run");
+    }
+
+    async fn a_retry_shows_no_check_that_nobody_makes(server: TestServer) {
+        let shop = Shop::new(&server, 1).await;
+        shop.hook("pre_exec", "true").await;
+        let deploy_task = shop.started().await;
+        let task = roll_out(&shop, deploy_task, json!({})).await;
+        report(&server, task, "web-1", "failed").await;
+        for (member, value) in [("health", json!({"command": "false"})), ("auto_revert", json!(true))] {
+            let answer = act(&shop, deploy_task, task, "retry", json!({"rollout": {member: value}})).await;
+            assert_eq!(answer.expect(400)["field"], format!("rollout.{member}"));
+        }
+        act(&shop, deploy_task, task, "retry", json!({"instance": []})).await.expect(400);
+        act(&shop, deploy_task, task, "retry", json!({"rollout": {"batch": 1}})).await.expect(200);
+    }
+
+    async fn a_cancel_beside_a_dispatch_is_carried_out(server: TestServer) {
+        let shop = Shop::new(&server, 2).await;
+        shop.hook("pre_exec", "true").await;
+        let deploy_task = shop.started().await;
+        let task = roll_out(&shop, deploy_task, json!({})).await;
+        let ids: Vec<String> = server.read().await.values(sql!("SELECT id FROM executions ORDER BY ordinal"), args![]).await.expect("two");
+        let mut tx = server.work().begin(1).await.expect("a transaction");
+        let sent = drover_automation::executions::store::mark_sent(&mut tx, ids[1..].to_vec()).await.expect("the database");
+        assert_eq!(sent.len(), 1);
+        let cancel = act(&shop, deploy_task, task, "cancel", json!({}));
+        let commit = async {
+            if server.engine() == Engine::Postgres {
+                wait_until("the cancel to wait", async || server.count(Sql::literal(WAITING), args![]).await > 0).await;
+            }
+            tx.finish(drover_kernel::Audit::none("executions are sent")).await.expect("a commit");
+        };
+        let (answer, ()) = tokio::join!(cancel, commit);
+        answer.expect(200);
     }
 }

@@ -15,11 +15,12 @@ pub(crate) mod rollout;
 mod sending;
 mod waking;
 
-use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use drover_inventory::instances;
+use drover_inventory::instances::rules::InstanceStatus;
 use drover_kernel::jobs::{Jobs, Work};
 use drover_kernel::{Audit, Error, Kernel, Result, Time, Tx};
 use drover_shared::Digest;
@@ -28,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::artifacts::ArtifactStore;
 use crate::executions::rules::Event;
-use crate::executions::store::{self as execution_store, Known, Sendable};
+use crate::executions::store::{self as execution_store, Known, Sendable, Unsent};
 use crate::link::hub::{Hub, Session};
 use crate::link::keys::Keys;
 use crate::logs::LogStore;
@@ -40,7 +41,7 @@ use crate::watching::{self, Watching};
 pub use auto_start::put_off;
 pub(crate) use dispatch::dispatch_hosts;
 pub(crate) use intake::{News, take_in};
-pub(crate) use results::{lost, rejected};
+pub(crate) use results::{UNTOUCHING, lost, rejected, withdraw};
 pub(crate) use sending::send_missing;
 pub(crate) use waking::{say_and_wake, wake};
 
@@ -203,7 +204,11 @@ async fn send_again(kernel: &Kernel, now: Time) -> Result<()> {
         let Some(last) = unanswered.last() else { return Ok(()) };
         beyond.clone_from(&last.id);
         for execution in unanswered {
-            if let Some(session) = engine.hub.find(execution.host_id) {
+            let Some(session) = engine.hub.find(execution.host_id) else { continue };
+            if execution.withdrawn.is_some() {
+                // Whether it ever arrived only a new session can say.
+                session.closed.cancel();
+            } else {
                 sending::send_again(kernel, &session, &execution).await?;
             }
         }
@@ -298,11 +303,13 @@ async fn step(tx: &mut Tx, task_id: i64) -> Result<Option<String>> {
 
 /// Ends a task: what never started is cancelled, and its instances are as they were before.
 async fn end(tx: &mut Tx, task: &Task, outcome: Outcome, reason: Option<&str>) -> Result<()> {
+    let why = "the task ended before this was started";
+    let unsent = execution_store::cancel_queued(tx, task.id, why, true).await?;
+    restore_instances(tx, unsent).await?;
     for execution in task_store::executions(tx, task.id).await? {
         if execution.state.is_over() {
             continue;
         }
-        let why = "the task ended before this was started";
         execution_store::advance(tx, &known(task, &execution), Event::Cancelled, Some(why)).await?;
         restore_instance(tx, execution.instance_id, execution.previous_status.as_deref()).await?;
     }
@@ -332,9 +339,26 @@ fn known(task: &Task, execution: &Execution) -> Known {
 /// Gives an instance that was not touched the status that it had.
 async fn restore_instance(tx: &mut Tx, instance_id: Option<i64>, previous: Option<&str>) -> Result<()> {
     let Some(instance_id) = instance_id else { return Ok(()) };
-    let status: Option<instances::rules::InstanceStatus> = previous.and_then(|text| text.parse().ok());
-    let status = status.filter(|status| !status.is_busy()).unwrap_or(instances::rules::InstanceStatus::Stopped);
-    instances::store::finish_change(tx, instance_id, status, None).await
+    instances::store::finish_change(tx, instance_id, former_status(previous), None).await
+}
+
+/// As [`restore_instance`], for many; one that is gone meanwhile keeps nobody waiting.
+async fn restore_instances(tx: &mut Tx, unsent: Vec<Unsent>) -> Result<()> {
+    let mut by_status: BTreeMap<String, Vec<i64>> = BTreeMap::new();
+    for one in unsent {
+        let Some(instance_id) = one.instance_id else { continue };
+        by_status.entry(one.previous_status.unwrap_or_default()).or_default().push(instance_id);
+    }
+    for (status, ids) in by_status {
+        instances::store::give_back(tx, ids, former_status(Some(&status))).await?;
+    }
+    Ok(())
+}
+
+/// The status that an instance goes back to.
+fn former_status(previous: Option<&str>) -> InstanceStatus {
+    let status: Option<InstanceStatus> = previous.and_then(|text| text.parse().ok());
+    status.filter(|status| !status.is_busy()).unwrap_or(InstanceStatus::Stopped)
 }
 
 async fn close_log(engine: &Engine, task_id: i64, outcome: Outcome) -> Result<()> {

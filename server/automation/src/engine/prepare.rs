@@ -183,7 +183,8 @@ async fn complete(kernel: &Kernel, task: &Task, artifact: Artifact, commit: &str
     let work = kernel.work();
     let mut tx = work.begin(task.organisation_id).await?;
     let Some(task) = task_store::lock(&mut tx, task.id).await? else { return Ok(()) };
-    if task.plan_digest.is_some() || task.outcome.is_some() {
+    // Stopped meanwhile: it is given up, and nothing of it starts.
+    if task.plan_digest.is_some() || task.outcome.is_some() || task.stop_reason.is_some() {
         return Ok(());
     }
     let scripts = task_store::scripts(&mut tx, task.id).await?;

@@ -5,14 +5,17 @@ use drover_inventory::instances::states;
 use drover_inventory::instances::store::{begin_change, finish_change};
 use drover_kernel::{Audit, Kernel, Result, Tx};
 use drover_shared::instance::ProcessState;
-use drover_shared::message::Finished;
-use drover_shared::words::{Action, ExecutionState as State, Word as _};
+use drover_shared::message::{Finished, StepOutcome};
+use drover_shared::words::{Action, ExecutionState as State, StepState, Word as _};
 
 use super::{Engine, restore_instance, rollout, say_and_wake, wake};
 use crate::executions::rules::{Event, reported};
 use crate::executions::store::{self as store, Known};
 use crate::link::hub::Session;
 use crate::tasks::premises::instance_statuses;
+
+/// Steps that leave what an instance serves as it is.
+pub(crate) const UNTOUCHING: [&str; 2] = ["fetch", "verify"];
 
 /// The execution, if it belongs to the session's host and this is its present attempt.
 async fn find(kernel: &Kernel, session: &Session, id: &str, attempt: i64) -> Result<Option<Known>> {
@@ -39,6 +42,19 @@ pub(super) async fn withheld(kernel: &Kernel, session: &Session, id: &str, attem
     let previous = store::previous_status(&mut tx, id).await?;
     restore_instance(&mut tx, known.instance_id, previous.as_deref()).await?;
     ended(tx, &known, true).await
+}
+
+/// An order that its agent never got, and that is not wanted any more because its task was stopped: nothing was started.
+pub(crate) async fn withdraw(kernel: &Kernel, session: &Session, id: &str, attempt: i64, reason: &str) -> Result<()> {
+    let Some(known) = find(kernel, session, id, attempt).await? else { return Ok(()) };
+    let mut tx = kernel.work().begin(known.organisation_id).await?;
+    rollout::lock(&mut tx, &known).await?;
+    if !store::advance(&mut tx, &known, Event::Cancelled, Some(reason)).await? {
+        return Ok(());
+    }
+    let previous = store::previous_status(&mut tx, id).await?;
+    restore_instance(&mut tx, known.instance_id, previous.as_deref()).await?;
+    ended(tx, &known, false).await
 }
 
 /// Nobody can say how an execution ended.
@@ -95,6 +111,10 @@ pub(super) async fn finished(tx: &mut Tx, known: &Known, news: &Finished) -> Res
 
 /// What an execution leaves behind on its instance.
 async fn settle_instance(tx: &mut Tx, instance_id: i64, known: &Known, news: &Finished) -> Result<()> {
+    if news.state != State::Succeeded && known.state != State::Lost && !touched(&news.steps) {
+        let previous = store::previous_status(tx, &known.id).await?;
+        return restore_instance(tx, Some(instance_id), previous.as_deref()).await;
+    }
     let mut version = None;
     if let Some(releases) = &news.releases {
         store::set_releases(tx, instance_id, releases).await?;
@@ -117,6 +137,13 @@ async fn settle_instance(tx: &mut Tx, instance_id: i64, known: &Known, news: &Fi
         states::presume(tx, instance_id, seen).await?;
     }
     finish_change(tx, instance_id, status, version.as_deref()).await
+}
+
+/// Whether anything may have been done to what an instance serves: fetching and verifying change nothing there. An agent
+/// that tells no steps leaves that open.
+fn touched(steps: &[StepOutcome]) -> bool {
+    let waits = |step: &StepOutcome| matches!(step.state, StepState::Pending | StepState::Skipped);
+    steps.is_empty() || steps.iter().any(|step| !waits(step) && !UNTOUCHING.contains(&step.name.as_str()))
 }
 
 fn entry_version(entry: &str) -> Option<String> {

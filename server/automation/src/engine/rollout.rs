@@ -7,7 +7,7 @@ use drover_kernel::jobs::Work;
 use drover_kernel::{Audit, Kernel, Result, Time, Tx};
 use drover_shared::words::ExecutionState as State;
 
-use super::{Engine, known, lock as guard, restore_instance, say_and_wake, wake};
+use super::{Engine, known, lock as guard, restore_instance, restore_instances, say_and_wake, wake};
 use crate::executions::rules::Event;
 use crate::executions::store::{self as execution_store, Known};
 use crate::tasks::follow_up;
@@ -23,6 +23,10 @@ const SOON_MS: i64 = 6_000;
 
 /// What the rule says of a task, if it has one and is at its instances.
 fn next(task: &Task, executions: &[Execution], now: Time) -> Option<Move> {
+    Some(rules::next(&facts(task, executions, now)?))
+}
+
+fn facts<'a>(task: &'a Task, executions: &[Execution], now: Time) -> Option<rules::Facts<'a>> {
     let rollout = task.rollout.as_ref().filter(|_| task.phase == Phase::Instances && task.stop_reason.is_none())?;
     let instances = executions.iter().filter(|execution| execution.role == Role::Instance);
     let target = |execution: &Execution| Target {
@@ -31,14 +35,14 @@ fn next(task: &Task, executions: &[Execution], now: Time) -> Option<Move> {
         excluded: execution.excluded,
         finished_at: execution.finished_at,
     };
-    Some(rules::next(&rules::Facts {
+    Some(rules::Facts {
         rollout: &rollout.0,
         admitted: task.batch_admitted,
         promoted: task.promoted,
         held_at: task.held_at,
         targets: instances.map(target).collect(),
         now,
-    }))
+    })
 }
 
 /// Moves a task to its next batch or stops it. True when anything changed.
@@ -49,8 +53,10 @@ pub(super) async fn turn(kernel: &Kernel, work: &Work, task: &Task, executions: 
     match next_move {
         Move::Stay | Move::Held => Ok(false),
         Move::AwaitPromotion => {
-            tell(kernel, &engine, task, "the canary went well; somebody has to promote it before the others follow")
-                .await;
+            let proved = facts(task, executions, now).is_some_and(|facts| facts.is_proved());
+            let what = if proved { "the canary went well" } else { "no canary ran, so nothing was proved" };
+            let text = format!("{what}; somebody has to promote it before the others follow");
+            tell(kernel, &engine, task, &text).await;
             Ok(false)
         }
         Move::Until(time) => {
@@ -84,7 +90,7 @@ async fn decide(kernel: &Kernel, work: &Work, task: &Task) -> Result<bool> {
             format!("batch {} of {}: {}", batch + 1, last + 1, hosts.join(", "))
         }
         Some(Move::Stop(reason)) => {
-            stop(&mut tx, &task, &executions, &reason, false).await?;
+            stop(&mut tx, &task, &reason, false).await?;
             format!("the rollout is stopped: {reason}")
         }
         _ => return Ok(false),
@@ -108,9 +114,14 @@ pub(super) async fn settle(tx: &mut Tx, known: &Known) -> Result<()> {
         return Ok(());
     }
     let Some(task) = task_store::find(tx, known.task_id).await? else { return Ok(()) };
+    let may_stop = task.rollout.as_ref().is_some_and(|rollout| rollout.0.may_stop());
+    // Ten thousand instances that may all fail are not read for each that does.
+    if !may_stop || task.stop_reason.is_some() {
+        return Ok(());
+    }
     let executions = task_store::executions(tx, task.id).await?;
     let Some(Move::Stop(reason)) = next(&task, &executions, tx.now()) else { return Ok(()) };
-    stop(tx, &task, &executions, &reason, false).await?;
+    stop(tx, &task, &reason, false).await?;
     let task_id = task.id;
     let said = format!("the rollout is stopped: {reason}");
     tx.after_commit(move |kernel| say_and_wake(kernel, task_id, said));
@@ -119,20 +130,9 @@ pub(super) async fn settle(tx: &mut Tx, known: &Known) -> Result<()> {
 
 /// Cancels what has not been sent, and notes why. With `cancelled` what is at work is told to end as well, and the last
 /// hook is left out.
-pub(crate) async fn stop(
-    tx: &mut Tx,
-    task: &Task,
-    executions: &[Execution],
-    reason: &str,
-    cancelled: bool,
-) -> Result<()> {
-    for execution in executions.iter().filter(|one| one.state == State::Queued) {
-        if !cancelled && execution.role != Role::Instance {
-            continue;
-        }
-        execution_store::advance(tx, &known(task, execution), Event::Cancelled, Some(reason)).await?;
-        restore_instance(tx, execution.instance_id, execution.previous_status.as_deref()).await?;
-    }
+pub(crate) async fn stop(tx: &mut Tx, task: &Task, reason: &str, cancelled: bool) -> Result<()> {
+    let ended = execution_store::cancel_queued(tx, task.id, reason, cancelled).await?;
+    restore_instances(tx, ended).await?;
     task_store::stop(tx, task.id, reason, cancelled).await
 }
 
@@ -160,7 +160,8 @@ pub(super) async fn take_back(
     outcome: Outcome,
     executions: &[Execution],
 ) -> Result<Option<String>> {
-    let asked = task.rollout.as_ref().is_some_and(|rollout| rollout.0.auto_revert);
+    // Failures that the rule allows take nothing back.
+    let asked = task.rollout.as_ref().is_some_and(|rollout| rollout.0.auto_revert) && task.stop_reason.is_some();
     if !asked || outcome != Outcome::Failed {
         return Ok(None);
     }

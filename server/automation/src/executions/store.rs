@@ -27,6 +27,8 @@ row! {
         pub plan_digest: Digest,
         pub deadline_at: Time,
         pub created_at: Time,
+        /// Why its task wants nothing more started, if it does not.
+        pub withdrawn: Option<String>,
     }
 }
 
@@ -54,7 +56,8 @@ row! {
 pub(crate) async fn queued_for_hosts(read: &mut Read, hosts: &[i64], limit: i64) -> Result<Vec<Sendable>> {
     let sql = sql!(
         "SELECT e.id, e.organisation_id, e.task_id, e.ordinal, e.attempt, e.state, e.instance_id, e.host_id, e.host_name, \
-         e.role, e.entry, e.entry_digest, t.plan_digest, t.deadline_at, t.created_at, t.application_id FROM executions e \
+         e.role, e.entry, e.entry_digest, t.plan_digest, t.deadline_at, t.created_at, t.application_id, \
+         CASE WHEN t.cancelled OR e.role <> 'global_post' THEN t.stop_reason END AS withdrawn FROM executions e \
          JOIN tasks t ON t.id = e.task_id WHERE e.host_id IN ($1) AND e.state = 'queued' AND t.plan_digest IS NOT NULL \
          AND e.batch <= t.batch_admitted AND t.held_by IS NULL AND t.phase = CASE e.role WHEN 'instance' THEN 'instances' ELSE e.role END ORDER BY e.id LIMIT $2"
     );
@@ -83,7 +86,8 @@ pub(crate) async fn hosts_waiting(read: &mut Read, task_id: i64) -> Result<Vec<W
 pub(crate) async fn out_on_host(read: &mut Read, host_id: i64) -> Result<Vec<Sendable>> {
     let sql = sql!(
         "SELECT e.id, e.organisation_id, e.task_id, e.ordinal, e.attempt, e.state, e.instance_id, e.host_id, e.host_name, \
-         e.role, e.entry, e.entry_digest, t.plan_digest, t.deadline_at, t.created_at, t.application_id FROM executions e \
+         e.role, e.entry, e.entry_digest, t.plan_digest, t.deadline_at, t.created_at, t.application_id, \
+         CASE WHEN t.cancelled OR e.role <> 'global_post' THEN t.stop_reason END AS withdrawn FROM executions e \
          JOIN tasks t ON t.id = e.task_id WHERE e.host_id = $1 AND e.state IN ('dispatched', 'running') ORDER BY e.id"
     );
     Ok(read.all(sql, args![host_id]).await?)
@@ -93,7 +97,8 @@ pub(crate) async fn out_on_host(read: &mut Read, host_id: i64) -> Result<Vec<Sen
 pub(crate) async fn unanswered(read: &mut Read, before: Time, beyond: &str) -> Result<Vec<Sendable>> {
     let sql = sql!(
         "SELECT e.id, e.organisation_id, e.task_id, e.ordinal, e.attempt, e.state, e.instance_id, e.host_id, e.host_name, \
-         e.role, e.entry, e.entry_digest, t.plan_digest, t.deadline_at, t.created_at, t.application_id FROM executions e \
+         e.role, e.entry, e.entry_digest, t.plan_digest, t.deadline_at, t.created_at, t.application_id, \
+         CASE WHEN t.cancelled OR e.role <> 'global_post' THEN t.stop_reason END AS withdrawn FROM executions e \
          JOIN tasks t ON t.id = e.task_id WHERE e.state = 'dispatched' AND e.dispatched_at < $1 AND e.id > $2 \
          ORDER BY e.id LIMIT 200"
     );
@@ -127,6 +132,11 @@ pub(crate) async fn entry(read: &mut Read, id: &str) -> Result<String> {
 /// Marks executions as sent in the present session of their hosts' agents. Gives the ids that may still be sent: a person
 /// may have held or ended their task since they were read.
 pub async fn mark_sent(tx: &mut Tx, ids: Vec<String>) -> Result<Vec<String>> {
+    // Whoever holds or stops a task does it before, or after this is committed.
+    let tasks = sql!("SELECT DISTINCT task_id FROM executions WHERE id IN ($1) ORDER BY task_id");
+    for task_id in tx.values::<i64>(tasks, args![ids.clone()]).await? {
+        tx.run(sql!("UPDATE tasks SET phase = phase WHERE id = $1"), args![task_id]).await?;
+    }
     let now = tx.now();
     let sql = sql!(
         "UPDATE executions SET state = 'dispatched', dispatched_at = $2, \
@@ -181,11 +191,50 @@ pub(crate) async fn finish(tx: &mut Tx, execution: &Known, event: Event, finishe
     tx.run_one(sql, arguments).await.map(|()| true)
 }
 
+row! {
+    /// An execution that was ended before it was sent.
+    pub struct Unsent {
+        pub instance_id: Option<i64>,
+        pub previous_status: Option<String>,
+    }
+}
+
+/// Cancels what a task has not sent yet, all at once: what is being sent at the same time is left alone, and whatever is
+/// left cannot be sent any more. Without `last_hook` the hook that runs once after the instances stays.
+pub(crate) async fn cancel_queued(tx: &mut Tx, task_id: i64, reason: &str, last_hook: bool) -> Result<Vec<Unsent>> {
+    let now = tx.now();
+    let sql = sql!(
+        "UPDATE executions SET state = 'cancelled', reason = $2, finished_at = $3 WHERE task_id = $1 AND state = 'queued' \
+         AND ($4 OR role <> 'global_post') RETURNING instance_id, previous_status"
+    );
+    Ok(tx.all(sql, args![task_id, reason, now, last_hook]).await?)
+}
+
 /// Whether nothing of a task waits or runs any more.
 pub(crate) async fn all_are_over(read: &mut Read, task_id: i64) -> Result<bool> {
     let sql =
         sql!("SELECT COUNT(*) FROM executions WHERE task_id = $1 AND state IN ('queued', 'dispatched', 'running')");
     Ok(read.value::<i64>(sql, args![task_id]).await? == 0)
+}
+
+row! {
+    /// A later task that did something to an instance.
+    pub struct Later {
+        pub instance_id: i64,
+        pub task_id: i64,
+        /// Whether that task tried this one again.
+        pub retries: bool,
+    }
+}
+
+/// What tasks later than this one were sent for these instances.
+pub(crate) async fn later_tasks(read: &mut Read, instances: Vec<i64>, task_id: i64) -> Result<Vec<Later>> {
+    let sql = sql!(
+        "SELECT e.instance_id, e.task_id, COALESCE(t.origin = 'retry' AND t.origin_task_id = $2, FALSE) AS retries \
+         FROM executions e JOIN tasks t ON t.id = e.task_id WHERE e.instance_id IN ($1) AND e.task_id > $2 \
+         AND e.dispatched_at IS NOT NULL ORDER BY e.task_id"
+    );
+    Ok(read.all(sql, args![instances, task_id]).await?)
 }
 
 /// Whether an instance has been given to a later task than this one.

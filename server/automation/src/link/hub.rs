@@ -39,7 +39,7 @@ pub struct Session {
     pub(crate) closed: CancellationToken,
     /// What somebody waits for.
     pub(super) questions: Questions,
-    control: mpsc::Sender<ToAgent>,
+    control: mpsc::Sender<Box<ToAgent>>,
     /// What the agent was told to watch.
     pub(crate) watched: Mutex<Option<Vec<Watched>>>,
     /// What the agent was told to end, by execution and attempt.
@@ -52,7 +52,7 @@ impl Session {
         host_name: String,
         epoch: i64,
         features: Vec<String>,
-        control: mpsc::Sender<ToAgent>,
+        control: mpsc::Sender<Box<ToAgent>>,
     ) -> Self {
         Self {
             host_id: agent.host_id,
@@ -78,7 +78,7 @@ impl Session {
     /// Queues a message, waiting while the queue is full. False when the session is over.
     pub(crate) async fn send(&self, message: ToAgent) -> bool {
         tokio::select! {
-            sent = self.control.send(message) => sent.is_ok(),
+            sent = self.control.send(Box::new(message)) => sent.is_ok(),
             () = self.closed.cancelled() => false,
         }
     }
@@ -212,7 +212,7 @@ mod tests {
         let order = || Order { statement: String::new(), entry: String::new(), signature: String::new() };
         let mut heard = || {
             let messages = std::iter::from_fn(|| control.try_recv().ok());
-            let words = messages.map(|message| match message {
+            let words = messages.map(|message| match *message {
                 ToAgent::Run { .. } => "run".to_owned(),
                 ToAgent::Cancel { execution_id, attempt, reason, timed_out } => {
                     format!("cancel {execution_id}.{attempt} {reason} {timed_out}")

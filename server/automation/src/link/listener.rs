@@ -124,13 +124,14 @@ async fn let_in(
 async fn shake_hands(acceptor: TlsAcceptor, stream: TcpStream) -> Result<Socket, String> {
     let stream = acceptor.accept(stream).await.map_err(|error| error.to_string())?;
     let config = WebSocketConfig::default()
-        .read_buffer_size(4096)
+        .read_buffer_size(1024)
         .write_buffer_size(4096)
         .max_write_buffer_size(WRITE_BUFFER_MAX)
         .max_message_size(Some(CONTROL_BYTES_MAX))
         .max_frame_size(Some(CONTROL_BYTES_MAX));
     tokio_tungstenite::accept_hdr_async_with_config(stream, only_link, Some(config))
         .await
+        .map(Box::new)
         .map_err(|error| error.to_string())
 }
 

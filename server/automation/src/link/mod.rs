@@ -4,6 +4,7 @@
 //! the epoch in the database tells the present one from all before; what a session takes in is durable before it is
 //! acknowledged.
 
+mod acknowledging;
 mod admission;
 pub(crate) mod asking;
 pub mod enrol;

@@ -1,7 +1,8 @@
 //! One session with one agent, from the first message to the last.
 //!
 //! Three tasks share a session: this one reads, a second writes (so that no send is cancelled half way), a third
-//! acknowledges in order what became durable. Invariant: an outcome is taken in only after all the output before it.
+//! acknowledges in order what became durable (`acknowledging.rs`). Invariant: what is sent is sent whole, and nothing is
+//! read of a session that is closed.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,8 +18,8 @@ use drover_shared::limits::{
 };
 use drover_shared::message::{Finished, Hello, HoldingAnswer, ToAgent, ToServer, hello_bytes};
 use drover_shared::words::ExecutionState as State;
-use futures_util::stream::{FuturesOrdered, SplitSink, SplitStream};
-use futures_util::{SinkExt as _, StreamExt as _, TryStreamExt as _};
+use futures_util::stream::{SplitSink, SplitStream};
+use futures_util::{SinkExt as _, StreamExt as _};
 use ring::signature::{ED25519, UnparsedPublicKey};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedMutexGuard, mpsc, watch};
@@ -26,18 +27,20 @@ use tokio_rustls::server::TlsStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 
+use super::acknowledging::{Output, Waiting, acknowledge};
 use super::asking::Answer;
 use super::enrol::{EnrolRefused, enrol};
 use super::hub::Session;
 use super::keys::random_secret;
 use super::{store, transfer};
 use crate::engine::{self, Engine, News};
-use crate::executions::store as execution_store;
-use crate::logs::{AppendError, Pending, TaskLog};
+use crate::executions::store::{self as execution_store, Known};
+use crate::logs::TaskLog;
 use crate::tasks::store as task_store;
 use crate::watching;
 
-pub(super) type Socket = WebSocketStream<TlsStream<TcpStream>>;
+/// Boxed, because it is handed on several times, and a future keeps room for each.
+pub(super) type Socket = Box<WebSocketStream<TlsStream<TcpStream>>>;
 
 /// Time for the messages before the session is open.
 const OPENING: Duration = Duration::from_secs(20);
@@ -47,8 +50,8 @@ const WRITE: Duration = Duration::from_secs(30);
 const CONTROL_QUEUE: usize = 1024;
 const DATA_QUEUE: usize = 16;
 const DURABLE_QUEUE: usize = 256;
-/// Of these, how many are looked at together.
-const NEWS_BATCH: usize = 64;
+/// Open channels beyond which those are looked for that are no longer needed.
+const CHANNELS_SWEPT: usize = 64;
 /// Transfers that one agent may have under way.
 const TRANSFERS_MAX: usize = 16;
 /// Optional abilities of one agent that are remembered, and the length of a name.
@@ -58,7 +61,7 @@ const FEATURE_BYTES_MAX: usize = 64;
 const SEEN: Duration = Duration::from_secs(60);
 
 /// Why a session ends before the agent ends it.
-struct Ended(String);
+pub(super) struct Ended(pub(super) String);
 
 impl<E: std::fmt::Display> From<E> for Ended {
     fn from(error: E) -> Self {
@@ -129,7 +132,7 @@ async fn hear(socket: &mut Socket) -> Result<ToServer, Ended> {
 }
 
 /// The last part keeps orders back until the agent has been welcomed.
-type Opened = (Arc<Session>, Box<Hello>, mpsc::Receiver<ToAgent>, OwnedMutexGuard<()>);
+type Opened = (Arc<Session>, Box<Hello>, mpsc::Receiver<Box<ToAgent>>, OwnedMutexGuard<()>);
 
 /// Challenge, enrolment if the agent is new, hello. None when the agent was refused.
 async fn open(kernel: &Kernel, socket: &mut Socket) -> Result<Option<Opened>, Ended> {
@@ -192,7 +195,7 @@ async fn refuse(socket: &mut Socket, reason: String, retry: bool) -> Result<Opti
 async fn write(
     session: Arc<Session>,
     mut sink: SplitSink<Socket, Message>,
-    mut control: mpsc::Receiver<ToAgent>,
+    mut control: mpsc::Receiver<Box<ToAgent>>,
     mut frames: mpsc::Receiver<Vec<u8>>,
 ) {
     loop {
@@ -217,86 +220,6 @@ async fn write(
     let _ = tokio::time::timeout(Duration::from_secs(1), sink.close()).await;
 }
 
-/// Where the output of a channel goes.
-#[derive(Clone)]
-struct Output {
-    log: TaskLog,
-    ordinal: u32,
-}
-
-/// What waits for output to become durable, in order.
-enum Waiting {
-    Output { channel: u32, pending: Pending },
-    Accepted { execution_id: String, attempt: u32 },
-    Finished { output: Option<(u32, Output)>, news: Box<Finished> },
-}
-
-/// Acknowledges output, and takes in news after all output before them.
-async fn acknowledge(kernel: Kernel, session: Arc<Session>, mut waiting: mpsc::Receiver<Waiting>) {
-    let mut batch = Vec::new();
-    while waiting.recv_many(&mut batch, NEWS_BATCH).await > 0 {
-        let together = std::mem::take(&mut batch).into_iter();
-        if let Err(Ended(reason)) = Box::pin(acknowledge_all(&kernel, &session, together)).await {
-            tracing::warn!(host = session.host_name, reason, "the session is ended; the agent will come back");
-            session.closed.cancel();
-            return;
-        }
-    }
-}
-
-async fn acknowledge_all(
-    kernel: &Kernel,
-    session: &Session,
-    batch: impl Iterator<Item = Waiting>,
-) -> Result<(), Ended> {
-    let mut news = FuturesOrdered::new();
-    for next in batch {
-        match next {
-            Waiting::Output { channel, pending } => acknowledge_output(session, channel, pending).await?,
-            Waiting::Accepted { execution_id, attempt } => {
-                news.push_back(take_news(kernel, session, News::Accepted(execution_id, attempt.into()), None));
-            }
-            Waiting::Finished { output, news: finished } => {
-                if all_is_durable(session, output.as_ref(), &finished).await {
-                    let key = (finished.execution_id.clone(), finished.attempt);
-                    news.push_back(take_news(kernel, session, News::Finished(finished), Some(key)));
-                }
-            }
-        }
-    }
-    // All of them are taken in together.
-    news.try_collect().await
-}
-
-async fn acknowledge_output(session: &Session, channel: u32, pending: Pending) -> Result<(), Ended> {
-    match pending.done().await {
-        Ok(appended) => session.send(ToAgent::OutputAck { channel, offset: appended.durable }).await,
-        Err(AppendError::Gap { durable }) => session.send(ToAgent::OutputResume { channel, offset: durable }).await,
-        Err(error) => return Err(error.into()),
-    };
-    Ok(())
-}
-
-/// Whether all output of an execution that is over has come. Else its agent says again that it is over, once it has sent
-/// the rest.
-async fn all_is_durable(session: &Session, output: Option<&(u32, Output)>, news: &Finished) -> bool {
-    let Some((channel, output)) = output else { return true };
-    let durable = output.log.durable(output.ordinal);
-    if durable < news.log_length {
-        session.send(ToAgent::OutputResume { channel: *channel, offset: durable }).await;
-    }
-    durable >= news.log_length
-}
-
-/// Takes news in, and tells the agent to forget the execution that is named.
-async fn take_news(kernel: &Kernel, session: &Session, news: News, over: Option<(String, u32)>) -> Result<(), Ended> {
-    engine::take_in(kernel, session, news).await?;
-    if let Some((execution_id, attempt)) = over {
-        session.send(ToAgent::Archived { execution_id, attempt }).await;
-    }
-    Ok(())
-}
-
 /// Whether news of an execution still matter: those of a lost one are the truth that was missing.
 fn is_awaited(state: State) -> bool {
     !state.is_over() || state == State::Lost
@@ -306,10 +229,10 @@ struct Reader {
     kernel: Kernel,
     session: Arc<Session>,
     /// Channels of this session, and which execution each is.
-    channels: HashMap<u32, Output>,
+    channels: HashMap<u32, Arc<Output>>,
     /// Transfers under way: the agent's acknowledged offset of each.
     transfers: HashMap<u32, watch::Sender<u64>>,
-    durable: mpsc::Sender<Waiting>,
+    durable: mpsc::Sender<Box<Waiting>>,
     data: mpsc::Sender<Vec<u8>>,
 }
 
@@ -324,9 +247,7 @@ impl Reader {
             let mut offset = 0;
             if let Some(known) = &wanted {
                 // The agent keeps what cannot be taken in: it hears neither that it is wanted nor that it is not.
-                let Some(output) = self.open_output(holding.channel, known.task_id, known.ordinal).await? else {
-                    continue;
-                };
+                let Some(output) = self.open_output(holding.channel, known).await? else { continue };
                 offset = output.log.durable(output.ordinal);
             }
             answers.push(HoldingAnswer {
@@ -362,7 +283,9 @@ impl Reader {
             if holding.is_some_and(|holding| !holding.needs_order) {
                 continue;
             }
-            if execution.state == State::Dispatched || holding.is_some() {
+            if let (Some(reason), None, State::Dispatched) = (&execution.withdrawn, holding, execution.state) {
+                engine::withdraw(&self.kernel, &self.session, &execution.id, execution.attempt, reason).await?;
+            } else if execution.state == State::Dispatched || holding.is_some() {
                 engine::send_missing(&self.kernel, &self.session, &execution, holding.is_some()).await?;
             } else {
                 let reason = "the agent no longer knows of it: its data directory was emptied or replaced";
@@ -374,9 +297,13 @@ impl Reader {
 
     /// Opens the channel of an execution, unless its task's file of output cannot be opened: one that is damaged must not
     /// keep the host from everything else.
-    async fn open_output(&mut self, channel: u32, task_id: i64, ordinal: i64) -> Result<Option<Output>, Ended> {
-        let Some(log) = self.log(task_id).await else { return Ok(None) };
-        let output = Output { log, ordinal: u32::try_from(ordinal)? };
+    async fn open_output(&mut self, channel: u32, known: &Known) -> Result<Option<Arc<Output>>, Ended> {
+        let Some(log) = self.log(known.task_id).await else { return Ok(None) };
+        // Whose outcome is taken in needs no channel, and its task's file may be closed.
+        if self.channels.len() >= CHANNELS_SWEPT {
+            self.channels.retain(|_, output| !output.is_over());
+        }
+        let output = Arc::new(Output::new(log, known)?);
         self.channels.insert(channel, output.clone());
         Ok(Some(output))
     }
@@ -420,8 +347,8 @@ impl Reader {
                 drop(read);
                 match known.filter(|known| known.attempt == i64::from(attempt)) {
                     Some(known) => {
-                        self.open_output(channel, known.task_id, known.ordinal).await?;
-                        self.durable.send(Waiting::Accepted { execution_id, attempt }).await?;
+                        self.open_output(channel, &known).await?;
+                        self.durable.send(Box::new(Waiting::Accepted { execution_id, attempt })).await?;
                     }
                     None => drop(self.session.send(ToAgent::Archived { execution_id, attempt }).await),
                 }
@@ -431,7 +358,7 @@ impl Reader {
             }
             ToServer::Finished(news) => {
                 if let Some(output) = self.output_of(&news).await? {
-                    self.durable.send(Waiting::Finished { output, news }).await?;
+                    self.durable.send(Box::new(Waiting::Finished { output, news })).await?;
                 }
             }
             ToServer::Fetch { channel, digest, offset, execution_id, part } => {
@@ -455,19 +382,20 @@ impl Reader {
 
     /// The channel and log of an execution that is over, if this server still wants to hear of it. Nothing at all when its
     /// output cannot be taken in: then the agent keeps both.
-    async fn output_of(&mut self, news: &Finished) -> Result<Option<Option<(u32, Output)>>, Ended> {
+    async fn output_of(&mut self, news: &Finished) -> Result<Option<Option<(u32, Arc<Output>)>>, Ended> {
+        let open = self.channels.iter().find(|(_, output)| output.is_of(&news.execution_id, news.attempt));
+        if let Some((channel, output)) = open {
+            return Ok(Some(Some((*channel, output.clone()))));
+        }
         let mut read = self.kernel.work().read().await?;
         let known = execution_store::find(&mut read, self.session.host_id, &news.execution_id).await?;
         drop(read);
-        let Some(known) = known.filter(|known| known.attempt == i64::from(news.attempt) && is_awaited(known.state))
-        else {
-            return Ok(Some(None));
-        };
-        let Some(log) = self.log(known.task_id).await else { return Ok(None) };
-        let output = Output { log, ordinal: u32::try_from(known.ordinal)? };
-        let channel =
-            self.channels.iter().find(|(_, open)| open.ordinal == output.ordinal && open.log.is_same(&output.log));
-        Ok(Some(channel.map(|(channel, _)| (*channel, output))))
+        let wanted = known.filter(|known| known.attempt == i64::from(news.attempt) && is_awaited(known.state));
+        // Without a channel there is no output of it in this session, and what came in an earlier one is durable.
+        match wanted {
+            Some(known) if self.log(known.task_id).await.is_none() => Ok(None),
+            _ => Ok(Some(None)),
+        }
     }
 
     async fn fetch(&mut self, channel: u32, asked: transfer::Wanted, id: &str) -> Result<(), Ended> {
@@ -505,7 +433,7 @@ impl Reader {
         let (Kind::Output, Some(output)) = (header.kind, self.channels.get(&header.channel)) else { return Ok(()) };
         let body = frame.slice_ref(body);
         let pending = output.log.enqueue(output.ordinal, header.offset, header.flags, header.raw_length, body).await?;
-        self.durable.send(Waiting::Output { channel: header.channel, pending }).await?;
+        self.durable.send(Box::new(Waiting::Output { channel: header.channel, pending })).await?;
         Ok(())
     }
 }

@@ -142,6 +142,7 @@ impl Which {
 
 /// Why something is done.
 #[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 struct Reason {
     /// Why; shown in the output and the audit.
     #[serde(default)]
@@ -185,7 +186,6 @@ async fn act<P: Permission>(call: Call<P>, which: Which, act: Act, body: Reason)
     let username = call.caller()?.username.clone();
     let mut tx = call.begin().await?;
     let task = running(&mut tx, which).await?;
-    let executions = store::executions(&mut tx, task.id).await?;
     let why = if body.reason.0.is_empty() { String::new() } else { format!(": {}", body.reason.0) };
     match act {
         Act::Pause if task.held_by.is_some() => return Err(Error::conflict("this task is held already")),
@@ -196,17 +196,17 @@ async fn act<P: Permission>(call: Call<P>, which: Which, act: Act, body: Reason)
         Act::Proceed if task.stop_reason.is_some() => return Err(Error::conflict("this task is stopped")),
         Act::Proceed => required::store::let_go(&mut tx, &task).await?,
         Act::Promote => {
-            may_promote(&task, &executions)?;
+            may_promote(&task, &store::executions(&mut tx, task.id).await?)?;
             store::promote(&mut tx, task.id).await?;
         }
         Act::Refuse if task.rollout.is_none() => {
             return Err(Error::conflict("this task has no rollout rule: cancel it"));
         }
         Act::Refuse => {
-            rollout::stop(&mut tx, &task, &executions, &format!("refused by {username}{why}"), false).await?;
+            rollout::stop(&mut tx, &task, &format!("refused by {username}{why}"), false).await?;
         }
         Act::Cancel => {
-            rollout::stop(&mut tx, &task, &executions, &format!("cancelled by {username}{why}"), true).await?;
+            rollout::stop(&mut tx, &task, &format!("cancelled by {username}{why}"), true).await?;
         }
     }
     finish(tx, &task, act.name(), format!("{username} says {}{why}", act.name())).await
@@ -239,6 +239,7 @@ fn may_promote(task: &Task, executions: &[Execution]) -> Result<()> {
 
 /// Instances to take out.
 #[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 struct Skip {
     /// Instances whose turn has not come.
     instances: Many<Reference>,
@@ -273,6 +274,7 @@ async fn skip<P: Permission>(call: Call<P>, which: Which, body: Skip) -> Result<
 
 /// What to try again.
 #[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 struct RetryNew {
     /// Instances; when left out all that did not succeed, also those that never had their turn, but for lost ones and those
     /// that were taken out, which have to be named.
@@ -309,11 +311,13 @@ async fn retry<P: Permission>(call: Call<P>, which: Which, body: RetryNew) -> Re
         return Err(Error::conflict("this task is not over"));
     }
     let executions = store::executions(&mut tx, task.id).await?;
+    let former = task.rollout.as_ref().map(|rollout| &rollout.0);
+    let rollout = body.rollout.map(|rollout| rollout.retrying(former)).transpose()?;
     let retry = Retry {
         instances: wanted.as_deref(),
         from_failed_step: body.from_failed_step.is_none_or(|flag| flag.0),
         creator: &creator,
-        rollout: body.rollout.as_ref(),
+        rollout: rollout.as_ref(),
     };
     let made = follow_up::retry(&mut tx, &task, &executions, &retry).await?;
     let why = if body.reason.0.is_empty() { String::new() } else { format!(": {}", body.reason.0) };

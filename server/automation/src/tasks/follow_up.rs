@@ -7,6 +7,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use drover_inventory::instances;
+use drover_inventory::instances::rules::InstanceStatus;
 use drover_kernel::{Error, Result, Tx};
 use drover_shared::order::{Entry, Step, canonical};
 use drover_shared::words::{Action, ExecutionState as State};
@@ -18,6 +19,8 @@ use super::required;
 use super::rollout::Rollout;
 use super::rules::{Phase, Role, first_phase};
 use super::store::{self, Execution, NewExecution, NewTask, Origin, Script, Task};
+use crate::engine::UNTOUCHING;
+use crate::executions::store as execution_store;
 use crate::link::keys::random_secret;
 
 /// Hosts that a remark names.
@@ -74,15 +77,24 @@ pub(crate) async fn retry(tx: &mut Tx, task: &Task, executions: &[Execution], re
         (Some(_), None) => !execution.excluded && execution.state != State::Lost,
         (None, _) => true,
     };
-    let failed: Vec<&Execution> =
+    let mut failed: Vec<&Execution> =
         executions.iter().filter(|one| one.state.is_over() && one.state != State::Succeeded && chosen(one)).collect();
     for id in retry.instances.unwrap_or_default() {
         if !failed.iter().any(|one| one.instance_id == Some(*id)) {
             return Err(Error::invalid("instances", format!("{id} did not fail in this sub-task")));
         }
     }
+    let later = Later::read(tx, task, &failed).await?;
+    // What was tried again already goes on from where that came to.
+    for execution in failed.iter().filter(|_| retry.instances.is_some()) {
+        if let Some(again) = later.retry_of(execution.instance_id) {
+            let host = &execution.host_name;
+            return Err(Error::conflict(format!("{host} was tried again already: retry sub-task {again} instead")));
+        }
+    }
+    failed.retain(|one| later.retry_of(one.instance_id).is_none());
     if !failed.iter().any(|one| one.role == Role::Instance) {
-        return Err(Error::conflict("no instance of this sub-task failed"));
+        return Err(Error::conflict("no instance of this sub-task failed and was not tried again since"));
     }
     // The tasks that were named went before the task that is followed.
     let as_before = || task.rollout.as_ref().map(|rollout| Rollout { after_tasks: Vec::new(), ..rollout.0.clone() });
@@ -96,7 +108,9 @@ pub(crate) async fn retry(tx: &mut Tx, task: &Task, executions: &[Execution], re
         let Some(script) = scripts.remove(&execution.id) else { continue };
         let entry: Entry = serde_json::from_str(&script.entry).map_err(Error::internal)?;
         let batch = if execution.role == Role::Instance { batches.next().unwrap_or(0) } else { 0 };
-        let entry = if retry.from_failed_step { without_done(entry, &script) } else { entry };
+        // What another task did since then may have undone what was done.
+        let goes_on = retry.from_failed_step && !later.changed(execution.instance_id);
+        let entry = if goes_on { without_done(entry, &script) } else { entry };
         parts.push(Part { revert_entry: script.revert_entry, ..part(execution, batch, entry) });
     }
     let complete = task.plan_digest.is_some();
@@ -124,35 +138,90 @@ fn part(execution: &Execution, batch: i64, entry: Entry) -> Part {
     }
 }
 
-/// The entry without the steps that were done. The artifact is fetched in any case, which costs nothing when the host
-/// still has it.
+/// Tasks that were given instances after the one that is tried again or taken back.
+struct Later(Vec<execution_store::Later>);
+
+impl Later {
+    async fn read(tx: &mut Tx, task: &Task, executions: &[&Execution]) -> Result<Self> {
+        let instances = executions.iter().filter_map(|one| one.instance_id).collect();
+        execution_store::later_tasks(tx, instances, task.id).await.map(Self)
+    }
+
+    fn changed(&self, instance_id: Option<i64>) -> bool {
+        self.0.iter().any(|later| Some(later.instance_id) == instance_id)
+    }
+
+    /// The task that tried it again.
+    fn retry_of(&self, instance_id: Option<i64>) -> Option<i64> {
+        let mut of = self.0.iter().rev().filter(|later| Some(later.instance_id) == instance_id);
+        of.find(|later| later.retries).map(|later| later.task_id)
+    }
+}
+
+/// The entry without the steps that were done. Two of these stay in any case, because they cost nothing when there is
+/// nothing to do: fetching the artifact for an unpacking that is still due, and the switch, which tells the hooks behind it
+/// which release they belong to.
 fn without_done(mut entry: Entry, script: &Script) -> Entry {
-    let done = |index: usize| {
-        let steps = script.steps.as_ref().and_then(|steps| steps.0.as_array())?;
-        steps.get(index)?.get("state")?.as_str().map(|state| state == "succeeded")
-    };
-    let first = (0..entry.steps.len()).find(|index| done(*index) != Some(true)).unwrap_or(0);
+    let first = (0..entry.steps.len()).find(|index| !done(script, *index)).unwrap_or(entry.steps.len());
     let rest = entry.steps.split_off(first);
     let unpacks = rest.iter().any(|step| matches!(step, Step::Unpack { .. }));
-    entry.steps.retain(|step| unpacks && matches!(step, Step::Fetch { .. }));
+    entry.steps.retain(|step| match step {
+        Step::Fetch { .. } => unpacks,
+        Step::Switch { .. } => true,
+        _ => false,
+    });
     entry.steps.extend(rest);
     entry
 }
 
-/// Makes the task that takes back what a stopped rollout changed, and gives what to say of it.
+/// Whether a step succeeded.
+fn done(script: &Script, index: usize) -> bool {
+    state_of(script, index) == Some("succeeded")
+}
+
+fn state_of(script: &Script, index: usize) -> Option<&str> {
+    script.steps.as_ref()?.0.as_array()?.get(index)?.get("state")?.as_str()
+}
+
+/// Whether anything may have been done to what an instance serves. A host that told no steps leaves that open, unless it
+/// was never sent anything.
+fn touched(script: &Script) -> bool {
+    let Some(steps) = script.steps.as_ref().and_then(|steps| steps.0.as_array()).filter(|steps| !steps.is_empty())
+    else {
+        return true;
+    };
+    steps.iter().enumerate().any(|(index, step)| {
+        let waits = matches!(state_of(script, index), Some("pending" | "skipped") | None);
+        let name = step.get("name").and_then(|name| name.as_str()).unwrap_or_default();
+        !waits && !UNTOUCHING.contains(&name)
+    })
+}
+
+/// Makes the task that takes back what a stopped rollout changed, and gives what to say of it. Whatever somebody else has
+/// taken in hand since then is left alone, and named.
 ///
 /// # Errors
-/// When the database is not available.
+/// When the database is not available, or an instance is taken in hand at this very moment.
 pub(crate) async fn auto_revert(tx: &mut Tx, task: &Task, executions: &[Execution]) -> Result<String> {
     let started = |one: &&Execution| one.role == Role::Instance && one.dispatched_at.is_some() && !one.excluded;
+    let started: Vec<&Execution> = executions.iter().filter(started).collect();
     let mut parts = Vec::new();
     let mut left = Vec::new();
     let mut scripts = scripts(tx, task).await?;
-    for execution in executions.iter().filter(started) {
-        let way_back = scripts.remove(&execution.id).and_then(|script| script.revert_entry);
-        match (way_back, execution.state) {
-            (_, State::Lost) => left.push(format!("{} cannot say where it stands", execution.host_name)),
-            (None, _) => left.push(format!("{} has no earlier release", execution.host_name)),
+    let later = Later::read(tx, task, &started).await?;
+    let ids: Vec<i64> = started.iter().filter_map(|one| one.instance_id).collect();
+    let statuses: HashMap<i64, String> = premises::instance_statuses(tx, &ids).await?.into_iter().collect();
+    for execution in started {
+        let Some(script) = scripts.remove(&execution.id).filter(touched) else { continue };
+        let host = &execution.host_name;
+        let status = execution.instance_id.and_then(|id| statuses.get(&id));
+        let busy = status.and_then(|text| text.parse().ok()).is_some_and(InstanceStatus::is_busy);
+        match (script.revert_entry, execution.state) {
+            (_, State::Lost) => left.push(format!("{host} cannot say where it stands")),
+            _ if status.is_none() => left.push(format!("{host} is no instance any more")),
+            _ if busy => left.push(format!("another task is at work on {host}")),
+            _ if later.changed(execution.instance_id) => left.push(format!("{host} was changed since then")),
+            (None, _) => left.push(format!("{host} has no earlier release")),
             (Some(entry), _) => {
                 let entry = serde_json::from_str(&entry).map_err(Error::internal)?;
                 parts.push(part(execution, 0, entry));

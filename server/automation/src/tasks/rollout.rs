@@ -206,6 +206,29 @@ impl Rollout {
         batches
     }
 
+    /// Whether any number of failures could stop it.
+    #[must_use]
+    pub fn may_stop(&self) -> bool {
+        self.max_failures.is_some() || self.canary.is_some()
+    }
+
+    /// What a retry goes by: its own batches, and the checks and the way back that were rendered with what it tries again.
+    ///
+    /// # Errors
+    /// When it asks for another check, or for a way back that was not rendered.
+    pub fn retrying(self, former: Option<&Self>) -> Result<Self> {
+        let health = former.and_then(|former| former.health.clone());
+        if self.health.is_some() && self.health != health {
+            let reason = "a retry checks what was rendered with the sub-task that it tries again: leave it out";
+            return Err(Error::invalid("rollout.health", reason));
+        }
+        if self.auto_revert && !former.is_some_and(|former| former.auto_revert) {
+            let reason = "no way back was rendered with the sub-task that is tried again";
+            return Err(Error::invalid("rollout.auto_revert", reason));
+        }
+        Ok(Self { health, ..self })
+    }
+
     /// Failures after which nothing more starts are more than these.
     fn allowed(&self, instances: usize) -> usize {
         self.max_failures.map_or(usize::MAX, |most| most.rounded_down(instances))
@@ -265,6 +288,14 @@ pub enum Move {
     Stop(String),
 }
 
+impl Facts<'_> {
+    /// Whether a canary has shown that it goes well.
+    #[must_use]
+    pub fn is_proved(&self) -> bool {
+        self.targets.iter().any(|target| target.batch == 0 && target.state == State::Succeeded)
+    }
+}
+
 /// What follows from the facts.
 #[must_use]
 pub fn next(facts: &Facts<'_>) -> Move {
@@ -278,10 +309,9 @@ pub fn next(facts: &Facts<'_>) -> Move {
     if failed > allowed {
         return Move::Stop(format!("{failed} of {} instances failed, {allowed} may", facts.targets.len()));
     }
-    let Some(following) = facts.targets.iter().map(|target| target.batch).filter(|batch| *batch > admitted).min()
-    else {
-        return Move::Stay;
-    };
+    // A batch of which nothing is left is passed over.
+    let left = facts.targets.iter().filter(|target| target.batch > admitted && !target.excluded);
+    let Some(following) = left.map(|target| target.batch).min() else { return Move::Stay };
     if let Some(held_at) = facts.held_at {
         let tired = now >= held_at.after(PATIENCE);
         return if tired { Move::Stop("nobody let it go on for a week".to_owned()) } else { Move::Held };
@@ -292,7 +322,9 @@ pub fn next(facts: &Facts<'_>) -> Move {
     }
     let ended = before.filter_map(|target| target.finished_at).max().unwrap_or(now);
     let seconds = |seconds: u32| ended.after(Duration::from_secs(seconds.into()));
-    let due = match (has_canary && admitted == 0 && !facts.promoted, rollout.promote_after) {
+    // Where every canary was taken out nothing was proved, and time alone promotes nobody.
+    let promote_after = rollout.promote_after.filter(|_| facts.is_proved());
+    let due = match (has_canary && admitted == 0 && !facts.promoted, promote_after) {
         (true, None) if now >= ended.after(PATIENCE) => {
             return Move::Stop("nobody promoted the canary for a week".to_owned());
         }

@@ -136,6 +136,18 @@ pub async fn finish_change(tx: &mut Tx, id: i64, status: InstanceStatus, version
     }
 }
 
+/// As [`finish_change`], for instances that nothing was done to. What is gone is left out.
+///
+/// # Errors
+/// When the database is not available.
+pub async fn give_back(tx: &mut Tx, ids: Vec<i64>, status: InstanceStatus) -> Result<()> {
+    let from = words(&rules::sources(Event::Finish(status)));
+    let update = sql!("UPDATE instances SET status = $4 WHERE organisation_id = $1 AND id IN ($2) AND status IN ($3)");
+    let arguments = args![tx.organisation_id(), ids, from, status];
+    tx.run(update, arguments).await?;
+    Ok(())
+}
+
 fn words(statuses: &[InstanceStatus]) -> Vec<String> {
     statuses.iter().map(|status| status.as_str().to_owned()).collect()
 }

@@ -1,0 +1,128 @@
+//! What waits for output to become durable: acknowledgements, and news of executions behind their output.
+//!
+//! Invariant: an outcome is taken in only after all the output before it, and its channel is free from then on.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use drover_kernel::{Kernel, Result};
+use drover_shared::message::{Finished, ToAgent};
+use futures_util::TryStreamExt as _;
+use futures_util::stream::FuturesOrdered;
+use tokio::sync::mpsc;
+
+use super::hub::Session;
+use super::session::Ended;
+use crate::engine::{self, News};
+use crate::executions::store::Known;
+use crate::logs::{AppendError, Pending, TaskLog};
+
+/// Of what waits, how much is looked at together.
+const NEWS_BATCH: usize = 64;
+
+/// Where the output of a channel goes.
+pub(super) struct Output {
+    pub(super) log: TaskLog,
+    pub(super) ordinal: u32,
+    execution_id: String,
+    attempt: i64,
+    /// Set when the outcome of its execution is taken in: nothing comes through this channel any more.
+    over: AtomicBool,
+}
+
+impl Output {
+    pub(super) fn new(log: TaskLog, known: &Known) -> Result<Self, Ended> {
+        let (execution_id, attempt) = (known.id.clone(), known.attempt);
+        Ok(Self { log, ordinal: u32::try_from(known.ordinal)?, execution_id, attempt, over: AtomicBool::new(false) })
+    }
+
+    pub(super) fn is_of(&self, execution_id: &str, attempt: u32) -> bool {
+        self.attempt == i64::from(attempt) && self.execution_id == execution_id
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.over.load(Ordering::Relaxed)
+    }
+}
+
+/// What waits for output to become durable, in order.
+pub(super) enum Waiting {
+    Output { channel: u32, pending: Pending },
+    Accepted { execution_id: String, attempt: u32 },
+    Finished { output: Option<(u32, Arc<Output>)>, news: Box<Finished> },
+}
+
+/// Acknowledges output, and takes in news after all output before them.
+pub(super) async fn acknowledge(kernel: Kernel, session: Arc<Session>, mut waiting: mpsc::Receiver<Box<Waiting>>) {
+    let mut batch = Vec::new();
+    while waiting.recv_many(&mut batch, NEWS_BATCH).await > 0 {
+        let together = std::mem::take(&mut batch).into_iter();
+        if let Err(Ended(reason)) = Box::pin(acknowledge_all(&kernel, &session, together)).await {
+            tracing::warn!(host = session.host_name, reason, "the session is ended; the agent will come back");
+            session.closed.cancel();
+            return;
+        }
+    }
+}
+
+async fn acknowledge_all(
+    kernel: &Kernel,
+    session: &Session,
+    batch: impl Iterator<Item = Box<Waiting>>,
+) -> Result<(), Ended> {
+    let mut news = FuturesOrdered::new();
+    for next in batch {
+        match *next {
+            Waiting::Output { channel, pending } => acknowledge_output(session, channel, pending).await?,
+            Waiting::Accepted { execution_id, attempt } => {
+                news.push_back(take_news(kernel, session, News::Accepted(execution_id, attempt.into()), None));
+            }
+            Waiting::Finished { output, news: finished } => {
+                if all_is_durable(session, output.as_ref(), &finished).await {
+                    let over = Over { key: (finished.execution_id.clone(), finished.attempt), output };
+                    news.push_back(take_news(kernel, session, News::Finished(finished), Some(over)));
+                }
+            }
+        }
+    }
+    // All of them are taken in together.
+    news.try_collect().await
+}
+
+async fn acknowledge_output(session: &Session, channel: u32, pending: Pending) -> Result<(), Ended> {
+    match pending.done().await {
+        Ok(appended) => session.send(ToAgent::OutputAck { channel, offset: appended.durable }).await,
+        Err(AppendError::Gap { durable }) => session.send(ToAgent::OutputResume { channel, offset: durable }).await,
+        Err(error) => return Err(error.into()),
+    };
+    Ok(())
+}
+
+/// Whether all output of an execution that is over has come. Else its agent says again that it is over, once it has sent
+/// the rest.
+async fn all_is_durable(session: &Session, output: Option<&(u32, Arc<Output>)>, news: &Finished) -> bool {
+    let Some((channel, output)) = output else { return true };
+    let durable = output.log.durable(output.ordinal);
+    if durable < news.log_length {
+        session.send(ToAgent::OutputResume { channel: *channel, offset: durable }).await;
+    }
+    durable >= news.log_length
+}
+
+/// An execution that is over when its news are taken in.
+struct Over {
+    key: (String, u32),
+    output: Option<(u32, Arc<Output>)>,
+}
+
+/// Takes news in, and tells the agent to forget the execution that is over.
+async fn take_news(kernel: &Kernel, session: &Session, news: News, over: Option<Over>) -> Result<(), Ended> {
+    engine::take_in(kernel, session, news).await?;
+    if let Some(Over { key: (execution_id, attempt), output }) = over {
+        if let Some((_, output)) = output {
+            output.over.store(true, Ordering::Relaxed);
+        }
+        session.send(ToAgent::Archived { execution_id, attempt }).await;
+    }
+    Ok(())
+}
