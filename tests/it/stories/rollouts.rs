@@ -98,6 +98,8 @@ async fn a_failed_rollout_takes_back_what_it_changed() {
     assert_eq!(ran(&shop, "upgrade v2"), ["web-01", "web-02"]);
     let told = shop.output(&sub_task, "").await.text;
     assert!(told.contains("takes web-01, web-02 back to v1"), "{told}");
+    let entries = shop.api().get("/audit/entries/?page_size=100").await.expect(200)["results"].to_string();
+    assert!(entries.contains("takes web-01, web-02 back to v1"), "a change of hosts is in the audit: {entries}");
     for host in hosts(4) {
         wait_until("the way back", async || {
             shop.instance(&host).await == ("running".to_owned(), Some("v1".to_owned()))

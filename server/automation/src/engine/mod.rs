@@ -22,9 +22,10 @@ use std::time::Duration;
 use drover_inventory::instances;
 use drover_inventory::instances::rules::InstanceStatus;
 use drover_kernel::jobs::{Jobs, Work};
-use drover_kernel::{Audit, Error, Kernel, Result, Time, Tx};
+use drover_kernel::{Audit, AuditEntry, AuditList, Error, Kernel, Result, Time, Tx};
 use drover_shared::Digest;
 use drover_shared::order::{Order, Statement, canonical};
+use drover_shared::words::{Action, Word as _};
 use tokio_util::sync::CancellationToken;
 
 use crate::artifacts::ArtifactStore;
@@ -34,6 +35,7 @@ use crate::link::hub::{Hub, Session};
 use crate::link::keys::Keys;
 use crate::logs::LogStore;
 use crate::source::Sources;
+use crate::tasks::follow_up::TakenBack;
 use crate::tasks::rules::{self, Facts, Next, Outcome, Role};
 use crate::tasks::store::{self as task_store, Execution, Task};
 use crate::watching::{self, Watching};
@@ -279,16 +281,22 @@ fn facts(task: &Task, executions: &[Execution]) -> Facts {
 /// Moves the task one phase on.
 async fn move_on(kernel: &Kernel, work: &Work, task: &Task) -> Result<()> {
     let mut tx = work.begin(task.organisation_id).await?;
-    let said = step(&mut tx, task.id).await?;
-    tx.finish(Audit::none("a task goes on by itself")).await?;
-    if let Some(said) = said {
-        kernel.part::<Engine>().notice(task.id, kernel.clock().now(), &said).await;
+    let back = step(&mut tx, task.id).await?;
+    let audit = match back.as_ref().and_then(|back| back.made.as_ref().map(|made| (made, &back.said))) {
+        Some(((id, version), said)) => Audit::of(
+            AuditEntry::new(AuditList::General, Action::Revert.as_str(), "task", *id, version.clone()).detail(said),
+        ),
+        None => Audit::none("a task goes on by itself"),
+    };
+    tx.finish(audit).await?;
+    if let Some(back) = back {
+        kernel.part::<Engine>().notice(task.id, kernel.clock().now(), &back.said).await;
     }
     Ok(())
 }
 
 /// Decides under the task's lock whether it goes on or ends. Gives what there is to say of that.
-async fn step(tx: &mut Tx, task_id: i64) -> Result<Option<String>> {
+async fn step(tx: &mut Tx, task_id: i64) -> Result<Option<TakenBack>> {
     let Some(task) = task_store::lock(tx, task_id).await? else { return Ok(None) };
     let executions = task_store::executions(tx, task.id).await?;
     match rules::next(&facts(&task, &executions)) {
@@ -364,7 +372,7 @@ fn former_status(previous: Option<&str>) -> InstanceStatus {
 async fn close_log(engine: &Engine, task_id: i64, outcome: Outcome) -> Result<()> {
     let ended = match engine.logs.task(task_id).await {
         // Nothing is written when the mark is there already; late output or a late outcome needs a new one.
-        Ok(log) => log.finish(drover_shared::words::Word::as_str(&outcome)).await.map_err(Error::internal),
+        Ok(log) => log.finish(outcome.as_str()).await.map_err(Error::internal),
         Err(error) => Err(Error::internal(error)),
     };
     if ended.is_err() {

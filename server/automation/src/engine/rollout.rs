@@ -10,7 +10,7 @@ use drover_shared::words::ExecutionState as State;
 use super::{Engine, known, lock as guard, restore_instance, restore_instances, say_and_wake, wake};
 use crate::executions::rules::Event;
 use crate::executions::store::{self as execution_store, Known};
-use crate::tasks::follow_up;
+use crate::tasks::follow_up::{self, TakenBack};
 use crate::tasks::rollout::{self as rules, Move, Target};
 use crate::tasks::rules::{Outcome, Phase, Role};
 use crate::tasks::store::{self as task_store, Execution, Task};
@@ -159,7 +159,7 @@ pub(super) async fn take_back(
     task: &Task,
     outcome: Outcome,
     executions: &[Execution],
-) -> Result<Option<String>> {
+) -> Result<Option<TakenBack>> {
     // Failures that the rule allows take nothing back.
     let asked = task.rollout.as_ref().is_some_and(|rollout| rollout.0.auto_revert) && task.stop_reason.is_some();
     if !asked || outcome != Outcome::Failed {

@@ -187,7 +187,7 @@ fn features(hello: &Hello) -> Vec<String> {
 async fn refuse(socket: &mut Socket, reason: String, retry: bool) -> Result<Option<Opened>, Ended> {
     tracing::info!(reason, "an agent is refused");
     say(socket, &ToAgent::Refused { reason, retry }).await?;
-    let _ = socket.close(None).await;
+    let _ = (**socket).close(None).await;
     Ok(None)
 }
 

@@ -197,12 +197,20 @@ fn touched(script: &Script) -> bool {
     })
 }
 
+/// What became of taking a rollout back.
+pub(crate) struct TakenBack {
+    /// The task that does it and the version that it goes back to, if there is anything to take back.
+    pub made: Option<(i64, String)>,
+    /// For the output.
+    pub said: String,
+}
+
 /// Makes the task that takes back what a stopped rollout changed, and gives what to say of it. Whatever somebody else has
 /// taken in hand since then is left alone, and named.
 ///
 /// # Errors
 /// When the database is not available, or an instance is taken in hand at this very moment.
-pub(crate) async fn auto_revert(tx: &mut Tx, task: &Task, executions: &[Execution]) -> Result<String> {
+pub(crate) async fn auto_revert(tx: &mut Tx, task: &Task, executions: &[Execution]) -> Result<TakenBack> {
     let started = |one: &&Execution| one.role == Role::Instance && one.dispatched_at.is_some() && !one.excluded;
     let started: Vec<&Execution> = executions.iter().filter(started).collect();
     let mut parts = Vec::new();
@@ -231,7 +239,7 @@ pub(crate) async fn auto_revert(tx: &mut Tx, task: &Task, executions: &[Executio
     let left: Vec<String> = left.into_iter().take(NAMED_MAX).collect();
     let rest = if left.is_empty() { String::new() } else { format!("; not taken back: {}", left.join(", ")) };
     if parts.is_empty() {
-        return Ok(format!("nothing to take back{rest}"));
+        return Ok(TakenBack { made: None, said: format!("nothing to take back{rest}") });
     }
     let hosts: Vec<String> = parts.iter().map(|part| part.host_name.clone()).take(NAMED_MAX).collect();
     let versions: BTreeSet<String> = parts.iter().map(|part| part.entry.version.clone()).collect();
@@ -249,7 +257,8 @@ pub(crate) async fn auto_revert(tx: &mut Tx, task: &Task, executions: &[Executio
     };
     let made = insert(tx, follow_up).await?;
     let and = if count > hosts.len() { format!(" and {} more", count - hosts.len()) } else { String::new() };
-    Ok(format!("sub-task {} takes {}{and} back to {version}{rest}", made.task_id, hosts.join(", ")))
+    let said = format!("sub-task {} takes {}{and} back to {version}{rest}", made.task_id, hosts.join(", "));
+    Ok(TakenBack { made: Some((made.task_id, version)), said })
 }
 
 async fn insert(tx: &mut Tx, follow_up: FollowUp<'_>) -> Result<Made> {
