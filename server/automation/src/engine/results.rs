@@ -132,7 +132,7 @@ async fn settle_instance(tx: &mut Tx, instance_id: i64, known: &Known, news: &Fi
     // What could not be stopped runs, as far as anybody can say; what could not be started does not.
     let runs = succeeded != (known.kind == Action::Stop);
     let status = if runs { InstanceStatus::Running } else { InstanceStatus::Stopped };
-    if succeeded && !installs {
+    if succeeded && !matches!(known.kind, Action::Upgrade | Action::Revert) {
         let seen = if runs { ProcessState::Running } else { ProcessState::Stopped };
         states::presume(tx, instance_id, seen).await?;
     }
