@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use drover_kernel::proxies::{Proxies, ProxyHeader, network};
 use drover_kernel::room::RESERVE_BYTES;
+use drover_shared::limits::OUTPUT_BYTES_MAX_DEFAULT;
 use serde::Deserialize;
 
 /// What every command needs to find its data.
@@ -59,6 +60,9 @@ pub struct ServeArgs {
     /// Space on the disk of the data directory below which nothing new is taken in, such as 512M [default: 64M]
     #[arg(long, env = "DROVER_DISK_RESERVE", value_name = "SIZE")]
     disk_reserve: Option<String>,
+    /// Output of one execution that is kept, such as 1G; beyond it a mark is left and hooks go on unheard [default: 4G]
+    #[arg(long, env = "DROVER_OUTPUT_LIMIT", value_name = "SIZE")]
+    output_limit: Option<String>,
 }
 
 /// The file.
@@ -78,6 +82,7 @@ struct File {
     trusted_proxy: Option<Vec<String>>,
     proxy_header: Option<String>,
     disk_reserve: Option<String>,
+    output_limit: Option<String>,
 }
 
 /// Everything, settled.
@@ -105,6 +110,8 @@ pub struct Config {
     pub proxies: Proxies,
     /// Space that stays free, in bytes.
     pub disk_reserve_bytes: u64,
+    /// Output of one execution that is kept, in bytes.
+    pub output_bytes_max: u64,
 }
 
 impl Config {
@@ -162,6 +169,7 @@ impl Config {
                 Some(text) => size(&text).with_context(|| format!("disk_reserve: `{text}` is no size such as 512M"))?,
                 None => RESERVE_BYTES,
             },
+            output_bytes_max: output_limit(serve.output_limit.or(file.output_limit))?,
         })
     }
 
@@ -192,6 +200,18 @@ impl Config {
             None => self.agent_listen.ip().to_string(),
         }
     }
+}
+
+/// Least that may be kept of an execution's output: a hook that says little is never cut off.
+const OUTPUT_BYTES_MIN: u64 = 64 * 1024;
+
+fn output_limit(given: Option<String>) -> Result<u64> {
+    let Some(text) = given else { return Ok(OUTPUT_BYTES_MAX_DEFAULT) };
+    let bytes = size(&text).with_context(|| format!("output_limit: `{text}` is no size such as 1G"))?;
+    if bytes < OUTPUT_BYTES_MIN {
+        bail!("output_limit: `{text}` is less than 64K");
+    }
+    Ok(bytes)
 }
 
 /// Bytes, or a number with K, M, G or T for powers of 1024.
@@ -256,6 +276,16 @@ mod tests {
         }
         for text in ["", "M", "1.5G", "-1", "1X", "99999999999T"] {
             assert_eq!(size(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn the_output_limit_is_a_size_that_is_worth_keeping() {
+        assert_eq!(output_limit(None).expect("a default"), OUTPUT_BYTES_MAX_DEFAULT);
+        assert_eq!(output_limit(Some("64K".to_owned())).expect("a size"), 65_536);
+        for text in ["63K", "0", "much"] {
+            let error = output_limit(Some(text.to_owned())).expect_err("a refusal").to_string();
+            assert!(error.contains("output_limit") && error.contains(text), "{error}");
         }
     }
 

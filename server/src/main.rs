@@ -175,6 +175,7 @@ async fn run(config: Config) -> Result<()> {
         secret_key: secret_key(),
         proxies: config.proxies.clone(),
         disk_reserve_bytes: config.disk_reserve_bytes,
+        output_bytes_max: config.output_bytes_max,
         ..Settings::default()
     };
     let kernel = kernel(db, Clock::system(), settings, &config.data_directory)?;

@@ -165,6 +165,12 @@ impl Processes {
         String::from_utf8(output.stdout).expect("text").trim().to_owned()
     }
 
+    /// The server's file of settings: what is written there counts from its next start on.
+    #[must_use]
+    pub fn config(&self) -> PathBuf {
+        self.folder().join("drover.toml")
+    }
+
     /// Starts the server again, on the data and ports that it had.
     ///
     /// # Panics
@@ -179,6 +185,8 @@ impl Processes {
         let mut command = self.server_program();
         command.args(["serve", "--listen", &listen, "--agent-listen", &agent_listen]);
         command.env("DROVER_ADMIN_PASSWORD", ADMIN_PASSWORD);
+        let config = self.config();
+        command.envs(config.exists().then_some(("DROVER_CONFIG", config)));
         command.stdout(File::create(&answers).expect("a file")).stderr(self.log("server")).process_group(0);
         let mut child = command.spawn().expect("the server starts");
         let mut found = None;

@@ -103,7 +103,8 @@ fn instances(sub_task: &Value) -> String {
     let shown = instances.iter().map(|instance| {
         let error = cell(instance, "error");
         let error = if error.is_empty() { error } else { format!(" ({error})") };
-        format!("{} {}{error}", cell(instance, "hostname"), cell(instance, "status"))
+        let cut = if instance["output_truncated"] == true { " (output truncated)" } else { "" };
+        format!("{} {}{error}{cut}", cell(instance, "hostname"), cell(instance, "status"))
     });
     shown.collect::<Vec<_>>().join(", ")
 }

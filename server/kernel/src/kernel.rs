@@ -6,6 +6,7 @@ use std::any::{Any, TypeId, type_name};
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use drover_shared::limits::OUTPUT_BYTES_MAX_DEFAULT;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -38,6 +39,8 @@ pub struct Settings {
     pub proxies: Proxies,
     /// Space on the disk of the data directory that stays free, in bytes; below it nothing new is taken in.
     pub disk_reserve_bytes: u64,
+    /// Output of one execution that is kept, in bytes; beyond it the hook goes on and its output is thrown away.
+    pub output_bytes_max: u64,
 }
 
 impl Default for Settings {
@@ -50,6 +53,7 @@ impl Default for Settings {
             secret_key: None,
             proxies: Proxies::default(),
             disk_reserve_bytes: RESERVE_BYTES,
+            output_bytes_max: OUTPUT_BYTES_MAX_DEFAULT,
         }
     }
 }

@@ -94,3 +94,21 @@ async fn check_offsets(shop: &Shop, sub_task: &SubTask, whole: &str) {
         records.iter().filter_map(|record| record["event"]["state"].as_str()).map(str::to_owned).collect();
     assert_eq!(states, ["running", "succeeded"].repeat(states.len() / 2), "every step begins and ends");
 }
+
+#[tokio::test]
+async fn output_beyond_the_limit_is_left_out_loudly() {
+    let mut shop = Shop::with_versions(&["web-1"]).await;
+    shop.processes.stop_server().await;
+    fs::write(shop.processes.config(), "output_limit = \"64K\"\n").expect("a file");
+    shop.processes.start_server().await;
+    let done = shop.folder().join("done");
+    let hook = format!("head -c 1000000 /dev/zero | tr '\\0' x; echo; echo done > '{}'", done.display());
+    shop.hook("pre_exec", "bash", &hook).await;
+    let sub_task = shop.deploy("v1").await;
+    let detail = shop.end_of(&sub_task).await;
+    assert_eq!((&detail["status"], &on_host(&detail, "web-1")["output_truncated"]), (&json!("finished"), &json!(true)));
+    assert!(done.exists(), "the hook went on to its end");
+    let told = shop.output(&sub_task, "").await.text;
+    assert_eq!(told.matches("output limit of 65536 bytes reached").count(), 1, "{} bytes", told.len());
+    assert!((60_000..80_000).contains(&told.len()), "{} bytes", told.len());
+}

@@ -99,7 +99,9 @@ impl Carried {
 pub(crate) async fn plan(kernel: &Kernel, task: &DeployTask) -> Result<Planned> {
     let carried = task.plan.as_ref().ok_or_else(|| Error::conflict("this deploy task carries no plan"))?;
     let mut read = kernel.work().read().await?;
-    let gathered = create::gather(&mut read, task.clone(), &task.creator, &carried.0.wanted()).await?;
+    let wanted = carried.0.wanted();
+    let output_bytes_max = kernel.settings().output_bytes_max;
+    let gathered = create::gather(&mut read, task.clone(), &task.creator, &wanted, output_bytes_max).await?;
     drop(read);
     create::render(gathered).await
 }

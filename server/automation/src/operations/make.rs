@@ -10,6 +10,7 @@ use drover_inventory::variables::TaskVariables;
 use drover_kernel::db::Read;
 use drover_kernel::{Audit, AuditEntry, AuditList, Call, Error, Reply, Result};
 use drover_shared::instance::ProcessState;
+use drover_shared::limits::OUTPUT_BYTES_MAX_DEFAULT;
 use drover_shared::words::{Action, Word as _};
 
 use super::{Operate, commands};
@@ -37,7 +38,8 @@ pub(super) struct Wanted {
 pub(super) async fn make(call: Call<Operate>, application_id: i64, wanted: Wanted) -> Result<Reply<SubTaskReceipt>> {
     let creator = call.caller()?.username.clone();
     let gathered = gather(&mut call.read().await?, application_id, &creator, &wanted).await?;
-    let input = Input { rollout: wanted.rollout.clone(), ..gathered };
+    let output_bytes_max = call.kernel().settings().output_bytes_max;
+    let input = Input { rollout: wanted.rollout.clone(), output_bytes_max, ..gathered };
     let rendering = tokio::task::spawn_blocking(move || commands::draft(&input).map(|drafts| (input, drafts)));
     let (input, drafts) = rendering.await.map_err(Error::internal)??;
     let addresses = channel::addresses(&call);
@@ -115,6 +117,7 @@ pub(crate) async fn input(
     let owner = (application.organisation_id, application.id);
     let secrets = TaskSecrets::read(read, owner, host_ids, instances.to_vec()).await?;
     Ok(Input {
+        output_bytes_max: OUTPUT_BYTES_MAX_DEFAULT,
         action,
         version: String::new(),
         source_path: String::new(),

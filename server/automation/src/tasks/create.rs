@@ -104,6 +104,7 @@ pub(crate) async fn gather(
     deploy_task: DeployTask,
     creator: &str,
     wanted: &Wanted,
+    output_bytes_max: u64,
 ) -> Result<Gathered> {
     let application_id = deploy_task.application_id;
     let loaded = settings::store::load(read, application_id).await?;
@@ -155,6 +156,7 @@ pub(crate) async fn gather(
     let everyone = plan::everyone(&targets);
     let input = plan::Input {
         action: wanted.action,
+        output_bytes_max,
         version,
         source_path,
         creator: creator.to_owned(),
@@ -232,7 +234,7 @@ pub(super) async fn look(call: Call<Run>, deploy_task_id: i64, wanted: Wanted) -
     required::check_seen(&call, &mut read, wanted.rollout.as_ref()).await?;
     let deploy_task = deploy_store::load(&mut read, call.organisation_id(), deploy_task_id).await?;
     let creator = creator(&call, &deploy_task, &wanted)?;
-    let gathered = gather(&mut read, deploy_task, &creator, &wanted).await?;
+    let gathered = gather(&mut read, deploy_task, &creator, &wanted, call.kernel().settings().output_bytes_max).await?;
     drop(read);
     let planned = render(gathered).await?;
     let commit = preview::commit(call.kernel(), call.organisation_id(), planned.source.as_ref()).await?;
@@ -254,7 +256,7 @@ pub(super) async fn create(call: Call<Run>, deploy_task_id: i64, wanted: Wanted)
     deploy_rules::step(deploy_task.status, deploy_rules::Event::MakeSubTask, deploy_rules::Facts::default())?;
     required::check_seen(&call, &mut read, wanted.rollout.as_ref()).await?;
     let creator = creator(&call, &deploy_task, &wanted)?;
-    let gathered = gather(&mut read, deploy_task, &creator, &wanted).await?;
+    let gathered = gather(&mut read, deploy_task, &creator, &wanted, call.kernel().settings().output_bytes_max).await?;
     drop(read);
     if let Some(source) = &gathered.source {
         former::check(call.kernel(), call.organisation_id(), &gathered.input.version, source).await?;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use drover_inventory::variables::TaskVariables;
 use drover_kernel::{Error, Result};
 use drover_shared::Digest;
-use drover_shared::limits::{KILL_GRACE_MS_DEFAULT, OUTPUT_BYTES_MAX_DEFAULT};
+use drover_shared::limits::KILL_GRACE_MS_DEFAULT;
 use drover_shared::order::{Entry, IndexOf, Step, canonical};
 use drover_shared::words::{Action, Word as _};
 
@@ -29,6 +29,8 @@ const ORDER_BYTES_MAX: usize = drover_shared::limits::CONTROL_BYTES_MAX - 64 * 1
 #[derive(Clone)]
 pub(crate) struct Input {
     pub action: Action,
+    /// Output of an execution that is kept, in bytes.
+    pub output_bytes_max: u64,
     pub version: String,
     /// Path inside the repository; empty for the whole tree.
     pub source_path: String,
@@ -212,7 +214,7 @@ pub(crate) fn bare(input: &Input, target: &Target, deploy_path: Option<String>) 
         run_user: running_user(input),
         steps: Vec::new(),
         environment: BTreeMap::new(),
-        output_bytes_max: OUTPUT_BYTES_MAX_DEFAULT,
+        output_bytes_max: input.output_bytes_max,
         kill_grace_ms: KILL_GRACE_MS_DEFAULT,
         secrets: Vec::new(),
         shared_paths: Vec::new(),
