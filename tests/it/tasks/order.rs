@@ -88,6 +88,23 @@ fn after(told: &Value) -> Vec<(i64, String)> {
 }
 
 both_engines! {
+    async fn many_that_wait_for_one_start_together(server: TestServer) {
+        let Three { shop, db, .. } = Three::new(&server).await;
+        let first = upgrade(&db, Value::Null).await;
+        let mut waiting = Vec::new();
+        // More than the connections for reading that there are.
+        for number in 0..20 {
+            let other = beside(&server, &shop, &format!("other-{number}")).await;
+            let made = upgrade(&other, json!({"after_tasks": [first.task]})).await;
+            waiting.push((other, made));
+        }
+        is_at(&db, first, "instances").await;
+        report(&server, first.task, "web-1", "succeeded").await;
+        for (other, made) in &waiting {
+            is_at(other, *made, "instances").await;
+        }
+    }
+
     async fn each_starts_when_all_that_it_requires_has_ended_well(server: TestServer) {
         let Three { shop, api, db } = Three::new(&server).await;
         let first = upgrade(&db, Value::Null).await;

@@ -42,12 +42,13 @@ pub(super) fn start(kernel: &Kernel, archive: Archive) {
         let stop = owner.stopping();
         let id = archive.id;
         let work = async {
-            let _place = archives.checks.acquire().await;
+            let place = archives.checks.acquire().await;
             if stop.is_cancelled() {
                 return;
             }
             if let Err(error) = check(&owner, archive).await {
                 tracing::warn!(id, %error, "an archive could not be checked; the sweep tries again");
+                drop(place);
                 tokio::time::sleep(AGAIN).await;
             }
         };

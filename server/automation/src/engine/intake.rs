@@ -9,7 +9,7 @@
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
 
-use drover_kernel::{Audit, Error, Kernel, Result};
+use drover_kernel::{Audit, Error, Kernel, Result, Tx};
 use drover_shared::message::Finished;
 use drover_shared::words::ExecutionState as State;
 use tokio::sync::{OwnedMutexGuard, oneshot};
@@ -17,6 +17,7 @@ use tokio::sync::{OwnedMutexGuard, oneshot};
 use super::{Engine, lock, results, step};
 use crate::executions::store::{self as store, Known};
 use crate::link::hub::Session;
+use crate::tasks::store as task_store;
 
 /// News that are taken in by one transaction.
 const TOGETHER_MAX: usize = 128;
@@ -126,6 +127,7 @@ async fn together(kernel: &Kernel, items: &[Item]) -> Result<Vec<Option<Known>>>
     if !accepted.is_empty() {
         store::accept(&mut tx, accepted).await?;
     }
+    lock_tasks(&mut tx, items, &all).await?;
     let mut tasks = BTreeSet::new();
     for item in items {
         let (News::Finished(news), Some(known)) = (&item.news, item.find(&all)) else { continue };
@@ -145,6 +147,22 @@ async fn together(kernel: &Kernel, items: &[Item]) -> Result<Vec<Option<Known>>>
     }
     tx.finish(Audit::none("agents say how executions go")).await?;
     Ok(answers)
+}
+
+/// Locks the tasks that a failure may stop, and those that may end, in the order of their ids, as whoever sends does.
+async fn lock_tasks(tx: &mut Tx, items: &[Item], all: &HashMap<String, Known>) -> Result<()> {
+    let finished = items.iter().filter_map(|item| match &item.news {
+        News::Finished(news) => item.find(all).map(|known| (known, news.state != State::Succeeded)),
+        News::Accepted(..) => None,
+    });
+    let finished: Vec<(&Known, bool)> = finished.collect();
+    if !finished.iter().any(|(known, failed)| *failed && known.by_rule) {
+        return Ok(());
+    }
+    for task_id in finished.iter().map(|(known, _)| known.task_id).collect::<BTreeSet<_>>() {
+        task_store::lock(tx, task_id).await?;
+    }
+    Ok(())
 }
 
 impl Item {

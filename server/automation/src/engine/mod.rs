@@ -244,8 +244,13 @@ pub(crate) async fn advance(kernel: &Kernel, task_id: i64) -> Result<()> {
         if let Some(outcome) = task.outcome {
             return close_log(&engine, task_id, outcome).await;
         }
-        if task.waits && after::look(kernel, &work, &task).await? == after::Looked::Moved {
-            continue;
+        if task.waits {
+            // Many may wait for one and look at the same time: nobody keeps a connection while asking for another.
+            drop(read);
+            if after::look(kernel, &work, &task).await? == after::Looked::Moved {
+                continue;
+            }
+            read = work.read().await?;
         }
         if task.plan_digest.is_none() {
             drop(read);

@@ -2,6 +2,8 @@
 //!
 //! Invariant: a path is absolute, and what the host reads below it, it reads as the account that the instance runs as.
 
+use drover_shared::instance::PATH_BYTES_MAX;
+
 use crate::render;
 use crate::tasks::plan::{self, Input};
 use crate::tasks::premises::Target;
@@ -56,8 +58,11 @@ pub(crate) fn place(input: &Input, target: &Target, path: PathOf) -> Result<Opti
         .map_err(|error| format!("{member}: {error}"))?;
     let rendered = rendered.trim();
     if !rendered.starts_with('/') || rendered.contains(['\n', '\0']) {
-        let shown: String = rendered.chars().take(200).collect();
+        let shown: String = rendered.chars().filter(|letter| !letter.is_control()).take(200).collect();
         return Err(format!("{member} must be an absolute path; on {} it is `{shown}`", target.host_name));
+    }
+    if rendered.len() > PATH_BYTES_MAX {
+        return Err(format!("{member} is longer than {PATH_BYTES_MAX} bytes on {}", target.host_name));
     }
     Ok(Some(Place { path: rendered.to_owned(), running_user }))
 }

@@ -203,6 +203,8 @@ fn add_tar(
             time: time.unwrap_or(own_time),
             content: &mut member,
         })?;
+        // What is not packed is read past here, while it counts as content.
+        io::copy(&mut member, &mut io::sink()).map_err(unreadable)?;
         left.set(DESCRIPTION_BYTES_MAX);
     }
     Ok(())

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Component, Path, PathBuf};
 
 use drover_shared::chunks::{Cutter, FrameWriter};
@@ -17,6 +18,8 @@ use crate::artifacts::{ArtifactError, ArtifactStore, ArtifactWriter};
 /// Frames cannot learn from each other: they are worth more work than one stream.
 const COMPRESSION_LEVEL: i32 = 6;
 const NAME_BYTES_MAX: usize = 4096;
+/// Names and targets of links together, which are kept until all members are there.
+const DESCRIBED_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// What file systems allow.
 const PART_BYTES_MAX: usize = 255;
 /// Links that are followed before a chain counts as a loop.
@@ -78,6 +81,8 @@ pub(super) struct Packer<'a> {
     unreadable: fn(io::Error) -> SourceError,
     names: HashSet<PathBuf>,
     links: BTreeMap<PathBuf, PathBuf>,
+    /// Bytes of both, which are kept until the end.
+    described: usize,
     files: u64,
     bytes: u64,
     lfs: Option<(String, u64)>,
@@ -114,6 +119,7 @@ impl<'a> Packer<'a> {
             unreadable,
             names: HashSet::new(),
             links: BTreeMap::new(),
+            described: 0,
             files: 0,
             bytes: 0,
             lfs: None,
@@ -151,6 +157,10 @@ impl<'a> Packer<'a> {
         if path.ancestors().skip(1).any(|folder| self.links.contains_key(folder)) {
             return Err(refuse("it lies behind a link"));
         }
+        self.described += path.as_os_str().len();
+        if self.described > DESCRIBED_BYTES_MAX {
+            return Err(refuse("names and targets of links are longer than 64 MiB together"));
+        }
         if self.names.len() as u64 > self.limits.members_max {
             return Err(SourceError::TooMany { members_max: self.limits.members_max });
         }
@@ -176,6 +186,14 @@ impl<'a> Packer<'a> {
                 if target.is_absolute() {
                     return Err(refuse("it is a link to an absolute path"));
                 }
+                let bytes = target.as_os_str().as_bytes();
+                if bytes.is_empty() || bytes.contains(&0) {
+                    return Err(refuse("it is a link without a target that could be"));
+                }
+                if bytes.len() > NAME_BYTES_MAX {
+                    return Err(refuse("it is a link whose target is longer than 4096 bytes"));
+                }
+                self.described += bytes.len();
                 self.files += 1;
                 self.links.insert(path.clone(), target.clone());
                 header.set_entry_type(EntryType::Symlink);

@@ -34,6 +34,8 @@ pub(crate) struct Watching(Mutex<Waiting>);
 #[derive(Default)]
 struct Waiting {
     hosts: BTreeSet<i64>,
+    /// The one that was last told.
+    last: i64,
     /// Whether somebody is at it.
     at_work: bool,
 }
@@ -53,7 +55,13 @@ impl Watching {
     /// The next host; none when there is nothing left to do.
     fn next(&self) -> Option<i64> {
         let mut waiting = self.lock();
-        let next = waiting.hosts.pop_first();
+        // Round and round: one that cannot be told keeps nobody behind it waiting.
+        let behind = waiting.last.saturating_add(1);
+        let next = waiting.hosts.range(behind..).next().or_else(|| waiting.hosts.first()).copied();
+        if let Some(next) = next {
+            waiting.hosts.remove(&next);
+            waiting.last = next;
+        }
         waiting.at_work = next.is_some();
         next
     }

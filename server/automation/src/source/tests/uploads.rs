@@ -86,6 +86,36 @@ async fn a_zip_file_keeps_programs_and_links() {
 }
 
 #[tokio::test]
+async fn links_whose_target_could_not_be_are_refused() {
+    let scene = Scene::new();
+    let mut builder = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(EntryType::Symlink);
+    header.set_size(0);
+    builder.append_link(&mut header, "far", "a/".repeat(3000)).unwrap();
+    let error = pack(&scene, &builder.into_inner().unwrap()).await.unwrap_err();
+    let reason = "it is a link whose target is longer than 4096 bytes";
+    assert_eq!(error, SourceError::Member { name: "far".to_owned(), reason });
+    let bytes = zip_of(|writer| writer.add_symlink("void", "", SimpleFileOptions::default()).unwrap());
+    let error = pack(&scene, &bytes).await.unwrap_err();
+    assert!(matches!(&error, SourceError::Member { name, .. } if name == "void"), "{error}");
+}
+
+#[tokio::test]
+async fn a_part_stands_beside_large_files_that_are_left_out() {
+    let scene = Scene::new();
+    let large = vec![7; 3 << 20];
+    let tar = tar_of(&[
+        ("before", EntryType::Regular, &large),
+        ("a/x", EntryType::Regular, b"x\n"),
+        ("behind", EntryType::Regular, &large),
+    ]);
+    let whole = pack(&scene, &tar).await.unwrap();
+    let part = scene.sources.part(whole.digest, Some("a"), "shop.tar", CancellationToken::new()).await.unwrap();
+    assert_eq!(scene.members(part.0).len(), 1);
+}
+
+#[tokio::test]
 async fn members_of_a_zip_file_that_are_refused() {
     let scene = Scene::new();
     let named = |name: &str| {
