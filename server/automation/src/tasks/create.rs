@@ -107,8 +107,7 @@ pub(crate) async fn gather(
     output_bytes_max: u64,
 ) -> Result<Gathered> {
     let application_id = deploy_task.application_id;
-    let loaded = settings::store::load(read, application_id).await?;
-    let loaded = Loaded::check_enabled(loaded)?;
+    let loaded = Loaded::check_enabled(settings::store::load(read, application_id).await?)?;
     let owner = loaded.owner_of_repository();
     let Loaded { values: settings, hooks, .. } = loaded;
     let targets = premises::targets(read, application_id, &wanted.instances).await?;
