@@ -62,7 +62,8 @@ impl Plan {
         let index = Index::read(BufReader::new(File::open(&self.index)?), self.artifact_bytes, &mut |offset, glue| {
             stream.write_all_at(glue, offset)
         })?;
-        check_space(&self.part, &stream, index.stream_bytes)?;
+        // It is unpacked beside itself: where both have no room the whole artifact, which is smaller, may have.
+        check_space(&self.part, &stream, index.stream_bytes.saturating_mul(2))?;
         stream.set_len(index.stream_bytes)?;
         let have = vec![false; index.chunks.len()];
         let mut assembly = Assembly {

@@ -191,21 +191,26 @@ fn upload(server: &Server, upload: &Upload, json: bool) -> Result<()> {
         let offset = archive["offset"].as_u64().unwrap_or(0);
         attempts = if offset > last { 0 } else { attempts };
         last = offset;
-        // A server that goes away while it is asked is asked again.
         let sent = source.send(server, &path, offset).and_then(|()| server.get(&path));
-        archive = match sent {
-            Ok(archive) => archive,
-            Err(failure) => {
-                attempts += 1;
-                let has_ended = !failure.is_unreachable() && failure.code != crate::failure::USAGE;
-                if attempts >= ATTEMPTS || has_ended {
-                    source.bar.abandon();
-                    return Err(failure);
+        let failure = match sent {
+            Ok(told) => {
+                archive = told;
+                if archive["state"] != "receiving" || archive["offset"].as_u64() > Some(offset) {
+                    continue;
                 }
-                thread::sleep(PAUSE);
-                server.get(&path).unwrap_or(archive)
+                Failure::unreachable("the server takes nothing more of the archive")
             }
+            Err(failure) => failure,
         };
+        // A server that goes away while it is asked is asked again, and so is one that takes nothing.
+        attempts += 1;
+        let has_ended = !failure.is_unreachable() && failure.code != crate::failure::USAGE;
+        if attempts >= ATTEMPTS || has_ended {
+            source.bar.abandon();
+            return Err(failure);
+        }
+        thread::sleep(PAUSE);
+        archive = server.get(&path).unwrap_or(archive);
     }
     source.bar.set_message("Checking");
     source.bar.set_position(source.size);

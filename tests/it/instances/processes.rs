@@ -2,7 +2,9 @@
 
 use drover_kernel::{args, sql};
 use drover_shared::instance::{FEATURE, Observation, ProcessState, Watched};
-use drover_shared::message::{ToAgent, ToServer};
+use drover_shared::message::{Finished, ProcessVerdict, ToAgent, ToServer};
+use drover_shared::order::Statement;
+use drover_shared::words::ExecutionState;
 use drover_tests::stub_agent::{StubAgent, listen};
 use drover_tests::{both_engines, wait_until};
 use serde_json::{Value, json};
@@ -60,7 +62,48 @@ async fn count(shop: &Shop, query: &str) -> Value {
     shop.admin.get(&path).await.expect(200)["count"].clone()
 }
 
+/// Carries out the next order with success, which saw `meanwhile` on its way.
+async fn succeed(agent: &mut StubAgent, meanwhile: Observation) {
+    let order = loop {
+        if let ToAgent::Run { order, .. } = agent.hear().await {
+            break order;
+        }
+    };
+    let Statement { execution_id, attempt, .. } = serde_json::from_str(&order.statement).expect("a statement");
+    agent.say(&ToServer::Accepted { execution_id: execution_id.clone(), attempt, channel: 1 }).await;
+    say(agent, vec![meanwhile]).await;
+    let finished = Finished {
+        execution_id,
+        attempt,
+        state: ExecutionState::Succeeded,
+        reason: None,
+        steps: Vec::new(),
+        log_length: 0,
+        output_truncated: false,
+        processes: ProcessVerdict::default(),
+        releases: None,
+    };
+    agent.say(&ToServer::Finished(Box::new(finished))).await;
+}
+
 both_engines! {
+    async fn what_a_host_saw_during_a_start_is_asked_for_again(server: TestServer) {
+        let shop = Shop::new(&server, 1).await;
+        set(&shop, json!({"pid_path": "/run/shop.pid", "startup_cmd": "start"})).await;
+        let first = shop.instances[0];
+        let mut agent = StubAgent::enrol(&server, listen(&server).await, "web-1", &[FEATURE]).await;
+        told(&mut agent).await;
+        say(&mut agent, vec![seen(first, ProcessState::Stopped)]).await;
+        shown_as(&shop, "stopped").await;
+        let path = format!("/applications/{}/instances/actions/start/", shop.application);
+        shop.admin.post(&path, json!([first])).await.expect(200);
+        // It starts and dies at once; that its start went well is taken in last.
+        succeed(&mut agent, seen(first, ProcessState::Crashed)).await;
+        assert_eq!(told(&mut agent).await, [watched(first, "/run/shop.pid", None)]);
+        say(&mut agent, vec![seen(first, ProcessState::Crashed)]).await;
+        assert_eq!(shown_as(&shop, "crashed").await["reason"], "process 42 is gone");
+    }
+
     async fn what_a_host_says_is_shown_and_found(server: TestServer) {
         let shop = Shop::new(&server, 2).await;
         let nothing = |reason: &str| json!({"state": "unknown", "pid": null, "since_time": null, "reason": reason,

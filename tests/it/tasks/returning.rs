@@ -155,7 +155,7 @@ both_engines! {
         let path = format!("{}{task}/actions/pause/", upgrades(deploy_task));
         shop.admin.post(&path, Value::Null).await.expect(200);
         let mut tx = server.work().begin(1).await.expect("a transaction");
-        let sent = mark_sent(&mut tx, ids.clone()).await.expect("the database");
+        let sent = mark_sent(&mut tx, ids.clone(), [task].into()).await.expect("the database");
         assert_eq!((ids.len(), sent), (1, vec![]));
     }
 }

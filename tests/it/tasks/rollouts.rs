@@ -355,7 +355,7 @@ both_engines! {
         let task = roll_out(&shop, deploy_task, json!({})).await;
         let ids: Vec<String> = server.read().await.values(sql!("SELECT id FROM executions ORDER BY ordinal"), args![]).await.expect("two");
         let mut tx = server.work().begin(1).await.expect("a transaction");
-        let sent = drover_automation::executions::store::mark_sent(&mut tx, ids[1..].to_vec()).await.expect("the database");
+        let sent = drover_automation::executions::store::mark_sent(&mut tx, ids[1..].to_vec(), [task].into()).await.expect("the database");
         assert_eq!(sent.len(), 1);
         let cancel = act(&shop, deploy_task, task, "cancel", json!({}));
         let commit = async {

@@ -158,7 +158,7 @@ pub(crate) async fn sweep(kernel: &Kernel) -> Result<()> {
     for row in rows {
         let is_late = now >= row.touched_at.after(UNFINISHED_KEPT);
         match row.state {
-            State::Receiving if is_late => expire(kernel, &row).await?,
+            State::Receiving if is_late && !archives.is_coming(row.id) => expire(kernel, &row).await?,
             State::Checking => start(kernel, row),
             State::Receiving | State::Ready | State::Refused => {}
         }

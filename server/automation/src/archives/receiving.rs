@@ -38,21 +38,28 @@ pub(super) struct Turn {
     superseded: Mutex<CancellationToken>,
 }
 
-type Held = (tokio::sync::OwnedMutexGuard<()>, CancellationToken);
+/// The turn itself is held too, so that it stays the one that everybody finds.
+type Held = ((Arc<Turn>, tokio::sync::OwnedMutexGuard<()>), CancellationToken);
 
 impl Archives {
     /// Takes the turn of an archive from whoever has it.
     async fn take_turn(&self, id: i64) -> Result<Held> {
-        let (held, token) = {
+        let (turn, token) = {
             let mut turns = lock(&self.turns);
-            turns.retain(|_, turn| Arc::strong_count(turn) > 1 || turn.held.try_lock().is_err());
+            turns.retain(|_, turn| Arc::strong_count(turn) > 1);
             let turn = turns.entry(id).or_default();
             let token = CancellationToken::new();
             std::mem::replace(&mut *lock(&turn.superseded), token.clone()).cancel();
-            (turn.held.clone(), token)
+            (turn.clone(), token)
         };
         let busy = |_| Error::conflict("another request is still writing to this archive; try again");
-        Ok((timeout(TURN_MAX, held.lock_owned()).await.map_err(busy)?, token))
+        let guard = timeout(TURN_MAX, turn.held.clone().lock_owned()).await.map_err(busy)?;
+        Ok(((turn, guard), token))
+    }
+
+    /// Whether something of an archive is coming just now.
+    pub(super) fn is_coming(&self, id: i64) -> bool {
+        lock(&self.turns).get(&id).is_some_and(|turn| turn.held.try_lock().is_err())
     }
 }
 

@@ -136,7 +136,8 @@ async fn take_turn(kernel: &Kernel, engine: &Arc<Engine>, served: Vec<Served>) -
     }
     let mut tx = work.begin(organisation_id).await?;
     let ids = ready.iter().map(|(execution, _)| execution.id.clone()).collect();
-    let sent: HashSet<String> = store::mark_sent(&mut tx, ids).await?.into_iter().collect();
+    let tasks = ready.iter().map(|(execution, _)| execution.task_id).collect();
+    let sent: HashSet<String> = store::mark_sent(&mut tx, ids, tasks).await?.into_iter().collect();
     tx.finish(Audit::none("executions are sent")).await?;
     let mut orders: BTreeMap<i64, Vec<_>> = BTreeMap::new();
     for (execution, needs) in ready.into_iter().filter(|(one, _)| sent.contains(&one.id)) {

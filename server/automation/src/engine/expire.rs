@@ -67,7 +67,7 @@ async fn due(kernel: &Kernel, task: &Task, execution: &Execution) -> Option<(Eve
             Some((Event::TimedOut, "the time ran out before this was started"))
         }
         (_, Some(session)) if !hopeless => {
-            if !is_last_hook && late {
+            if !is_last_hook && late && session.has_room() {
                 session.cancel(&known(task, execution), "the time ran out", true).await;
             }
             None

@@ -207,6 +207,8 @@ async fn send_again(kernel: &Kernel, now: Time) -> Result<()> {
         beyond.clone_from(&last.id);
         for execution in unanswered {
             let Some(session) = engine.hub.find(execution.host_id) else { continue };
+            // Who is being sent to, or reads nothing, is asked by a later round: nobody else waits for it.
+            let Some(_turn) = session.sending.try_lock().ok().filter(|_| session.has_room()) else { continue };
             if execution.withdrawn.is_some() {
                 // Whether it ever arrived only a new session can say.
                 session.closed.cancel();

@@ -13,6 +13,7 @@ use crate::executions::rules::{Event, reported};
 use crate::executions::store::{self as store, Known};
 use crate::link::hub::Session;
 use crate::tasks::premises::instance_statuses;
+use crate::watching;
 
 /// Steps that leave what an instance serves as it is.
 pub(crate) const UNTOUCHING: [&str; 2] = ["fetch", "verify"];
@@ -135,6 +136,9 @@ async fn settle_instance(tx: &mut Tx, instance_id: i64, known: &Known, news: &Fi
     if succeeded && !matches!(known.kind, Action::Upgrade | Action::Revert) {
         let seen = if runs { ProcessState::Running } else { ProcessState::Stopped };
         states::presume(tx, instance_id, seen).await?;
+        // What the host saw meanwhile may have come before this: it says again how it is.
+        let host_id = known.host_id;
+        tx.after_commit(move |kernel| watching::tell_anew(kernel, host_id));
     }
     finish_change(tx, instance_id, status, version.as_deref()).await
 }

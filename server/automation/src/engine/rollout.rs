@@ -140,7 +140,7 @@ pub(crate) async fn stop(tx: &mut Tx, task: &Task, reason: &str, cancelled: bool
 pub(super) async fn pass_on_cancel(engine: &Engine, task: &Task, executions: &[Execution]) {
     let reason = task.stop_reason.as_deref().unwrap_or("cancelled");
     for execution in executions.iter().filter(|one| matches!(one.state, State::Dispatched | State::Running)) {
-        if let Some(session) = engine.hub.find(execution.host_id) {
+        if let Some(session) = engine.hub.find(execution.host_id).filter(|session| session.has_room()) {
             session.cancel(&known(task, execution), reason, false).await;
         }
     }

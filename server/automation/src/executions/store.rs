@@ -1,5 +1,7 @@
 //! Executions in the database: how they are sent, taken in and ended.
 
+use std::collections::BTreeSet;
+
 use drover_kernel::db::Read;
 use drover_kernel::{Error, Result, Time, Tx, args, row, sql};
 use drover_shared::Digest;
@@ -107,12 +109,7 @@ pub(crate) async fn unanswered(read: &mut Read, before: Time, beyond: &str) -> R
 
 /// An execution of a host.
 pub(crate) async fn find(read: &mut Read, host_id: i64, id: &str) -> Result<Option<Known>> {
-    let sql = sql!(
-        "SELECT e.id, e.organisation_id, e.task_id, e.ordinal, e.instance_id, e.host_id, e.host_name, e.attempt, e.state, \
-         t.kind, t.version, t.rollout IS NOT NULL AS by_rule FROM executions e JOIN tasks t ON t.id = e.task_id \
-         WHERE e.host_id = $1 AND e.id = $2"
-    );
-    Ok(read.opt(sql, args![host_id, id]).await?)
+    Ok(find_all(read, vec![id.to_owned()]).await?.into_iter().find(|known| known.host_id == host_id))
 }
 
 /// Executions by their ids, whatever their hosts.
@@ -129,12 +126,11 @@ pub(crate) async fn entry(read: &mut Read, id: &str) -> Result<String> {
     Ok(read.value(sql!("SELECT entry FROM executions WHERE id = $1"), args![id]).await?)
 }
 
-/// Marks executions as sent in the present session of their hosts' agents. Gives the ids that may still be sent: a person
+/// Marks executions of these tasks as sent in the present session of their hosts' agents. Gives the ids that may still be sent: a person
 /// may have held or ended their task since they were read.
-pub async fn mark_sent(tx: &mut Tx, ids: Vec<String>) -> Result<Vec<String>> {
+pub async fn mark_sent(tx: &mut Tx, ids: Vec<String>, tasks: BTreeSet<i64>) -> Result<Vec<String>> {
     // Whoever holds or stops a task does it before, or after this is committed.
-    let tasks = sql!("SELECT DISTINCT task_id FROM executions WHERE id IN ($1) ORDER BY task_id");
-    for task_id in tx.values::<i64>(tasks, args![ids.clone()]).await? {
+    for task_id in tasks {
         tx.run(sql!("UPDATE tasks SET phase = phase WHERE id = $1"), args![task_id]).await?;
     }
     let now = tx.now();

@@ -16,6 +16,9 @@ use crate::executions::store::Known;
 /// Absences that are remembered, so that each is mentioned once; beyond that they are mentioned again.
 const ABSENCES_MAX: usize = 100_000;
 
+/// Places in the queue of messages that are left to those who may wait.
+const ROOM_MIN: usize = 64;
+
 /// Cancels that a session remembers, so that each is told once; beyond that they are told again.
 const CANCELS_MAX: usize = 10_000;
 
@@ -73,6 +76,12 @@ impl Session {
     /// Whether the agent has an optional ability.
     pub(crate) fn can(&self, feature: &str) -> bool {
         self.features.iter().any(|one| one == feature)
+    }
+
+    /// Whether messages can be queued without waiting for the agent to read. Whoever looks after many hosts asks first,
+    /// and comes back.
+    pub(crate) fn has_room(&self) -> bool {
+        self.control.capacity() > ROOM_MIN
     }
 
     /// Queues a message, waiting while the queue is full. False when the session is over.

@@ -270,7 +270,10 @@ impl Reader {
         self.account_for_missing(&hello).await?;
         drop(turn);
         watching::look_after(&self.kernel, [self.session.host_id]);
-        engine::dispatch_hosts(&self.kernel, [self.session.host_id]).await?;
+        if let Err(error) = engine::dispatch_hosts(&self.kernel, [self.session.host_id]).await {
+            // The turn may have failed for what others have to send: that is no reason to end this session.
+            tracing::warn!(host = self.session.host_name, %error, "orders could not be sent; the sweep tries again");
+        }
         Ok(())
     }
 

@@ -142,6 +142,14 @@ pub(crate) fn look_after(kernel: &Kernel, hosts: impl IntoIterator<Item = i64>) 
     });
 }
 
+/// Tells a host again what to watch, so that it says again what it sees.
+pub(crate) fn tell_anew(kernel: &Kernel, host_id: i64) {
+    if let Some(session) = kernel.part::<Engine>().hub.find(host_id) {
+        *session.watched.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        look_after(kernel, [host_id]);
+    }
+}
+
 /// Tells an agent what to watch, if it is another than before.
 async fn tell(kernel: &Kernel, session: &Session) -> Result<()> {
     let mut read = kernel.work().read().await?;

@@ -8,17 +8,16 @@ mod store;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use drover_kernel::call::Administrator;
 use drover_kernel::db::Read;
 use drover_kernel::fields::{Masked, Secret};
-use drover_kernel::{Audit, AuditEntry, AuditList, Body, Call, Error, Path, Reply, Result, Routes, Sealer, Tx};
+use drover_kernel::{Audit, AuditEntry, Error, Reply, Result, Routes, Sealer, Tx};
 use drover_shared::secret::{self, MASKED_BYTES_MIN, VALUE_BYTES_MAX};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use crate::scope::{NONE, Scope};
-use crate::{applications, environments, hosts, variables};
+use crate::environments;
+use crate::scope::{self, Kept, NONE, Scope};
 
 /// Secrets of one object, or of the organisation itself.
 pub const SECRETS_MAX: usize = 100;
@@ -29,16 +28,56 @@ pub(crate) fn routes() -> Routes {
     let host = "/hosts/{id}/secrets/";
     let instance = "/applications/{id}/instances/{instance_id}/secrets/";
     Routes::tagged("variables")
-        .get("/secrets/", "secrets-list", "List the names of the organisation's secrets.", of_organisation)
-        .patch("/secrets/", "secrets-update", "Set or remove secrets of the organisation.", change_organisation)
-        .get(application, "application-secrets-list", "List the names of an application's secrets.", of_application)
-        .patch(application, "application-secrets-update", "Set or remove an application's secrets.", change_application)
-        .get(environment, "environment-secrets-list", "List the names of an environment's secrets.", of_environment)
-        .patch(environment, "environment-secrets-update", "Set or remove an environment's secrets.", change_environment)
-        .get(host, "host-secrets-list", "List the names of a host's secrets.", of_host)
-        .patch(host, "host-secrets-update", "Set or remove a host's secrets.", change_host)
-        .get(instance, "instance-secrets-list", "List the names of an instance's secrets.", of_instance)
-        .patch(instance, "instance-secrets-update", "Set or remove an instance's secrets.", change_instance)
+        .get(
+            "/secrets/",
+            "secrets-list",
+            "List the names of the organisation's secrets.",
+            scope::of_organisation::<SecretsOf>,
+        )
+        .patch(
+            "/secrets/",
+            "secrets-update",
+            "Set or remove secrets of the organisation.",
+            scope::change_organisation::<SecretsOf>,
+        )
+        .get(
+            application,
+            "application-secrets-list",
+            "List the names of an application's secrets.",
+            scope::of_application::<SecretsOf>,
+        )
+        .patch(
+            application,
+            "application-secrets-update",
+            "Set or remove an application's secrets.",
+            scope::change_application::<SecretsOf>,
+        )
+        .get(
+            environment,
+            "environment-secrets-list",
+            "List the names of an environment's secrets.",
+            scope::of_environment::<SecretsOf>,
+        )
+        .patch(
+            environment,
+            "environment-secrets-update",
+            "Set or remove an environment's secrets.",
+            scope::change_environment::<SecretsOf>,
+        )
+        .get(host, "host-secrets-list", "List the names of a host's secrets.", scope::of_host::<SecretsOf>)
+        .patch(host, "host-secrets-update", "Set or remove a host's secrets.", scope::change_host::<SecretsOf>)
+        .get(
+            instance,
+            "instance-secrets-list",
+            "List the names of an instance's secrets.",
+            scope::of_instance::<SecretsOf>,
+        )
+        .patch(
+            instance,
+            "instance-secrets-update",
+            "Set or remove an instance's secrets.",
+            scope::change_instance::<SecretsOf>,
+        )
 }
 
 /// Secrets without their values.
@@ -84,123 +123,61 @@ fn about(organisation_id: i64, scope: Scope, id: i64, name: &str) -> String {
     }
 }
 
-async fn read_of(read: &mut Read, organisation_id: i64, scope: Scope, id: i64) -> Result<Reply<SecretsOut>> {
-    Ok(Reply::new(shown(store::names(read, organisation_id, scope, id).await?)))
-}
+/// What an object has of them.
+struct SecretsOf;
 
-async fn change(
-    mut tx: Tx,
-    (scope, id): (Scope, i64),
-    body: SecretsBody,
-    entry: AuditEntry,
-) -> Result<Reply<SecretsOut>> {
-    let organisation_id = tx.organisation_id();
-    store::hold(&mut tx).await?;
-    let before = store::names(&mut tx, organisation_id, scope, id).await?;
-    let mut done = Vec::new();
-    for (name, secret) in body.secrets {
-        let field = || format!("secrets.{name}");
-        let present = before.contains(&name);
-        match secret {
-            Some(Secret::Keep) if present => {}
-            Some(Secret::Keep) => return Err(Error::invalid(field(), "there is no such secret that could be kept")),
-            None if present => {
-                store::remove(&mut tx, scope, id, &name).await?;
-                done.push(format!("{name} removed"));
-            }
-            None => {}
-            Some(Secret::Set(value)) => {
-                check(&name, &value).map_err(|why| Error::invalid(field(), why))?;
-                let about = about(organisation_id, scope, id, &name);
-                let sealed = tx.kernel().sealer().seal(&about, value.as_bytes())?;
-                store::set(&mut tx, scope, id, &name, &sealed).await?;
-                done.push(format!("{name} {}", if present { "changed" } else { "set" }));
+impl Kept for SecretsOf {
+    const NOUN: &'static str = "secrets";
+    type Shown = SecretsOut;
+    type Change = SecretsBody;
+
+    async fn read(read: &mut Read, organisation_id: i64, (scope, id): (Scope, i64)) -> Result<Reply<SecretsOut>> {
+        Ok(Reply::new(shown(store::names(read, organisation_id, scope, id).await?)))
+    }
+
+    async fn change(
+        mut tx: Tx,
+        (scope, id): (Scope, i64),
+        body: SecretsBody,
+        entry: AuditEntry,
+    ) -> Result<Reply<SecretsOut>> {
+        let organisation_id = tx.organisation_id();
+        store::hold(&mut tx).await?;
+        let before = store::names(&mut tx, organisation_id, scope, id).await?;
+        let mut done = Vec::new();
+        for (name, secret) in body.secrets {
+            let field = || format!("secrets.{name}");
+            let present = before.contains(&name);
+            match secret {
+                Some(Secret::Keep) if present => {}
+                Some(Secret::Keep) => {
+                    return Err(Error::invalid(field(), "there is no such secret that could be kept"));
+                }
+                None if present => {
+                    store::remove(&mut tx, scope, id, &name).await?;
+                    done.push(format!("{name} removed"));
+                }
+                None => {}
+                Some(Secret::Set(value)) => {
+                    check(&name, &value).map_err(|why| Error::invalid(field(), why))?;
+                    let about = about(organisation_id, scope, id, &name);
+                    let sealed = tx.kernel().sealer().seal(&about, value.as_bytes())?;
+                    store::set(&mut tx, scope, id, &name, &sealed).await?;
+                    done.push(format!("{name} {}", if present { "changed" } else { "set" }));
+                }
             }
         }
+        let names = store::names(&mut tx, organisation_id, scope, id).await?;
+        if names.len() > SECRETS_MAX {
+            return Err(Error::invalid("secrets", format!("there may be at most {SECRETS_MAX}")));
+        }
+        let audit = if done.is_empty() {
+            Audit::none("the secrets stay as they are")
+        } else {
+            Audit::of(entry.detail(format!("secrets: {}", done.join(", "))))
+        };
+        tx.commit(audit, shown(names)).await
     }
-    let names = store::names(&mut tx, organisation_id, scope, id).await?;
-    if names.len() > SECRETS_MAX {
-        return Err(Error::invalid("secrets", format!("there may be at most {SECRETS_MAX}")));
-    }
-    let audit = if done.is_empty() {
-        Audit::none("the secrets stay as they are")
-    } else {
-        Audit::of(entry.detail(format!("secrets: {}", done.join(", "))))
-    };
-    tx.commit(audit, shown(names)).await
-}
-
-async fn of_organisation(call: Call<Administrator>) -> Result<Reply<SecretsOut>> {
-    read_of(&mut call.read().await?, call.organisation_id(), Scope::Organisation, NONE).await
-}
-
-async fn change_organisation(call: Call<Administrator>, Body(body): Body<SecretsBody>) -> Result<Reply<SecretsOut>> {
-    let tx = call.begin().await?;
-    let entry = AuditEntry::new(AuditList::General, "update", "organisation", tx.organisation_id(), "secrets");
-    change(tx, (Scope::Organisation, NONE), body, entry).await
-}
-
-async fn of_application(call: Call<applications::View>, Path(id): Path<i64>) -> Result<Reply<SecretsOut>> {
-    read_of(&mut call.read().await?, call.organisation_id(), Scope::Application, id).await
-}
-
-async fn change_application(
-    call: Call<applications::Edit>,
-    Path(id): Path<i64>,
-    Body(body): Body<SecretsBody>,
-) -> Result<Reply<SecretsOut>> {
-    let mut tx = call.begin().await?;
-    let entry = variables::entry_of_application(&mut tx, id).await?;
-    change(tx, (Scope::Application, id), body, entry).await
-}
-
-async fn of_environment(call: Call<Administrator>, Path(id): Path<i64>) -> Result<Reply<SecretsOut>> {
-    let mut read = call.read().await?;
-    environments::require(&mut read, call.organisation_id(), id).await?;
-    read_of(&mut read, call.organisation_id(), Scope::Environment, id).await
-}
-
-async fn change_environment(
-    call: Call<Administrator>,
-    Path(id): Path<i64>,
-    Body(body): Body<SecretsBody>,
-) -> Result<Reply<SecretsOut>> {
-    let mut tx = call.begin().await?;
-    let entry = environments::entry_of(&mut tx, id).await?;
-    change(tx, (Scope::Environment, id), body, entry).await
-}
-
-async fn of_host(call: Call<hosts::View>, Path(id): Path<i64>) -> Result<Reply<SecretsOut>> {
-    read_of(&mut call.read().await?, call.organisation_id(), Scope::Host, id).await
-}
-
-async fn change_host(
-    call: Call<hosts::Edit>,
-    Path(id): Path<i64>,
-    Body(body): Body<SecretsBody>,
-) -> Result<Reply<SecretsOut>> {
-    let mut tx = call.begin().await?;
-    let entry = variables::entry_of_host(&mut tx, id).await?;
-    change(tx, (Scope::Host, id), body, entry).await
-}
-
-async fn of_instance(
-    call: Call<applications::View>,
-    Path((id, instance_id)): Path<(i64, i64)>,
-) -> Result<Reply<SecretsOut>> {
-    let mut read = call.read().await?;
-    variables::find_instance(&mut read, id, instance_id).await?;
-    read_of(&mut read, call.organisation_id(), Scope::Instance, instance_id).await
-}
-
-async fn change_instance(
-    call: Call<applications::Edit>,
-    Path((id, instance_id)): Path<(i64, i64)>,
-    Body(body): Body<SecretsBody>,
-) -> Result<Reply<SecretsOut>> {
-    let mut tx = call.begin().await?;
-    let entry = variables::entry_of_instance(&mut tx, id, instance_id).await?;
-    change(tx, (Scope::Instance, instance_id), body, entry).await
 }
 
 /// Removes the secrets of objects that go.
