@@ -71,6 +71,34 @@ both_engines! {
         }
     }
 
+    async fn who_may_not_change_a_host_puts_nothing_where_it_keeps_secrets(server: TestServer) {
+        let admin = server.admin();
+        let live = admin.post("/environments/", json!({"name": "live"})).await.expect(200)["id"].clone();
+        let (shop, web, db) =
+            (application(&admin, "shop", None).await, host(&admin, "web-1").await, host(&admin, "db-1").await);
+        let user = server.user("ann").await;
+        grant(&server, user.id, "application", shop, json!({"view_app": true, "edit_app": true})).await;
+        for host in [web, db] {
+            grant(&server, user.id, "host", host, json!({"view_host": true})).await;
+        }
+        let instances = format!("/applications/{shop}/instances/");
+        let path = format!("/hosts/{web}/secrets/");
+        admin.patch(&path, json!({"secrets": {"OF_HOST": "bbbb"}})).await.expect(200);
+        admin.patch(&format!("/hosts/{db}/"), json!({"environment": live})).await.expect(200);
+        user.post(&instances, json!([{"hostid": web}])).await.expect_error(403, 10003);
+        user.post(&instances, json!([{"hostid": db}])).await.expect(200);
+        let put = admin.get(&instances).await.expect(200)["results"][0]["id"].clone();
+        user.delete(&format!("{instances}?id={put}")).await.expect(200);
+
+        let path = format!("/environments/{live}/secrets/");
+        admin.patch(&path, json!({"secrets": {"OF_ALL": "bbbb"}})).await.expect(200);
+        user.post(&instances, json!([{"hostid": db}])).await.expect_error(403, 10003);
+        for host in [web, db] {
+            grant(&server, user.id, "host", host, json!({"view_host": true, "edit_host": true})).await;
+        }
+        user.post(&instances, json!([{"hostid": web}, {"hostid": db}])).await.expect(200);
+    }
+
     async fn they_stand_between_application_and_host(server: TestServer) {
         let admin = server.admin();
         let (shop, web, db) =

@@ -216,6 +216,39 @@ both_engines! {
         assert_eq!(actions, ["upgrade", "proceed"]);
     }
 
+    async fn a_retry_goes_after_what_tries_again_what_failed_before_it(server: TestServer) {
+        let Three { api, db, .. } = Three::new(&server).await;
+        let first = upgrade(&db, Value::Null).await;
+        is_at(&db, first, "instances").await;
+        let second = upgrade(&api, json!({"after_tasks": [first.task]})).await;
+        report(&server, first.task, "web-1", "failed").await;
+        is_at(&api, second, "over").await;
+        let error = act(&api, second, "retry").await.expect_error(409, 10006);
+        let text = format!("task {}, which has to go first, failed", first.task);
+        assert!(error["message"].as_str().is_some_and(|message| message.contains(&text)), "{error}");
+        let task = |receipt: &Value| receipt["task_id"].as_str().expect("text").parse().expect("digits");
+        let again = Made { task: task(&act(&db, first, "retry").await.expect(200)), ..first };
+        let after_it = Made { task: task(&act(&api, second, "retry").await.expect(200)), ..second };
+        is_at(&api, after_it, "waiting").await;
+        assert_eq!(after(&read(&api, after_it).await)[0].0, again.task);
+        is_at(&db, again, "instances").await;
+        report(&server, again.task, "web-1", "succeeded").await;
+        is_at(&api, after_it, "instances").await;
+    }
+
+    async fn nobody_takes_out_all_that_there_is_to_do(server: TestServer) {
+        let Three { api, db, .. } = Three::new(&server).await;
+        let first = upgrade(&db, Value::Null).await;
+        act(&db, first, "pause").await.expect(200);
+        let second = upgrade(&api, json!({"after_tasks": [first.task]})).await;
+        is_at(&api, second, "waiting").await;
+        let body = json!({"instances": references(&api.instances)});
+        let path = format!("{}{}/actions/skip/", upgrades(second.deploy_task), second.task);
+        let error = api.admin.post(&path, body).await.expect_error(409, 10006);
+        assert!(error["message"].as_str().is_some_and(|text| text.contains("cancel the task")), "{error}");
+        assert_eq!(read(&api, second).await["instances"][0]["excluded"], false, "nothing was taken out");
+    }
+
     async fn a_lost_wake_up_is_found_by_the_sweep(server: TestServer) {
         let Three { api, db, .. } = Three::new(&server).await;
         let first = upgrade(&db, Value::Null).await;

@@ -129,7 +129,10 @@ async fn together(kernel: &Kernel, items: &[Item]) -> Result<Vec<Option<Known>>>
     }
     lock_tasks(&mut tx, items, &all).await?;
     let mut tasks = BTreeSet::new();
-    for item in items {
+    // In the order in which whoever changes several instances does it.
+    let mut ordered: Vec<&Item> = items.iter().collect();
+    ordered.sort_by_key(|item| item.find(&all).and_then(|known| known.instance_id));
+    for item in ordered {
         let (News::Finished(news), Some(known)) = (&item.news, item.find(&all)) else { continue };
         let known = known.clone();
         results::finished(&mut tx, &known, news).await?;

@@ -86,14 +86,17 @@ pub(super) async fn send(kernel: &Kernel, session: &Session, execution: &Sendabl
     }
 }
 
-/// Sends what the agent has not answered. What cannot be sent any more is left alone: the agent may be at it.
+/// Sends what the agent has not answered. Of what cannot be sent any more only a new session can say whether it arrived.
 ///
 /// # Errors
 /// When the database is not available.
 pub(super) async fn send_again(kernel: &Kernel, session: &Session, execution: &Sendable) -> Result<()> {
     match needs_of_one(kernel, session, execution).await? {
         Ok(secrets) => drop(send(kernel, session, execution, Ok(secrets)).await?),
-        Err(reason) => tracing::warn!(execution = execution.id, reason, "an order cannot be sent again"),
+        Err(reason) => {
+            tracing::warn!(execution = execution.id, reason, "an order cannot be sent again");
+            session.closed.cancel();
+        }
     }
     Ok(())
 }

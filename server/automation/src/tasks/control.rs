@@ -256,7 +256,7 @@ async fn skip<P: Permission>(call: Call<P>, which: Which, body: Skip) -> Result<
     let executions = store::executions(&mut tx, task.id).await?;
     let why = if body.reason.0.is_empty() { String::new() } else { format!(": {}", body.reason.0) };
     let mut hosts = Vec::with_capacity(wanted.len());
-    for id in wanted {
+    for id in wanted.iter().copied() {
         let Some(execution) = executions.iter().find(|one| one.instance_id == Some(id)) else {
             return Err(Error::invalid("instances", format!("{id} is no instance of this sub-task")));
         };
@@ -268,6 +268,11 @@ async fn skip<P: Permission>(call: Call<P>, which: Which, body: Skip) -> Result<
         }
         rollout::exclude(&mut tx, &task, execution, &format!("taken out by {username}{why}")).await?;
         hosts.push(execution.host_name.clone());
+    }
+    let out = |one: &Execution| one.excluded || one.instance_id.is_some_and(|id| wanted.contains(&id));
+    if executions.iter().filter(|one| one.role == Role::Instance).all(out) {
+        // Who waits for this task would take it for well done.
+        return Err(Error::conflict("this would leave nothing to do: cancel the task instead"));
     }
     finish(tx, &task, "skip", format!("{username} takes out {}{why}", hosts.join(", "))).await
 }

@@ -96,10 +96,16 @@ pub(crate) async fn retry(tx: &mut Tx, task: &Task, executions: &[Execution], re
     if !failed.iter().any(|one| one.role == Role::Instance) {
         return Err(Error::conflict("no instance of this sub-task failed and was not tried again since"));
     }
-    // The tasks that were named went before the task that is followed.
-    let as_before = || task.rollout.as_ref().map(|rollout| Rollout { after_tasks: Vec::new(), ..rollout.0.clone() });
-    let rollout = retry.rollout.cloned().or_else(as_before);
-    let rollout = rollout.as_ref();
+    let as_before = match (retry.rollout, &task.rollout) {
+        (None, Some(rollout)) => {
+            // What has begun went after everything that had to go before it.
+            let began = executions.iter().any(|one| one.dispatched_at.is_some());
+            let after_tasks = if began { Vec::new() } else { required::still(tx, &rollout.0.after_tasks).await? };
+            Some(Rollout { after_tasks, ..rollout.0.clone() })
+        }
+        _ => None,
+    };
+    let rollout = retry.rollout.or(as_before.as_ref());
     let instances = failed.iter().filter(|one| one.role == Role::Instance).count();
     let mut batches = rollout.map(|rollout| rollout.batches(instances)).unwrap_or_default().into_iter();
     let mut parts = Vec::with_capacity(failed.len());

@@ -130,7 +130,13 @@ pub(crate) fn look_after(kernel: &Kernel, hosts: impl IntoIterator<Item = i64>) 
         let stop = owner.stopping();
         while let Some(host_id) = engine.watching.next() {
             let Some(session) = engine.hub.find(host_id).filter(|session| session.can(FEATURE)) else { continue };
-            if let Err(error) = tell(&owner, &session).await {
+            // One that reads nothing keeps nobody waiting; its session does not last.
+            let told = if session.has_room() {
+                tell(&owner, &session).await
+            } else {
+                Err(Error::internal("it reads nothing"))
+            };
+            if let Err(error) = told {
                 tracing::warn!(%error, host = session.host_name, "cannot tell a host what to watch, trying again");
                 engine.watching.add([host_id]);
                 tokio::select! {

@@ -26,6 +26,7 @@ use crate::applications::{self, Edit, View};
 use crate::hosts;
 use crate::hosts::rules::HostStatus;
 use crate::scope::Scope;
+use crate::secrets::TaskSecrets;
 use crate::{secrets, variables};
 
 pub(crate) fn routes() -> Routes {
@@ -125,6 +126,7 @@ async fn add(
     hosts::store::hold(&mut tx, &host_ids).await?;
     let hosts = hosts::store::find_many(&mut tx, caller.organisation_id, &host_ids).await?;
     let rights = rights_on_many(&mut tx, &caller, "host", &host_ids).await?;
+    let kept = TaskSecrets::read(&mut tx, (caller.organisation_id, id), host_ids.clone(), Vec::new()).await?;
     for (index, body) in bodies.iter().enumerate() {
         let invalid = |member: &str, reason: String| Error::invalid(format!("[{index}].{member}"), reason);
         let host_id = body.hostid.0;
@@ -136,6 +138,13 @@ async fn add(
         }
         if body.hostname.as_ref().is_some_and(|name| !name.0.is_empty() && name.0 != host.name) {
             return Err(invalid("hostname", format!("the host {host_id} is named {}", host.name)));
+        }
+        // The scripts of an application may ask for whatever its hosts keep.
+        if !kept.narrow(host_id, None).is_empty()
+            && !rights.get(&host_id).is_some_and(|rights| rights.contains("edit_host"))
+        {
+            let text = format!("{} has secrets of its own: who puts an application there needs edit_host", host.name);
+            return Err(Error::Forbidden(text));
         }
         if host.status == HostStatus::Offline {
             return Err(Error::conflict(format!("the host {} is out of service", host.name)));

@@ -223,16 +223,25 @@ pub struct Witness<'a> {
     pub epoch: i64,
 }
 
-/// Notes what a host sees. Gives whether all of it was about instances of that host; the rest is left out.
+/// Notes what a host sees. Gives whether all of it was about instances of that host, said in its present session; the
+/// rest is left out.
 ///
 /// # Errors
 /// When the database is not available.
 pub async fn observe(tx: &mut Tx, witness: Witness<'_>, observations: &[Observation]) -> Result<bool> {
     let ids: Vec<i64> = observations.iter().map(|observation| observation.instance_id).collect();
-    let known = sql!("SELECT id FROM instances WHERE organisation_id = $1 AND host_id = $2 AND id IN ($3)");
+    // What a session says that is over must not take the place of what is said in the one after it.
+    let known = sql!(
+        "SELECT i.id FROM instances i JOIN agents g ON g.host_id = i.host_id WHERE i.organisation_id = $1 \
+         AND i.host_id = $2 AND i.id IN ($3) AND g.id = $4 AND g.epoch = $5"
+    );
     let (organisation_id, now) = (tx.organisation_id(), tx.now());
-    let known: Vec<i64> = tx.values(known, args![organisation_id, witness.host_id, ids]).await?;
-    for one in observations.iter().filter(|one| known.contains(&one.instance_id)) {
+    let arguments = args![organisation_id, witness.host_id, ids, witness.agent_id, witness.epoch];
+    let known: Vec<i64> = tx.values(known, arguments).await?;
+    let mut ordered: Vec<&Observation> = observations.iter().filter(|one| known.contains(&one.instance_id)).collect();
+    // Whoever changes several does it in this order, so that no two wait for each other.
+    ordered.sort_unstable_by_key(|one| one.instance_id);
+    for one in ordered {
         let write = sql!(
             "INSERT INTO instance_states (instance_id, organisation_id, agent_id, epoch, state, pid, since_at, reason, \
              observed_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (instance_id) DO UPDATE SET \

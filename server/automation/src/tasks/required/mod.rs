@@ -172,6 +172,31 @@ pub(crate) async fn note(
     Ok(first)
 }
 
+/// What a task that never began still has to go after when it is tried again, of what was named then: in place of what
+/// failed, what tried that again.
+///
+/// # Errors
+/// A conflict that names the task that failed and was not tried again since.
+pub(crate) async fn still(read: &mut Read, named: &[i64]) -> Result<Vec<i64>> {
+    let mut open = Vec::new();
+    let rows = store::of_ids(read, named).await?;
+    for id in named {
+        let (id, standing) = match store::last_try(read, *id).await? {
+            Some(again) => (again.id, Standing::of(again.outcome, again.cancelled)),
+            None => {
+                let row = rows.iter().find(|row| row.required_id == *id);
+                (*id, row.map_or(Standing::Gone, store::RequiredRow::standing))
+            }
+        };
+        if let Some(how) = standing.misfortune() {
+            let text = format!("task {id}, which has to go first, {how}: try that again first, or give a rollout");
+            return Err(Error::conflict(text));
+        }
+        open.extend((standing == Standing::Open).then_some(id));
+    }
+    Ok(open)
+}
+
 /// What the output says of a task that waits.
 pub(crate) fn told(first: &[i64]) -> String {
     let named: Vec<String> = first.iter().take(NAMED_MAX).map(i64::to_string).collect();

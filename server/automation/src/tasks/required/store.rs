@@ -87,6 +87,16 @@ pub(super) async fn named(read: &mut Read, organisation_id: i64, ids: &[i64]) ->
     Ok(read.all(sql, args![organisation_id, ids.to_vec()]).await?)
 }
 
+/// The last task that tried this one again, directly or not.
+pub(super) async fn last_try(read: &mut Read, task_id: i64) -> Result<Option<NamedRow>> {
+    let sql = sql!(
+        "WITH RECURSIVE tries (id) AS (SELECT id FROM tasks WHERE origin = 'retry' AND origin_task_id = $1 \
+         UNION SELECT t.id FROM tasks t JOIN tries ON t.origin_task_id = tries.id WHERE t.origin = 'retry') \
+         SELECT id, outcome, cancelled FROM tasks WHERE id = (SELECT MAX(id) FROM tries)"
+    );
+    Ok(read.all(sql, args![task_id]).await?.pop())
+}
+
 /// What these tasks go after.
 pub(super) async fn of_tasks(read: &mut Read, task_ids: Vec<i64>) -> Result<Vec<RequiredRow>> {
     let sql = sql!(
