@@ -81,6 +81,8 @@ CREATE TABLE archives (
 
 CREATE INDEX archives_at_work ON archives (state) WHERE state IN ('receiving', 'checking');
 
+CREATE INDEX archives_by_artifact ON archives (artifact_digest) WHERE artifact_digest IS NOT NULL;
+
 CREATE TABLE audit_entries (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     organisation_id BIGINT NOT NULL REFERENCES organisations (id),
@@ -503,6 +505,8 @@ CREATE TABLE "tasks" (
 CREATE INDEX tasks_at_work ON tasks (phase) WHERE phase <> 'over';
 
 CREATE INDEX tasks_by_application ON tasks (application_id, id);
+
+CREATE INDEX tasks_by_artifact ON tasks (artifact_digest) WHERE artifact_digest IS NOT NULL;
 
 CREATE INDEX tasks_by_deploy_task ON tasks (deploy_task_id, id);
 

@@ -124,6 +124,11 @@ pub(crate) async fn remember_request(State(kernel): State<Kernel>, request: Requ
         return Error::TooLarge { limit_bytes }.into_response();
     };
     let mut text = format!("{} {}\n", parts.method, parts.uri).into_bytes();
+    // What is uploaded is described there.
+    for (name, value) in parts.headers.iter().filter(|(name, _)| name.as_str().starts_with("upload-")) {
+        text.extend_from_slice(name.as_str().as_bytes());
+        text.extend([b": ", value.as_bytes(), b"\n"].concat());
+    }
     text.extend_from_slice(&body);
     let request = RequestKey { key, digest: Digest::of(&text).to_string(), taken: Arc::default() };
     parts.extensions.insert(request.clone());

@@ -8,14 +8,14 @@ use super::*;
 use crate::deploys::PATH;
 
 /// A shop that is deployed from archives.
-async fn shop(server: &TestServer, hosts: usize) -> Shop {
+pub(super) async fn shop(server: &TestServer, hosts: usize) -> Shop {
     let shop = Shop::new(server, hosts).await;
     shop.set(json!({"repository": {"type": "ARCHIVE"}, "deploy_path": "/srv/shop"})).await;
     shop
 }
 
-/// Makes a sub-task and waits until its source is there, or cannot be had.
-async fn prepared(shop: &Shop, version: &str, path: &str) -> Value {
+/// Makes a sub-task and waits until its source is there, or cannot be had; gives its address as well.
+pub(super) async fn prepare(shop: &Shop, version: &str, path: &str) -> (String, Value) {
     let deploy_task = shop.started().await;
     let upgrades = format!("{PATH}{deploy_task}/sub-upgrade-tasks/");
     let body = json!({"instances": [{"id": shop.instances[0]}], "version": version, "update_source": path});
@@ -23,11 +23,16 @@ async fn prepared(shop: &Shop, version: &str, path: &str) -> Value {
     let path = format!("{upgrades}{}/", receipt["task_id"].as_str().expect("an id"));
     let read = async || shop.admin.get(&path).await.expect(200);
     wait_until("the source", async || read().await["phase"] != "preparing").await;
-    read().await
+    let told = read().await;
+    (path, told)
+}
+
+async fn prepared(shop: &Shop, version: &str, path: &str) -> Value {
+    prepare(shop, version, path).await.1
 }
 
 /// What the instance's agent will fetch.
-async fn fetched(server: &TestServer) -> Value {
+pub(super) async fn fetched(server: &TestServer) -> Value {
     let sql = sql!("SELECT entry FROM executions ORDER BY id DESC LIMIT 1");
     let entry: String = server.read().await.value(sql, args![]).await.expect("an entry");
     serde_json::from_str::<Value>(&entry).expect("JSON")["steps"][0].clone()

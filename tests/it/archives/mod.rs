@@ -3,6 +3,7 @@
 mod deploying;
 mod interrupted;
 mod refused;
+mod removing;
 
 use axum::http::Method;
 use base64::Engine as _;

@@ -88,6 +88,45 @@ both_engines! {
         assert!(matches!(huge.status, 409 | 503), "{}", huge.body);
     }
 
+    async fn one_organisation_that_announces_a_lot_keeps_no_other_from_it(server: TestServer) {
+        let shop = Shop::new(&server, 0).await;
+        let content = tar(&[("index.html", b"one")]);
+        let uploading = Uploading::begin(&shop, "0", &content).await;
+        server.run(sql!("INSERT INTO organisations (id, name, created_at) VALUES (4711, 'other', 0)"), args![]).await;
+        let another = || sql!(
+            "INSERT INTO archives (organisation_id, application_id, version, name, state, size_bytes, sha256, creator, \
+             created_at, touched_at) SELECT 4711, application_id, 'other ' || CAST($1 AS TEXT), name, state, $2, sha256, \
+             creator, created_at, touched_at FROM archives WHERE version = '0'"
+        );
+        for number in 0..100 {
+            server.run(another(), args![number, 8_i64 << 30]).await;
+        }
+        // They are another's: of this application there is one.
+        let other = crate::deploys::id(&shop.admin.post("/applications/", json!({"name": "other"})).await.expect(200));
+        server.run(sql!("UPDATE archives SET application_id = $1 WHERE organisation_id = 4711"), args![other]).await;
+        let answer = announce(&shop, content.len(), &metadata("1", &Digest::of(&content).to_string())).await;
+        answer.expect(201);
+        server.run(sql!("UPDATE archives SET organisation_id = 1"), args![]).await;
+        let answer = announce(&shop, content.len(), &metadata("2", &Digest::of(&content).to_string())).await;
+        let error = answer.expect_error(409, 10006);
+        assert!(error["message"].as_str().is_some_and(|why| why.contains("uploads of this organisation")), "{error}");
+        drop(uploading);
+    }
+
+    async fn a_key_that_was_used_for_another_upload_is_refused(server: TestServer) {
+        let mut shop = Shop::new(&server, 0).await;
+        let content = tar(&[("index.html", b"one")]);
+        let digest = Digest::of(&content).to_string();
+        shop.admin = shop.admin.with_header("idempotency-key", "one");
+        let first = announce(&shop, content.len(), &metadata("1", &digest)).await.expect(201);
+        // The same again is the same upload.
+        assert_eq!(announce(&shop, content.len(), &metadata("1", &digest)).await.expect(200)["id"], first["id"]);
+        for (length, version) in [(content.len(), "2"), (content.len() + 1, "1")] {
+            let error = announce(&shop, length, &metadata(version, &digest)).await.expect_error(400, 10001);
+            assert_eq!(error["field"], "Idempotency-Key");
+        }
+    }
+
     async fn members_that_no_archive_may_have(server: TestServer) {
         let shop = Shop::new(&server, 0).await;
         let special = |name: &str, kind: tar::EntryType, target: &str| {

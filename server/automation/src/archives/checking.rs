@@ -14,7 +14,8 @@ use sha2::{Digest as _, Sha256};
 
 use super::rules::State;
 use super::store::{self, Archive};
-use super::{Archives, CancellationToken, entry, lock, receiving, remove_artifact};
+use super::{Archives, CancellationToken, entry, lock, receiving};
+use crate::artifacts::{self, Naming};
 use crate::engine::Engine;
 use crate::source::{SourceError, Upload};
 
@@ -22,6 +23,8 @@ use crate::source::{SourceError, Upload};
 pub(super) const UNFINISHED_KEPT: Duration = Duration::from_secs(24 * 3600);
 /// Pause before what could not be checked is looked at again.
 const AGAIN: Duration = Duration::from_secs(60);
+/// Times that an archive is packed because the artifact was removed at the same time.
+const PACKED_TIMES_MAX: usize = 5;
 
 /// Why an archive is not ready.
 enum Unready {
@@ -63,11 +66,16 @@ pub(super) fn start(kernel: &Kernel, archive: Archive) {
 
 async fn check(kernel: &Kernel, archive: Archive) -> Result<()> {
     let file = kernel.part::<Archives>().file(archive.id);
-    let outcome = packed(kernel, &archive, file).await;
+    let (outcome, naming) = packed_and_there(kernel, &archive, file).await?;
     let mut tx = kernel.work().begin(archive.organisation_id).await?;
     let Some(row) = store::find(&mut tx, archive.application_id, archive.id).await? else {
-        drop(tx);
-        return discard(kernel, &archive, outcome).await;
+        drop((tx, naming));
+        // It was deleted meanwhile, and so is what was made of it.
+        if let Ok(upload) = outcome {
+            artifacts::remove_unneeded(kernel, upload.digest).await;
+        }
+        receiving::forget(kernel, archive.id).await;
+        return Ok(());
     };
     if row.state != State::Checking {
         return Ok(());
@@ -89,19 +97,29 @@ async fn check(kernel: &Kernel, archive: Archive) -> Result<()> {
     };
     let entry = entry(&mut tx, "update", &row).await?.detail(detail);
     tx.finish(Audit::of(entry)).await?;
+    drop(naming);
     receiving::forget(kernel, row.id).await;
     Ok(())
 }
 
-/// Removes what was made of an archive that was deleted meanwhile.
-async fn discard(kernel: &Kernel, archive: &Archive, outcome: Result<Upload, Unready>) -> Result<()> {
-    if let Ok(upload) = outcome
-        && !store::is_shared(&mut kernel.work().read().await?, archive.id, upload.digest).await?
-    {
-        remove_artifact(kernel, upload.digest).await;
+/// Packs an archive, and keeps the artifact from being removed until its row names it.
+async fn packed_and_there(
+    kernel: &Kernel,
+    archive: &Archive,
+    file: PathBuf,
+) -> Result<(Result<Upload, Unready>, Option<Naming>)> {
+    // What was the same as another archive's may have gone with that before it was held.
+    for _ in 0..PACKED_TIMES_MAX {
+        let upload = match packed(kernel, archive, file.clone()).await {
+            Ok(upload) => upload,
+            Err(unready) => return Ok((Err(unready), None)),
+        };
+        let naming = Naming::begin(kernel).await;
+        if naming.has(upload.digest).await? {
+            return Ok((Ok(upload), Some(naming)));
+        }
     }
-    receiving::forget(kernel, archive.id).await;
-    Ok(())
+    Err(Error::Unavailable("what was packed was removed again and again".to_owned()))
 }
 
 async fn packed(kernel: &Kernel, archive: &Archive, file: PathBuf) -> Result<Upload, Unready> {

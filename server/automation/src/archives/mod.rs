@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use drover_inventory::applications;
+use drover_kernel::db::Read;
 use drover_kernel::fields::Name;
 use drover_kernel::room::Room;
 use drover_kernel::routes::BASE;
@@ -33,6 +34,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::rules::State;
 use self::store::Archive;
+use crate::artifacts;
 use crate::engine::Engine;
 use crate::source::Format;
 
@@ -213,8 +215,8 @@ async fn create(call: Call<Change>, Path(id): Path<i64>, headers: HeaderMap) -> 
     let kernel = call.kernel().clone();
     let mut tx = call.begin().await?;
     let counts = store::counts(&mut tx, id).await?;
-    check_counts(&counts, new.size_bytes)?;
-    kernel.part::<Room>().require_bytes(new.size_bytes.saturating_add(counts.unfinished_bytes.unsigned_abs()))?;
+    check_counts(&counts)?;
+    kernel.part::<Room>().require_bytes(new.size_bytes)?;
     let archive_id = store::insert(&mut tx, id, &new, &creator).await?;
     let row = store::load(&mut tx, id, archive_id).await?;
     let detail = format!("{}, {} bytes, SHA-256 {}", row.name, row.size_bytes, row.sha256);
@@ -226,7 +228,7 @@ async fn create(call: Call<Change>, Path(id): Path<i64>, headers: HeaderMap) -> 
     Ok(told(answer, 0))
 }
 
-fn check_counts(counts: &store::Counts, size_bytes: u64) -> Result<()> {
+fn check_counts(counts: &store::Counts) -> Result<()> {
     let too_many = |what: String| Err(Error::conflict(what));
     if counts.all >= rules::ARCHIVES_MAX {
         return too_many(format!("an application has at most {} archives; delete some", rules::ARCHIVES_MAX));
@@ -235,9 +237,9 @@ fn check_counts(counts: &store::Counts, size_bytes: u64) -> Result<()> {
         let most = rules::UNFINISHED_MAX;
         return too_many(format!("{most} uploads of this application are not finished; finish or delete some"));
     }
-    let bytes = counts.unfinished_bytes.unsigned_abs().saturating_add(size_bytes);
-    if counts.unfinished_of_all >= rules::UNFINISHED_OF_ALL_MAX || bytes > rules::UNFINISHED_BYTES_MAX {
-        return Err(Error::Unavailable("too many uploads are not finished; try again later".to_owned()));
+    if counts.unfinished_of_organisation >= rules::UNFINISHED_OF_ORGANISATION_MAX {
+        let most = rules::UNFINISHED_OF_ORGANISATION_MAX;
+        return too_many(format!("{most} uploads of this organisation are not finished; finish or delete some"));
     }
     Ok(())
 }
@@ -270,30 +272,16 @@ async fn delete(call: Call<Change>, Path((id, archive_id)): Path<(i64, i64)>, he
     if let Some(task) = tasks.first() {
         return Err(Error::conflict(format!("the sub-task {task} needs version {} and is not over", row.version)));
     }
-    let mut unneeded = row.artifact_digest;
-    if let Some(artifact) = row.artifact_digest
-        && store::is_shared(&mut tx, row.id, artifact).await?
-    {
-        unneeded = None;
-    }
     store::delete(&mut tx, row.id).await?;
     let entry = entry(&mut tx, "delete", &row).await?.detail(format!("{}, SHA-256 {}", row.name, row.sha256));
     tx.finish(Audit::of(entry)).await?;
     receiving::forget(&kernel, row.id).await;
-    if let Some(artifact) = unneeded {
-        remove_artifact(&kernel, artifact).await;
+    if let Some(artifact) = row.artifact_digest {
+        artifacts::remove_unneeded(&kernel, artifact).await;
     }
     let mut answer = StatusCode::NO_CONTENT.into_response();
     answer.headers_mut().insert(TUS_RESUMABLE, HeaderValue::from_static(TUS_VERSION));
     Ok(answer)
-}
-
-async fn remove_artifact(kernel: &Kernel, artifact: Digest) {
-    let artifacts = kernel.part::<Engine>().artifacts.clone();
-    let removed = tokio::task::spawn_blocking(move || artifacts.remove(artifact)).await;
-    if let Ok(Err(error)) = removed {
-        tracing::warn!(%error, "an artifact that nothing needs stays");
-    }
 }
 
 /// Refuses another version of tus; who names none is not held to it.
@@ -328,31 +316,29 @@ async fn entry(tx: &mut drover_kernel::Tx, action: &str, row: &Archive) -> Resul
 /// The archive that a source names: by content once that is settled, else by version.
 ///
 /// # Errors
-/// A sentence for people: there is none, or it cannot be deployed.
+/// A conflict with a sentence for people: there is none, or it cannot be deployed.
 pub(crate) async fn find(
-    kernel: &Kernel,
+    read: &mut Read,
     application_id: i64,
     version: &str,
     content: Option<&str>,
-) -> Result<Archive, String> {
-    let failed = |error: Error| format!("the archive cannot be looked up: {error}");
-    let mut read = kernel.work().read().await.map_err(failed)?;
+) -> Result<Archive> {
     if let Some(content) = content {
         let found = match content.parse() {
-            Ok(digest) => store::of_content(&mut read, application_id, digest).await.map_err(failed)?,
+            Ok(digest) => store::of_content(read, application_id, digest).await?,
             Err(_) => None,
         };
-        return found.ok_or_else(|| format!("the archive with SHA-256 {content} was deleted"));
+        return found.ok_or_else(|| Error::conflict(format!("the archive with SHA-256 {content} was deleted")));
     }
-    let found = store::of_version(&mut read, application_id, version).await.map_err(failed)?;
-    let found = found.ok_or_else(|| format!("no archive of version {version} was uploaded"))?;
+    let found = store::of_version(read, application_id, version).await?;
+    let found = found.ok_or_else(|| Error::conflict(format!("no archive of version {version} was uploaded")))?;
     match found.state {
         State::Ready => Ok(found),
-        State::Receiving => Err(format!("the archive of version {version} has not come whole")),
-        State::Checking => Err(format!("the archive of version {version} is still being checked")),
+        State::Receiving => Err(Error::conflict(format!("the archive of version {version} has not come whole"))),
+        State::Checking => Err(Error::conflict(format!("the archive of version {version} is still being checked"))),
         State::Refused => {
             let reason = found.reason.unwrap_or_default();
-            Err(format!("the archive of version {version} was refused: {reason}"))
+            Err(Error::conflict(format!("the archive of version {version} was refused: {reason}")))
         }
     }
 }
@@ -360,11 +346,12 @@ pub(crate) async fn find(
 /// What agents fetch of an archive, with the archive's digest: all of it, or what is at `path`.
 ///
 /// # Errors
-/// A sentence for people.
-pub(crate) async fn artifact(kernel: &Kernel, archive: &Archive, path: &str) -> Result<(Digest, u64), String> {
-    let whole = archive.artifact_digest.ok_or("the archive was not checked")?;
+/// A conflict with a sentence for people.
+pub(crate) async fn artifact(kernel: &Kernel, archive: &Archive, path: &str) -> Result<(Digest, u64)> {
+    let whole = archive.artifact_digest.ok_or_else(|| Error::conflict("the archive was not checked"))?;
     let sources = &kernel.part::<Engine>().sources;
     let name = format!("{} with SHA-256 {}", archive.name, archive.sha256);
     let path = (!path.is_empty()).then_some(path);
-    sources.part(whole, path, &name, kernel.stopping()).await.map_err(|error| error.to_string())
+    let part = sources.part(whole, path, &name, kernel.stopping()).await;
+    part.map_err(|error| Error::conflict(error.to_string()))
 }

@@ -23,11 +23,10 @@ api_words! {
 
 /// Length of one archive, in bytes.
 pub const SIZE_BYTES_MAX: u64 = 8 * 1024 * 1024 * 1024;
-/// Archives of one application that have not come whole, and of all applications.
+/// Archives of one application that have not come whole.
 pub const UNFINISHED_MAX: i64 = 5;
-pub const UNFINISHED_OF_ALL_MAX: i64 = 50;
-/// What they may come to together, in bytes.
-pub const UNFINISHED_BYTES_MAX: u64 = 64 * 1024 * 1024 * 1024;
+/// Archives of all applications of an organisation that have not come whole.
+pub const UNFINISHED_OF_ORGANISATION_MAX: i64 = 100;
 /// Archives of one application.
 pub const ARCHIVES_MAX: i64 = 1_000;
 

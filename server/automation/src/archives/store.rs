@@ -99,22 +99,20 @@ row! {
         pub(crate) all: i64,
         /// Of these, how many have not come whole.
         pub(crate) unfinished: i64,
-        /// How many of all applications have not.
-        pub(crate) unfinished_of_all: i64,
-        /// What these come to, in bytes.
-        pub(crate) unfinished_bytes: i64,
+        /// How many of the organisation have not.
+        pub(crate) unfinished_of_organisation: i64,
     }
 }
 
-pub(crate) async fn counts(read: &mut Read, application_id: i64) -> Result<Counts> {
+pub(crate) async fn counts(tx: &mut Tx, application_id: i64) -> Result<Counts> {
     let sql = sql!(
         "SELECT COUNT(CASE WHEN application_id = $1 THEN 1 END) AS \"all\", \
          COUNT(CASE WHEN application_id = $1 AND state = 'receiving' THEN 1 END) AS unfinished, \
-         COUNT(CASE WHEN state = 'receiving' THEN 1 END) AS unfinished_of_all, \
-         CAST(COALESCE(SUM(CASE WHEN state = 'receiving' THEN size_bytes ELSE 0 END), 0) AS BIGINT) AS unfinished_bytes \
-         FROM archives"
+         COUNT(CASE WHEN state = 'receiving' THEN 1 END) AS unfinished_of_organisation \
+         FROM archives WHERE organisation_id = $2"
     );
-    Ok(read.one(sql, args![application_id]).await?)
+    let organisation_id = tx.organisation_id();
+    Ok(tx.one(sql, args![application_id, organisation_id]).await?)
 }
 
 /// Notes an archive that is going to come.
@@ -182,13 +180,4 @@ pub(crate) async fn needed_by(read: &mut Read, archive: &Archive) -> Result<Vec<
     );
     let artifact = archive.artifact_digest.unwrap_or(archive.sha256);
     Ok(read.values(sql, args![archive.application_id, archive.version.as_str(), artifact]).await?)
-}
-
-/// Whether anything but this archive needs an artifact.
-pub(crate) async fn is_shared(read: &mut Read, archive_id: i64, artifact: Digest) -> Result<bool> {
-    let sql = sql!(
-        "SELECT (SELECT COUNT(*) FROM archives WHERE artifact_digest = $2 AND id <> $1) \
-         + (SELECT COUNT(*) FROM tasks WHERE artifact_digest = $2 AND phase <> 'over')"
-    );
-    Ok(read.value::<i64>(sql, args![archive_id, artifact]).await? > 0)
 }

@@ -4,6 +4,7 @@
 //! what is being written. Invariant: a file
 //! under its final name is whole, durable and never changes. The functions block: call them where blocking is allowed.
 
+mod needed;
 #[cfg(test)]
 mod tests;
 
@@ -17,6 +18,9 @@ use drover_shared::Digest;
 use drover_shared::order::IndexOf;
 use sha2::{Digest as _, Sha256};
 use tempfile::NamedTempFile;
+
+pub use needed::sweep;
+pub(crate) use needed::{Naming, remove_unneeded};
 
 /// Most bytes that one [`ArtifactFile::read_at`] gives.
 pub const READ_BYTES_MAX: usize = 1024 * 1024;
@@ -162,7 +166,8 @@ impl ArtifactStore {
     /// # Errors
     /// [`ArtifactError::Storage`].
     pub fn remove(&self, digest: Digest) -> Result<(), ArtifactError> {
-        for path in [self.path(digest), self.index_path(digest)] {
+        // The artifact last: as long as it is there it is found, and removed again if this breaks off.
+        for path in [self.index_path(digest), self.path(digest)] {
             match std::fs::remove_file(path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     return Err(ArtifactError::storage(format!("remove artifact {digest}"))(error));
@@ -177,6 +182,25 @@ impl ArtifactStore {
     #[must_use]
     pub fn contains(&self, digest: Digest) -> bool {
         self.path(digest).is_file()
+    }
+
+    /// The artifacts whose digests begin with this byte.
+    ///
+    /// # Errors
+    /// [`ArtifactError::Storage`].
+    pub fn beginning_with(&self, first: u8) -> Result<Vec<Digest>, ArtifactError> {
+        let folder = self.folder.join(format!("{first:02x}"));
+        let names = || -> io::Result<Vec<Digest>> {
+            let mut digests = Vec::new();
+            for entry in std::fs::read_dir(&folder)? {
+                digests.extend(entry?.file_name().to_str().and_then(|name| name.parse::<Digest>().ok()));
+            }
+            Ok(digests)
+        };
+        match names() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            names => names.map_err(ArtifactError::storage("list the artifacts".to_owned())),
+        }
     }
 
     fn incoming(&self) -> PathBuf {

@@ -16,7 +16,7 @@ mod sending;
 mod waking;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use drover_inventory::instances;
@@ -75,6 +75,8 @@ pub struct Engine {
     pub hub: Hub,
     /// CA and signing key.
     pub keys: Keys,
+    /// Held by whoever names an artifact in a table, or removes one that none names.
+    pub(crate) naming: Arc<tokio::sync::Mutex<()>>,
     /// Tasks whose source this server is fetching.
     preparing: Mutex<HashMap<i64, CancellationToken>>,
     /// Deploy tasks that were tried to start by themselves, and before when they are not tried again.
@@ -99,6 +101,7 @@ impl Engine {
             sources,
             hub: Hub::default(),
             keys,
+            naming: Arc::default(),
             preparing: Mutex::default(),
             starting: Mutex::default(),
             unclosed: Mutex::default(),
@@ -142,6 +145,12 @@ pub async fn sweep(kernel: Kernel) {
     while !stop.is_cancelled() {
         if let Err(error) = sweep_once(&kernel, full).await {
             tracing::warn!(%error, "sweep failed, trying again");
+        }
+        // At the start as well: a crash may have left some.
+        if rounds.is_multiple_of(600)
+            && let Err(error) = crate::artifacts::sweep(&kernel).await
+        {
+            tracing::warn!(%error, "cannot remove artifacts that nothing names, trying again later");
         }
         rounds += 1;
         full = rounds.is_multiple_of(5);

@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Engine, advance, close_log, end, entry_texts, lock, plan_digest};
 use crate::archives;
+use crate::artifacts::Naming;
 use crate::credentials::rules::CredentialType;
 use crate::credentials::store as credential_store;
 use crate::settings;
@@ -69,32 +70,32 @@ async fn prepare(kernel: &Kernel, task: &Task) -> Result<()> {
             let artifact = artifact.ok_or_else(|| Error::internal(format!("artifact {digest} is gone")))?;
             complete(kernel, task, artifact, &commit).await
         }
-        Err(reason) => cannot_be_had(kernel, task, &reason).await,
+        Err(Error::Conflict(reason)) => cannot_be_had(kernel, task, &reason).await,
+        // What is in the way on this server passes.
+        Err(error) => Err(error),
     }
 }
 
 /// Takes the archive that was uploaded, or a part of it; gives its digest as well.
-async fn take_archive(
-    kernel: &Kernel,
-    task: &Task,
-    application_id: i64,
-    source: &Source,
-) -> Result<(Digest, String), String> {
+async fn take_archive(kernel: &Kernel, task: &Task, application_id: i64, source: &Source) -> Result<(Digest, String)> {
     let engine = kernel.part::<Engine>();
-    let archive = archives::find(kernel, application_id, &source.version, source.commit.as_deref()).await?;
+    let mut read = kernel.work().read().await?;
+    let archive = archives::find(&mut read, application_id, &source.version, source.commit.as_deref()).await?;
+    drop(read);
     let commit = archive.sha256.to_string();
     let line = format!("Version {} is archive {} with SHA-256 {commit}", source.version, archive.name);
     engine.notice(task.id, kernel.clock().now(), &line).await;
     let (digest, size_bytes) = archives::artifact(kernel, &archive, &source.path).await?;
     if let Some(wanted) = source.artifact.filter(|wanted| *wanted != digest) {
-        return Err(format!("archive {commit} packs to artifact {digest} now, and was artifact {wanted}"));
+        let text = format!("archive {commit} packs to artifact {digest} now, and was artifact {wanted}");
+        return Err(Error::conflict(text));
     }
     engine.notice(task.id, kernel.clock().now(), &format!("Artifact {digest} has {size_bytes} bytes")).await;
     Ok((digest, commit))
 }
 
 /// Fetches with its progress in the task's output.
-async fn fetch(kernel: &Kernel, task: &Task, source: &Source) -> Result<crate::source::Fetched, String> {
+async fn fetch(kernel: &Kernel, task: &Task, source: &Source) -> Result<crate::source::Fetched> {
     let engine = kernel.part::<Engine>();
     let wanted = GitSource {
         url: source.url.clone(),
@@ -122,11 +123,11 @@ async fn fetch(kernel: &Kernel, task: &Task, source: &Source) -> Result<crate::s
             engine.notice(task.id, kernel.clock().now(), notice).await;
         }
     }
-    let fetched = outcome.map_err(|error| error.to_string())?;
+    let fetched = outcome.map_err(|error| Error::conflict(error.to_string()))?;
     if let Some(keys) = &fetched.trusted {
         trust(kernel, task, source, keys).await?;
     }
-    held_to(source, &fetched)?;
+    held_to(source, &fetched).map_err(Error::conflict)?;
     Ok(fetched)
 }
 
@@ -143,17 +144,18 @@ fn held_to(source: &Source, fetched: &crate::source::Fetched) -> Result<(), Stri
 }
 
 /// What the repository is reached with: the secret is opened here, and not before.
-pub(crate) async fn access(kernel: &Kernel, organisation_id: i64, source: &Source) -> Result<Access, String> {
+///
+/// # Errors
+/// A conflict with a sentence for people: it was deleted, or cannot be opened.
+pub(crate) async fn access(kernel: &Kernel, organisation_id: i64, source: &Source) -> Result<Access> {
     let mut access =
         Access { credential: None, host_key: source.host_key.clone(), ca_certificate: source.ca_certificate.clone() };
     if let Some(id) = source.credential_id {
-        let read = async {
-            let mut read = kernel.work().read().await?;
-            let row = credential_store::find(&mut read, organisation_id, id).await?;
-            row.map(|row| credential_store::open(kernel, &row).map(|secret| (row, secret))).transpose()
-        };
-        let found = read.await.map_err(|error: Error| format!("the credential cannot be read: {error}"))?;
-        let (row, secret) = found.ok_or("the credential of the repository was deleted since the sub-task was made")?;
+        let row = credential_store::find(&mut kernel.work().read().await?, organisation_id, id).await?;
+        let gone = || Error::conflict("the credential of the repository was deleted since the sub-task was made");
+        let row = row.ok_or_else(gone)?;
+        let unreadable = |error: Error| Error::conflict(format!("the credential cannot be read: {error}"));
+        let secret = credential_store::open(kernel, &row).map_err(unreadable)?;
         access.credential = Some(match row.credential_type {
             CredentialType::Password => Credential::Password { username: row.username, password: secret },
             CredentialType::SshPrivateKey => Credential::PrivateKey { username: row.username, private_key: secret },
@@ -163,23 +165,24 @@ pub(crate) async fn access(kernel: &Kernel, organisation_id: i64, source: &Sourc
 }
 
 /// Remembers the key that a repository's host showed first, and says so in the output and in the audit.
-async fn trust(kernel: &Kernel, task: &Task, source: &Source, keys: &str) -> Result<(), String> {
+async fn trust(kernel: &Kernel, task: &Task, source: &Source, keys: &str) -> Result<()> {
     let Some(owner) = source.owner else { return Ok(()) };
     let shown = fingerprints(keys);
-    let store = async {
-        let mut tx = kernel.work().begin(task.organisation_id).await?;
-        let is_new = settings::store::trust(&mut tx, owner, &source.url, keys).await?;
-        let entries =
-            if is_new { vec![settings::trusted(&mut tx, owner, task.application_id, &shown).await?] } else { vec![] };
-        tx.finish(Audit::all(entries)).await
-    };
-    store.await.map_err(|error: Error| format!("the host's key cannot be remembered: {error}"))?;
+    let mut tx = kernel.work().begin(task.organisation_id).await?;
+    let is_new = settings::store::trust(&mut tx, owner, &source.url, keys).await?;
+    let entries =
+        if is_new { vec![settings::trusted(&mut tx, owner, task.application_id, &shown).await?] } else { vec![] };
+    tx.finish(Audit::all(entries)).await?;
     let line = format!("The host of {} showed {shown} for the first time: this key is pinned from now on.", source.url);
     kernel.part::<Engine>().notice(task.id, kernel.clock().now(), &line).await;
     Ok(())
 }
 
 async fn complete(kernel: &Kernel, task: &Task, artifact: Artifact, commit: &str) -> Result<()> {
+    let naming = Naming::begin(kernel).await;
+    if !naming.has(artifact.digest).await? {
+        return Err(Error::Unavailable(format!("artifact {} was removed meanwhile", artifact.digest)));
+    }
     let work = kernel.work();
     let mut tx = work.begin(task.organisation_id).await?;
     let Some(task) = task_store::lock(&mut tx, task.id).await? else { return Ok(()) };

@@ -17,6 +17,7 @@ use super::rollout::Rollout;
 use super::rules::{Phase, Role};
 use super::store::{self, Execution, Task};
 use super::view::SubTaskReceipt;
+use crate::artifacts::Naming;
 use crate::channel;
 use crate::deploys::rules as deploy_rules;
 use crate::deploys::store as deploy_store;
@@ -304,6 +305,7 @@ async fn retry<P: Permission>(call: Call<P>, which: Which, body: RetryNew) -> Re
     }
     let creator = call.caller()?.username.clone();
     let addresses = channel::addresses(&call);
+    let naming = Naming::begin(call.kernel()).await;
     let mut tx = call.begin().await?;
     if let Some((deploy_task_id, _)) = which.of {
         let organisation_id = tx.organisation_id();
@@ -321,6 +323,7 @@ async fn retry<P: Permission>(call: Call<P>, which: Which, body: RetryNew) -> Re
     let retry = Retry {
         instances: wanted.as_deref(),
         from_failed_step: body.from_failed_step.is_none_or(|flag| flag.0),
+        naming: &naming,
         creator: &creator,
         rollout: rollout.as_ref(),
     };

@@ -18,7 +18,9 @@ use super::premises;
 use super::required;
 use super::rollout::Rollout;
 use super::rules::{Phase, Role, first_phase};
-use super::store::{self, Execution, NewExecution, NewTask, Origin, Script, Task};
+use super::store::{self, Execution, NewExecution, NewTask, Origin, Script, Source, Task};
+use crate::archives;
+use crate::artifacts::Naming;
 use crate::engine::UNTOUCHING;
 use crate::executions::store as execution_store;
 use crate::link::keys::random_secret;
@@ -61,6 +63,8 @@ pub(crate) struct Retry<'a> {
     pub instances: Option<&'a [i64]>,
     /// Whether steps that succeeded are left out.
     pub from_failed_step: bool,
+    /// Keeps what is fetched again from being removed.
+    pub naming: &'a Naming,
     pub creator: &'a str,
     /// How to go from instance to instance; as the task did when left out.
     pub rollout: Option<&'a Rollout>,
@@ -119,11 +123,30 @@ pub(crate) async fn retry(tx: &mut Tx, task: &Task, executions: &[Execution], re
         let entry = if goes_on { without_done(entry, &script) } else { entry };
         parts.push(Part { revert_entry: script.revert_entry, ..part(execution, batch, entry) });
     }
+    check_source(tx, retry.naming, task, &parts).await?;
     let complete = task.plan_digest.is_some();
     let (version, creator) = (task.version.as_str(), retry.creator);
     let follow_up =
         FollowUp { origin: Origin::Retry, of: task, kind: task.kind, version, creator, rollout, parts, complete };
     insert(tx, follow_up).await
+}
+
+/// Refuses to fetch again what is gone.
+async fn check_source(tx: &mut Tx, naming: &Naming, task: &Task, parts: &[Part]) -> Result<()> {
+    let fetches = |part: &Part| part.entry.steps.iter().any(|step| matches!(step, Step::Fetch { .. }));
+    match (task.artifact_digest, task.source.as_ref().map(|source| &source.0)) {
+        (Some(artifact), _) if parts.iter().any(fetches) && !naming.has(artifact).await? => {
+            let version = &task.version;
+            Err(Error::conflict(format!(
+                "what version {version} was made of is no longer on this server: make a new sub-task, for an uploaded \
+                 archive after uploading it again"
+            )))
+        }
+        (None, Some(Source { archive_of: Some(application_id), version, commit, artifact: None, .. })) => {
+            archives::find(tx, *application_id, version, commit.as_deref()).await.map(drop)
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The texts of a task's executions, by execution.

@@ -146,8 +146,9 @@ pub(crate) async fn commit(kernel: &Kernel, organisation_id: i64, source: Option
         return Ok(source.commit.clone());
     }
     if let Some(application_id) = source.archive_of {
-        let found = archives::find(kernel, application_id, &source.version, source.commit.as_deref()).await;
-        let found = found.map_err(|reason| Error::conflict(format!("{SOURCE_FAILED}{reason}")))?;
+        let mut read = kernel.work().read().await?;
+        let found = archives::find(&mut read, application_id, &source.version, source.commit.as_deref()).await;
+        let found = found.map_err(source_failed)?;
         return Ok(Some(found.sha256.to_string()));
     }
     let wanted = GitSource {
@@ -156,13 +157,21 @@ pub(crate) async fn commit(kernel: &Kernel, organisation_id: i64, source: Option
         version: source.commit.clone().unwrap_or_else(|| source.version.clone()),
         path: (!source.path.is_empty()).then(|| source.path.clone()),
     };
-    let failed = |reason: String| Error::conflict(format!("{SOURCE_FAILED}{reason}"));
-    let access = prepare::access(kernel, organisation_id, source).await.map_err(failed)?;
+    let access = prepare::access(kernel, organisation_id, source).await.map_err(source_failed)?;
     let found = kernel.part::<Engine>().sources.resolve(&wanted, &access).await;
+    let failed = |reason: String| source_failed(Error::conflict(reason));
     let found = found.map_err(|error| failed(error.to_string()))?;
     match source.commit.as_ref().filter(|commit| **commit != found) {
         Some(commit) => Err(failed(format!("commit {commit} is no longer in the repository"))),
         None => Ok(Some(found)),
+    }
+}
+
+/// Says of a source's own reason that it is one; what is in the way on this server stays as it is.
+fn source_failed(error: Error) -> Error {
+    match error {
+        Error::Conflict(reason) => Error::conflict(format!("{SOURCE_FAILED}{reason}")),
+        error => error,
     }
 }
 

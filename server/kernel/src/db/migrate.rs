@@ -32,7 +32,8 @@ migrations!(
     "0012_secret_scopes",
     "0013_instance_states",
     "0014_task_order",
-    "0015_environments"
+    "0015_environments",
+    "0016_artifacts"
 );
 
 /// Key of the advisory lock that lets one server migrate at a time.
