@@ -1,7 +1,8 @@
 //! The clocks of the host: the one place that reads them.
 //!
-//! Durations come from the monotonic clock, which every process of one boot shares, so that agent and supervisor may
-//! compare its values. The wall clock only dates things for people.
+//! Durations come from the clock that counts since the boot and goes on while the host is suspended: every process of
+//! one boot shares it, so that agent and supervisor may compare its values, and the server's time went on meanwhile too.
+//! The wall clock only dates things for people.
 
 use nix::time::{ClockId, clock_gettime};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -9,7 +10,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 /// Both clocks at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Now {
-    /// Milliseconds of `CLOCK_MONOTONIC`.
+    /// Milliseconds of `CLOCK_BOOTTIME`.
     pub monotonic_ms: u64,
     /// Milliseconds since 1970 UTC.
     pub wall_ms: i64,
@@ -21,10 +22,10 @@ pub fn now() -> Now {
     Now { monotonic_ms: monotonic_ms(), wall_ms: wall_ms() }
 }
 
-/// Milliseconds of `CLOCK_MONOTONIC`; 0 on a system without that clock.
+/// Milliseconds of `CLOCK_BOOTTIME`; 0 on a system without that clock.
 #[must_use]
 pub fn monotonic_ms() -> u64 {
-    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |time| {
+    clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(0, |time| {
         let seconds = u64::try_from(time.tv_sec()).unwrap_or(0);
         seconds * 1000 + u64::try_from(time.tv_nsec()).unwrap_or(0) / 1_000_000
     })

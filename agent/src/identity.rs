@@ -1,6 +1,7 @@
 //! Who the agent is: its id, its key, and the server it trusts.
 //!
-//! Invariant: the file is written once, whole, after enrolment, and only its owner may read it.
+//! Invariants: the file is written once, whole, after enrolment, and only its owner may read it; the key is kept before
+//! the server hears of it, so that an agent that dies in between enrols as the same one.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,6 +15,9 @@ use ring::signature::{Ed25519KeyPair, KeyPair as _};
 use serde::{Deserialize, Serialize};
 
 use crate::durable;
+
+/// The agent's key until `identity.json` is there.
+const ENROLMENT_KEY: &str = "enrolling.key";
 
 /// What enrolment left in `identity.json`.
 #[derive(Clone, Serialize, Deserialize)]
@@ -47,6 +51,24 @@ impl AgentKey {
         let document =
             Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).map_err(|_| anyhow!("no key can be made"))?;
         Self::from_document(BASE64.encode(document.as_ref()))
+    }
+
+    /// The key that this data directory enrols with: the one of an earlier try, if there was one, else a new one, kept.
+    ///
+    /// # Errors
+    /// It cannot be kept, or what was kept cannot be used.
+    pub fn of_enrolment(data_dir: &Path) -> anyhow::Result<Self> {
+        let path = data_dir.join(ENROLMENT_KEY);
+        match std::fs::read_to_string(&path) {
+            Ok(document) => Self::from_document(document).with_context(|| format!("{} is damaged", path.display())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let key = Self::generate()?;
+                let kept = durable::write_atomic(&path, key.document.as_bytes(), 0o600);
+                kept.with_context(|| format!("{} cannot be written", path.display()))?;
+                Ok(key)
+            }
+            Err(error) => bail!("{} cannot be read: {error}", path.display()),
+        }
     }
 
     fn from_document(document: String) -> anyhow::Result<Self> {
@@ -104,7 +126,9 @@ impl Identity {
     /// # Errors
     /// Whatever the file system says.
     pub fn save(&self, data_dir: &Path) -> io::Result<()> {
-        durable::write_atomic(&path(data_dir), canonical(self).as_bytes(), 0o600)
+        durable::write_atomic(&path(data_dir), canonical(self).as_bytes(), 0o600)?;
+        let _ = std::fs::remove_file(data_dir.join(ENROLMENT_KEY));
+        Ok(())
     }
 
     /// The agent's key.

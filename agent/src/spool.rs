@@ -64,9 +64,9 @@ impl Accepted {
     /// Reads the two texts of the order; its signature was verified before it came into the spool.
     ///
     /// # Errors
-    /// A sentence for people.
-    pub fn open(&self) -> Result<(Statement, Entry), String> {
-        self.order.open(|_, _| true).map_err(|error| error.to_string())
+    /// They are damaged ([`io::ErrorKind::InvalidData`]).
+    pub fn open(&self) -> io::Result<(Statement, Entry)> {
+        self.order.open(|_, _| true).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
     }
 
     /// Milliseconds since it was accepted; the wall clock bridges a reboot.
@@ -269,7 +269,7 @@ impl Folder {
     /// The order.
     ///
     /// # Errors
-    /// The file is missing or damaged.
+    /// The file is missing, or damaged ([`io::ErrorKind::InvalidData`]).
     pub fn accepted(&self) -> io::Result<Accepted> {
         self.read("order.json")?.ok_or_else(|| io::Error::other("the spool folder has no order"))
     }
@@ -401,9 +401,11 @@ impl Folder {
     }
 
     /// Whether a supervisor lives.
-    #[must_use]
-    pub fn supervised(&self) -> bool {
-        matches!(self.lock(), Ok(None))
+    ///
+    /// # Errors
+    /// The lock cannot be looked at, which says nothing about the supervisor.
+    pub fn supervised(&self) -> io::Result<bool> {
+        Ok(self.lock()?.is_none())
     }
 
     /// Process id that the holder of the lock wrote down.
@@ -417,11 +419,14 @@ impl Folder {
     /// # Errors
     /// A file cannot be read.
     pub fn standing(&self) -> io::Result<Standing> {
-        if self.supervised() {
+        if self.supervised()? {
             return Ok(Standing::Running);
         }
-        if let Some(finished) = self.status()? {
-            return Ok(Standing::Finished(Box::new(finished)));
+        match self.status() {
+            Ok(Some(finished)) => return Ok(Standing::Finished(Box::new(finished))),
+            // Damaged, it says as much as none.
+            Err(error) if error.kind() != io::ErrorKind::InvalidData => return Err(error),
+            Ok(None) | Err(_) => {}
         }
         // A loss of power may have taken the name of a status, not its text.
         if let Ok(Some(finished)) = self.read::<Finished>(STATUS_NEW) {
@@ -476,7 +481,10 @@ impl Folder {
         };
         let mut text = Vec::new();
         file.take(FILE_BYTES_MAX).read_to_end(&mut text)?;
-        serde_json::from_slice(&text).map(Some).map_err(|error| io::Error::other(format!("{name}: {error}")))
+        serde_json::from_slice(&text).map(Some).map_err(|error| {
+            let text = format!("{name}: {error}");
+            io::Error::new(io::ErrorKind::InvalidData, text)
+        })
     }
 }
 

@@ -2,6 +2,8 @@
 //!
 //! Invariant: what the session is told about an execution is what its spool folder says.
 
+mod recovery;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::File;
 use std::io;
@@ -64,6 +66,28 @@ pub(super) struct Execution {
     discard: bool,
     /// Why it never started, while that cannot be written.
     obstacle: Option<Obstacle>,
+    /// Whether its supervisor has to be told of a cancel note.
+    untold: bool,
+}
+
+impl Execution {
+    /// Has the supervisor look at its cancel note. When nobody can say whether it lives, its process id may be anybody's
+    /// by now, and the sweep tries again.
+    fn tell(&mut self) {
+        match self.folder.supervised() {
+            Ok(lives) => {
+                self.untold = false;
+                if let Some(pid) = self.folder.supervisor().filter(|_| lives) {
+                    let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+                }
+            }
+            Err(error) => {
+                tracing::error!(folder = %self.folder.path().display(), %error, "the supervisor cannot be told to end");
+                self.untold = true;
+                self.stage = Stage::Running { own: false };
+            }
+        }
+    }
 }
 
 /// Reports of work that went on elsewhere.
@@ -119,76 +143,6 @@ impl Executions {
         &self.watcher
     }
 
-    /// Reads the spool after a start of the agent.
-    ///
-    /// # Errors
-    /// The spool cannot be read.
-    pub(super) fn recover(&mut self, session: &mut Session) -> io::Result<()> {
-        self.spool.remove_cgroups();
-        for key in self.spool.list()? {
-            let folder = self.spool.folder(&key);
-            match self.recover_one(&key, folder, session) {
-                Ok(()) => {}
-                Err(error) => tracing::error!(%key, %error, "a spool folder cannot be used"),
-            }
-        }
-        Ok(())
-    }
-
-    fn recover_one(&mut self, key: &Key, folder: Folder, session: &mut Session) -> io::Result<()> {
-        let accepted = folder.accepted()?;
-        let (statement, entry) = accepted.open().map_err(io::Error::other)?;
-        let now = clock::now();
-        let left = statement.timeout_ms.saturating_sub(accepted.elapsed_ms(&self.boot_id, now));
-        let log_length = std::fs::metadata(folder.log()).map_or(0, |meta| meta.len());
-        let standing = folder.standing()?;
-        let mut execution = Execution {
-            folder,
-            stage: Stage::Finished,
-            deadline_ms: now.monotonic_ms.saturating_add(left),
-            timeout_ms: statement.timeout_ms,
-            entry: None,
-            secrets: entry.secrets.is_empty().then(Secrets::default),
-            artifacts: artifacts(&entry),
-            log: None,
-            watch: None,
-            discard: false,
-            obstacle: None,
-        };
-        match standing {
-            Standing::Finished(finished) => {
-                session.hold(key.clone(), finished.log_length, Some(*finished));
-                self.all.insert(key.clone(), execution);
-            }
-            Standing::Running => {
-                tracing::info!(%key, "goes on under its supervisor");
-                session.hold(key.clone(), log_length, None);
-                execution.watch = self.watcher.add(key, &execution.folder);
-                execution.stage = Stage::Running { own: false };
-                self.running += 1;
-                self.all.insert(key.clone(), execution);
-                self.examine(key, session);
-            }
-            Standing::Waiting => {
-                session.hold(key.clone(), log_length, None);
-                if execution.secrets.is_none() {
-                    session.needs_order(key);
-                }
-                execution.entry = Some(Box::new(entry));
-                self.all.insert(key.clone(), execution);
-                self.advance(key, session);
-            }
-            Standing::Lost(started) => {
-                session.hold(key.clone(), 0, None);
-                execution.stage = Stage::Ending;
-                let case = lost::Case { folder: execution.folder.clone(), started, boot_id: self.boot_id.clone() };
-                self.all.insert(key.clone(), execution);
-                self.settle_lost(key, case);
-            }
-        }
-        Ok(())
-    }
-
     /// Takes a verified order: into the spool, then on its way.
     pub(super) fn take(&mut self, new: NewOrder, session: &mut Session) {
         let now = clock::now();
@@ -214,6 +168,7 @@ impl Executions {
             watch: None,
             discard: false,
             obstacle: None,
+            untold: false,
         };
         self.all.insert(key.clone(), execution);
         self.advance(&key, session);
@@ -325,8 +280,18 @@ impl Executions {
                 self.give_up(key, obstacle, session);
             }
             Ok(Standing::Finished(finished)) => self.over(key, *finished, session),
-            Ok(Standing::Running) => {}
-            Err(error) => tracing::error!(%key, %error, "the spool folder cannot be read"),
+            // Another supervisor than the one that was started here has the lock, or nobody can say: the sweep looks
+            // after it from now on.
+            Ok(Standing::Running) => {
+                execution.stage = Stage::Running { own: false };
+                if execution.untold {
+                    execution.tell();
+                }
+            }
+            Err(error) => {
+                tracing::error!(%key, %error, "the spool folder cannot be read");
+                execution.stage = Stage::Running { own: false };
+            }
         }
     }
 
@@ -405,12 +370,7 @@ impl Executions {
                 self.queue.retain(|queued| queued != key);
                 self.start(key, session);
             }
-            Stage::Running { .. } => {
-                let supervisor = execution.folder.supervisor().filter(|_| execution.folder.supervised());
-                if let Some(pid) = supervisor {
-                    let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
-                }
-            }
+            Stage::Running { .. } => execution.tell(),
             Stage::Ending | Stage::Finished => {}
         }
     }

@@ -42,8 +42,12 @@ use instances::Instances;
 use link::{Incoming, Link};
 use watcher::Change;
 
-/// Pause before dialling again: at first, and at most, in milliseconds.
-const BACK_OFF_MS: (u64, u64) = (200, 30_000);
+/// Longest pause before dialling again: at first, and at last, in milliseconds. Each pause is anything up to that, so that
+/// all the agents of a server that was away do not come back at the same moment.
+const BACK_OFF_MS: (u64, u64) = (1_000, 30_000);
+/// How long a session has to last before the next pause is a first one again, in milliseconds: what breaks each session
+/// soon after it began must not make the agent dial again and again.
+const LASTING_MS: u64 = 30_000;
 
 /// Reports that wait for the agent.
 const REPORTS_MAX: usize = 256;
@@ -113,6 +117,8 @@ struct Agent {
     instances: Instances,
     connection: Connection,
     back_off_ms: u64,
+    /// When the session was opened.
+    opened_ms: Option<u64>,
     swept_ms: u64,
     room: Arc<Notify>,
     reports: mpsc::Receiver<Report>,
@@ -152,6 +158,7 @@ impl Agent {
             };
             let token = JoinToken::decode(&token).map_err(anyhow::Error::msg)?;
             profile.secret = Some(token.secret);
+            profile.key = AgentKey::of_enrolment(&data_dir)?;
             let copy = profile.key.copy()?;
             (token.url, tls::trusting_fingerprint(token.ca_fingerprint)?, Some(copy))
         };
@@ -172,6 +179,7 @@ impl Agent {
             instances,
             connection: Connection::Waiting(0),
             back_off_ms: BACK_OFF_MS.0,
+            opened_ms: None,
             swept_ms: 0,
             room: Arc::new(Notify::new()),
             reports,
@@ -205,6 +213,9 @@ impl Agent {
 
     fn take(&mut self, event: Event) {
         let now = clock::now();
+        // Before anything is heard: after a long standstill of this process or its host the server has given up what still
+        // waits in the socket.
+        self.session.handle_timeout(now);
         match event {
             Event::Quit | Event::Nothing => {}
             Event::Dial => {
@@ -241,7 +252,6 @@ impl Agent {
             }
             Event::Report(None) => {}
         }
-        self.session.handle_timeout(now);
         self.executions.expire(&mut self.session);
         if self.executions.sweep_ms().is_some_and(|pause| now.monotonic_ms >= self.swept_ms + pause) {
             self.swept_ms = now.monotonic_ms;
@@ -290,7 +300,7 @@ impl Agent {
             Output::Enrolled(agent_id, ca_pem, signing_key) => self.keep_identity(agent_id, ca_pem, signing_key)?,
             Output::Welcomed => {
                 tracing::info!(url = self.url, "connected");
-                self.back_off_ms = BACK_OFF_MS.0;
+                self.opened_ms = Some(clock::monotonic_ms());
             }
             Output::Run(new) => self.executions.take(*new, session),
             Output::Secrets(key, secrets) => self.executions.arm(&key, secrets, session),
@@ -325,9 +335,13 @@ impl Agent {
     fn hang_up(&mut self, reason: &str) {
         self.session.disconnected();
         self.instances.disconnected();
-        let pause = jitter(self.back_off_ms);
+        let now_ms = clock::monotonic_ms();
+        if self.opened_ms.take().is_some_and(|opened_ms| now_ms >= opened_ms + LASTING_MS) {
+            self.back_off_ms = BACK_OFF_MS.0;
+        }
+        let pause = up_to(self.back_off_ms);
         tracing::warn!(url = self.url, reason, pause_ms = pause, "not connected");
-        self.connection = Connection::Waiting(clock::monotonic_ms() + pause);
+        self.connection = Connection::Waiting(now_ms + pause);
         self.back_off_ms = (self.back_off_ms * 2).min(BACK_OFF_MS.1);
     }
 
@@ -365,11 +379,11 @@ async fn sleep_until(at_ms: Option<u64>) {
     }
 }
 
-/// Between half of the pause and all of it.
-fn jitter(pause_ms: u64) -> u64 {
+/// Anything up to the pause.
+fn up_to(pause_ms: u64) -> u64 {
     let mut random = [0; 4];
     let _ = SystemRandom::new().fill(&mut random);
-    pause_ms / 2 + u64::from(u32::from_be_bytes(random)) % (pause_ms / 2 + 1)
+    u64::from(u32::from_be_bytes(random)) % (pause_ms + 1)
 }
 
 fn lock(data_dir: &Path) -> anyhow::Result<Flock<File>> {

@@ -5,7 +5,7 @@
 //! be done comes out of [`Session::next_output`], and which piece of a log to send next out of
 //! [`Session::next_read`]. One session object lasts as long as the agent; connections come and go below it.
 //! Invariants: output leaves in order and without gaps from the offset that the server named, never beyond the
-//! window; an order is handed out at most once for each execution and attempt.
+//! window; an order is handed out at most once for each execution and attempt, and only in the session that it came in.
 
 mod orders;
 mod shipping;
@@ -176,6 +176,7 @@ impl Session {
         self.channels.clear();
         self.next_channel = 1;
         self.outputs.retain(|output| !matches!(output, Output::Send(_) | Output::SendAfterData(_) | Output::Close(..)));
+        self.drop_orders();
         for shipping in self.executions.values_mut() {
             shipping.detach();
         }
@@ -471,6 +472,13 @@ impl Session {
 
     fn close(&mut self, reason: String, retry: bool) {
         self.phase = Phase::Offline;
+        self.drop_orders();
         self.outputs.push_back(Output::Close(reason, retry));
+    }
+
+    /// Drops the orders that were not carried out yet: the server may give them up from now on, and sends those again
+    /// that it still wants.
+    fn drop_orders(&mut self) {
+        self.outputs.retain(|output| !matches!(output, Output::Run(_)));
     }
 }

@@ -6,6 +6,7 @@ use std::io;
 use std::time::Duration;
 
 use drover_shared::message::{Finished, ProcessVerdict, StepEvent, StepOutcome};
+use drover_shared::order::Entry;
 use drover_shared::words::{ExecutionState, StepState};
 
 use crate::log::{LogWriter, events};
@@ -13,6 +14,9 @@ use crate::release::Layout;
 use crate::spool::{Folder, Key, Started};
 use crate::supervise::processes::Tree;
 use crate::supervise::{explain, skipped};
+
+/// Time that processes get to end by themselves when nobody can read how long they may take, in milliseconds.
+const KILL_GRACE_MS: u64 = 10_000;
 
 /// An execution whose supervisor is gone.
 pub(crate) struct Case {
@@ -51,15 +55,14 @@ pub(crate) fn settle(key: &Key, case: &Case) -> io::Result<Finished> {
     } else {
         "the supervisor died while this ran: how it ended is not known"
     };
-    let accepted = case.folder.accepted()?;
-    let (_, entry) = accepted.open().map_err(io::Error::other)?;
+    let grace_ms = read_entry(&case.folder)?.map_or(KILL_GRACE_MS, |entry| entry.kill_grace_ms);
     let processes = if restarted {
         ProcessVerdict { certain: true, ..ProcessVerdict::default() }
     } else {
         let tree = Tree::orphaned(case.started.cgroup.clone(), key);
-        tree.end(entry.kill_grace_ms, &mut |wait| std::thread::sleep(Duration::from_millis(wait)))
+        tree.end(grace_ms, &mut |wait| std::thread::sleep(Duration::from_millis(wait)))
     };
-    write(&case.folder, ExecutionState::Lost, &Obstacle::before_all(reason.to_owned()), processes)
+    write(key, &case.folder, ExecutionState::Lost, &Obstacle::before_all(reason.to_owned()), processes)
 }
 
 /// Writes the outcome of an execution that could not be started.
@@ -67,25 +70,27 @@ pub(crate) fn settle(key: &Key, case: &Case) -> io::Result<Finished> {
 /// # Errors
 /// The spool cannot be read or written.
 pub(crate) fn never_started(folder: &Folder, obstacle: &Obstacle) -> io::Result<Finished> {
-    write(folder, ExecutionState::Failed, obstacle, ProcessVerdict { certain: true, ..ProcessVerdict::default() })
+    let key = folder.key().ok_or_else(|| io::Error::other("the spool folder is not named after an execution"))?;
+    write(&key, folder, ExecutionState::Failed, obstacle, ProcessVerdict { certain: true, ..ProcessVerdict::default() })
 }
 
 fn write(
+    key: &Key,
     folder: &Folder,
     state: ExecutionState,
     obstacle: &Obstacle,
     processes: ProcessVerdict,
 ) -> io::Result<Finished> {
-    let accepted = folder.accepted()?;
-    let (statement, entry) = accepted.open().map_err(io::Error::other)?;
+    let entry = read_entry(folder)?;
+    let all_steps = entry.as_ref().map_or(&[][..], |entry| &entry.steps);
     let mut log = LogWriter::open(&folder.log(), u64::MAX)?;
-    let mut steps: Vec<StepOutcome> = entry.steps.iter().map(|step| skipped(step, log.length())).collect();
+    let mut steps: Vec<StepOutcome> = all_steps.iter().map(|step| skipped(step, log.length())).collect();
     for (index, at, time_ms, event) in events(&folder.log())? {
         let Some(step) = steps.get_mut(usize::from(index)) else { continue };
         apply(step, at, time_ms, &event, log.length(), &obstacle.reason);
     }
     let mut reason = obstacle.reason.clone();
-    if let Some((step, outcome)) = obstacle.step.and_then(|at| entry.steps.get(at).zip(steps.get_mut(at))) {
+    if let Some((step, outcome)) = obstacle.step.and_then(|at| all_steps.get(at).zip(steps.get_mut(at))) {
         outcome.state = StepState::Failed;
         outcome.error = Some(obstacle.reason.clone());
         reason = explain(step, &obstacle.reason);
@@ -94,18 +99,27 @@ fn write(
     // On a full disk the line is left out, and the outcome still written.
     let _ = log.notice(u16::try_from(last).unwrap_or(0), &reason).and_then(|()| log.sync());
     let finished = Finished {
-        execution_id: statement.execution_id,
-        attempt: statement.attempt,
+        execution_id: key.execution_id.clone(),
+        attempt: key.attempt,
         state,
         reason: Some(reason),
         steps,
         log_length: log.length(),
         output_truncated: false,
         processes,
-        releases: entry.deploy_path.as_deref().and_then(|path| Layout::new(path).list()),
+        releases: entry.and_then(|entry| entry.deploy_path).and_then(|path| Layout::new(&path).list()),
     };
     folder.write_status(&finished)?;
     Ok(finished)
+}
+
+/// What was to be done; none when the order is damaged, which must not keep its end from being told.
+fn read_entry(folder: &Folder) -> io::Result<Option<Entry>> {
+    match folder.accepted().and_then(|accepted| accepted.open()) {
+        Ok((_, entry)) => Ok(Some(entry)),
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 fn apply(step: &mut StepOutcome, at: u64, time_ms: i64, event: &StepEvent, length: u64, reason: &str) {

@@ -139,7 +139,7 @@ fn sign(lock: &mut std::fs::File) -> io::Result<()> {
 
 fn prepare(folder: Folder) -> io::Result<Context> {
     let accepted = folder.accepted()?;
-    let (statement, entry) = accepted.open().map_err(io::Error::other)?;
+    let (statement, entry) = accepted.open()?;
     let boot_id = boot_id();
     let now = clock::now();
     let left = statement.timeout_ms.saturating_sub(accepted.elapsed_ms(&boot_id, now));

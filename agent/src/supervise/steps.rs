@@ -101,11 +101,11 @@ fn unpack_step(
     what(&layout, &order, &mut || watch.stop().is_some())
 }
 
-/// Whether a supervisor of this execution lives on this host.
+/// Whether a supervisor of this execution lives on this host, or may: nothing of it is touched then.
 fn lives(folder: &crate::spool::Folder, execution_id: &str) -> bool {
     let Some(spool) = folder.path().parent() else { return false };
     let items = std::fs::read_dir(spool).into_iter().flatten().flatten();
     items
         .filter(|item| item.file_name().to_string_lossy().starts_with(execution_id))
-        .any(|item| crate::spool::Folder::at(&item.path()).supervised())
+        .any(|item| crate::spool::Folder::at(&item.path()).supervised().unwrap_or(true))
 }

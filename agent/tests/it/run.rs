@@ -261,7 +261,7 @@ pub(crate) async fn finish(peer: &mut Peer, gathered: &mut Gathered) {
                 gathered.log.extend_from_slice(&body);
             }
             Got::Message(ToServer::Finished(finished)) => gathered.finished = Some(*finished),
-            Got::Message(ToServer::FetchAck { .. } | ToServer::FetchDone { .. }) => {}
+            Got::Message(ToServer::FetchAck { .. } | ToServer::FetchDone { .. } | ToServer::Heartbeat { .. }) => {}
             other => panic!("unexpected {other:?}"),
         }
     }
@@ -343,4 +343,21 @@ async fn a_dead_supervisor_is_reported_and_an_unwanted_execution_ended() {
     wait_until("the spool is empty", || spool_is_empty(&bench));
     let pid = std::fs::read_to_string(&pid_file).unwrap();
     assert!(!crate::bench::process_lives(pid.trim()));
+}
+
+/// The server may have taken it in already: it has to know it again.
+#[tokio::test]
+async fn an_agent_that_dies_while_it_enrols_enrols_again_as_the_same() {
+    let bench = Bench::new();
+    let server = Server::start().await;
+    let mut keys = Vec::new();
+    for _ in 0..2 {
+        let mut running = agent(&bench.data_dir(), Some(&server.token));
+        let mut peer = server.accept().await.unwrap();
+        peer.send(&ToAgent::Challenge { nonce: "n".to_owned(), versions: (1, 1), time_ms: 0 }).await;
+        let ToServer::Enrol { public_key, .. } = peer.message().await else { panic!("it does not enrol") };
+        keys.push(public_key);
+        running.kill().await.unwrap();
+    }
+    assert_eq!(keys[0], keys[1]);
 }

@@ -39,6 +39,8 @@ pub(crate) struct Server {
     public_key: Option<String>,
     /// Window that a welcome grants.
     pub(crate) window: u64,
+    /// Silence after which a session is over, in milliseconds.
+    pub(crate) deadline_ms: u64,
 }
 
 /// One connection of an agent.
@@ -86,6 +88,7 @@ impl Server {
             token,
             public_key: None,
             window: 1 << 20,
+            deadline_ms: 45_000,
         }
     }
 
@@ -125,7 +128,7 @@ impl Server {
             HoldingAnswer { execution_id: holding.execution_id.clone(), attempt: holding.attempt, wanted, offset }
         });
         let holdings = holdings.collect();
-        let (heartbeat_ms, deadline_ms, output_window_bytes) = (15_000, 45_000, self.window);
+        let (heartbeat_ms, deadline_ms, output_window_bytes) = (15_000, self.deadline_ms, self.window);
         peer.send(&ToAgent::Welcome { version: 1, epoch: 1, heartbeat_ms, deadline_ms, output_window_bytes, holdings })
             .await;
         (peer, *hello)

@@ -385,3 +385,25 @@ fn a_cancel_counts_although_its_order_is_not_carried_out_yet() {
     let [Output::Run(new), Output::Cancel(key, why, false)] = &outputs[..] else { panic!("{outputs:?}") };
     assert_eq!((&new.key, why), (key, &reason));
 }
+
+/// The server may have given it up since: it sends again what it still wants.
+#[test]
+fn an_order_that_was_not_carried_out_in_its_session_is_not_carried_out_later() {
+    let id = execution_id();
+    let is_run = |output: &Output| matches!(output, Output::Run(_));
+    let mut silent = session();
+    open(&mut silent, 1 << 20, Vec::new());
+    silent.handle_message(run(order(&id, "agent-1")), at(1));
+    silent.handle_timeout(at(3_001));
+    let left = outputs(&mut silent);
+    assert!(!left.iter().any(is_run) && matches!(left.last(), Some(Output::Close(_, true))), "{left:?}");
+
+    let mut cut = session();
+    open(&mut cut, 1 << 20, Vec::new());
+    cut.handle_message(run(order(&id, "agent-1")), at(1));
+    cut.disconnected();
+    open(&mut cut, 1 << 20, Vec::new());
+    assert!(cut.next_output().is_none());
+    cut.handle_message(run(order(&id, "agent-1")), at(2));
+    assert!(cut.next_output().is_some_and(|output| is_run(&output)), "sent again it is a new one");
+}

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use drover_agent::spool::{Accepted, CancelNote, Folder, Key, Spool, Standing};
+use drover_agent::spool::{Accepted, CancelNote, Folder, Key, Spool, Standing, Started};
 use drover_shared::Digest;
 use drover_shared::message::{StepOutcome, ToServer};
 use drover_shared::order::Step;
@@ -154,6 +154,29 @@ fn after_a_loss_of_power_nothing_starts_twice() {
         let lost = matches!(folder.standing().unwrap(), Standing::Lost(_));
         assert_eq!(lost, at_once && other_boot, "{at_once} {other_boot}");
     }
+}
+
+/// A host without descriptors or locks to spare says nothing of its supervisors.
+#[test]
+fn a_lock_that_cannot_be_looked_at_says_nothing_about_its_supervisor() {
+    let bench = Bench::new();
+    let folder = bench.accept(&entry(vec![]));
+    folder.write_started(&Started { boot_id: drover_agent::spool::boot_id(), cgroup: None }, true).unwrap();
+    std::fs::remove_file(folder.path().join("lock")).unwrap();
+    std::fs::create_dir(folder.path().join("lock")).unwrap();
+    let standing = folder.standing();
+    assert!(standing.is_err(), "{standing:?}");
+}
+
+/// Nobody knows how it ended, and that is what is said of it.
+#[test]
+fn a_damaged_outcome_is_none() {
+    let bench = Bench::new();
+    let folder = bench.accept(&entry(vec![]));
+    folder.write_started(&Started { boot_id: drover_agent::spool::boot_id(), cgroup: None }, true).unwrap();
+    std::fs::write(folder.path().join("status.json"), "{").unwrap();
+    let standing = folder.standing();
+    assert!(matches!(standing, Ok(Standing::Lost(_))), "{standing:?}");
 }
 
 #[tokio::test]
