@@ -9,7 +9,9 @@ pub mod kit;
 pub mod processes;
 mod server;
 pub mod stub_agent;
+pub mod torture;
 mod waiting;
+pub mod wire;
 
 pub use client::{Answer, Client, TestUser};
 pub use database::Engine;

@@ -24,7 +24,7 @@ use sqlx::{Connection as _, PgConnection, SqliteConnection};
 use tempfile::TempDir;
 
 pub use api::{Api, ApiAnswer, Download};
-pub use tree::is_alive;
+pub use tree::{is_alive, with_environment};
 pub use viewer::{Closing, Seen, Viewer};
 
 use crate::database::{Database, Engine};
@@ -62,7 +62,7 @@ pub struct Processes {
     agents: BTreeMap<String, Child>,
     api: Option<Api>,
     // Dropped last: nobody uses it any more then.
-    _database: Option<Database>,
+    database: Option<Database>,
 }
 
 /// The folder with the programs to test.
@@ -85,16 +85,24 @@ impl Processes {
     /// # Panics
     /// When the programs are not built, or the server does not come up.
     pub async fn start(engine: Engine) -> Self {
-        let programs = programs();
-        let (database, database_url) = match engine {
-            Engine::Sqlite => (None, None),
+        match engine {
+            Engine::Sqlite => Self::start_on(None).await,
             Engine::Postgres => {
                 let (database, db) = Database::open(engine, &Clock::system()).await;
                 db.close().await;
-                let url = database.url();
-                (Some(database), url)
+                let mut processes = Self::start_on(database.url()).await;
+                processes.database = Some(database);
+                processes
             }
-        };
+        }
+    }
+
+    /// As [`start`](Self::start), on the database at this address, or on SQLite.
+    ///
+    /// # Panics
+    /// As [`start`](Self::start).
+    pub async fn start_on(database_url: Option<String>) -> Self {
+        let programs = programs();
         let mut processes = Self {
             folder: tempfile::Builder::new().prefix("drover-story-").tempdir().expect("a temporary folder"),
             programs,
@@ -103,7 +111,7 @@ impl Processes {
             addresses: None,
             agents: BTreeMap::new(),
             api: None,
-            _database: database,
+            database: None,
         };
         processes.start_server().await;
         let token = processes.administer(&["token", "create", "--user", "admin", "--name", "stories"]);
@@ -133,6 +141,15 @@ impl Processes {
     #[must_use]
     pub fn url(&self) -> String {
         format!("http://{}", self.addresses.expect("the server ran").0)
+    }
+
+    /// Where the server takes agents.
+    ///
+    /// # Panics
+    /// When the server never ran.
+    #[must_use]
+    pub fn agent_address(&self) -> SocketAddr {
+        self.addresses.expect("the server ran").1
     }
 
     /// A program, ready to be started in an environment without anything of this machine's.
@@ -297,6 +314,16 @@ impl Processes {
     /// When it does not run.
     pub async fn kill_agent(&mut self, host: &str) {
         end(self.agents.remove(host).expect("the agent runs"), Signal::SIGKILL).await;
+    }
+
+    /// Kills one of the supervisors of a host without a word, which one `number` says. False when there is none.
+    #[expect(clippy::must_use_candidate, reason = "one that is not there needs no killing")]
+    pub fn kill_a_supervisor(&self, host: &str, number: u64) -> bool {
+        let found = tree::supervisors(&self.agent_folder(host));
+        let Some(count) = u64::try_from(found.len()).ok().filter(|count| *count > 0) else { return false };
+        let chosen = found[usize::try_from(number % count).expect("few")];
+        // It may have ended just now.
+        kill(Pid::from_raw(chosen), Signal::SIGKILL).is_ok()
     }
 
     /// Sends a signal to an agent, which goes on being one of this story's.

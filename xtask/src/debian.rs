@@ -24,7 +24,7 @@ const SYSTEM_PROGRAMS: &str = "/usr/sbin";
 ///
 /// # Errors
 /// As [`install`].
-pub(crate) fn need(program: &str, package: &str, reason: &str) -> Result<()> {
+pub fn need(program: &str, package: &str, reason: &str) -> Result<()> {
     if process::find(program).is_some() || Path::new(SYSTEM_PROGRAMS).join(program).is_file() {
         return Ok(());
     }
@@ -35,7 +35,7 @@ pub(crate) fn need(program: &str, package: &str, reason: &str) -> Result<()> {
 ///
 /// # Errors
 /// On systems without apt-get, without the right to install, or when the installation fails.
-pub(crate) fn install(package: &str, reason: &str) -> Result<()> {
+pub fn install(package: &str, reason: &str) -> Result<()> {
     if process::find("apt-get").is_none() {
         bail!("{reason}, and there is no apt-get to install Debian's package `{package}`: install it by hand");
     }

@@ -8,17 +8,15 @@
 mod bench;
 mod bless;
 mod check;
-mod debian;
 mod demo;
-mod postgres;
-mod process;
-mod scratch;
 mod sql;
 mod test;
+mod torture;
 
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
+use xtask::{debian, postgres, process, scratch};
 
 const USAGE: &str = "\
 cargo xtask COMMAND
@@ -28,6 +26,7 @@ cargo xtask COMMAND
   tidy                               the rules over the tree alone
   sql                                prepare every SQL statement on both engines
   bless [--check]                    write the golden files anew; --check: they must not change
+  torture [--minutes M] [--seed N]   kill everything at random under load, and compare what came of it
   demo [--once]                      server, two agents, a real application: deploy, deploy, revert, and look at it
   bench [--json FILE]                figures of release builds, each beside its limit in the same run
 ";
@@ -54,6 +53,7 @@ fn run() -> Result<ExitCode> {
         "sql" => sql::run().map(|()| ExitCode::SUCCESS),
         "bless" => bless::run(&rest).map(|()| ExitCode::SUCCESS),
         "bench" => bench::run(&rest).map(|()| ExitCode::SUCCESS),
+        "torture" => torture::run(&rest).map(|()| ExitCode::SUCCESS),
         "demo" => demo::run(&rest).map(|()| ExitCode::SUCCESS),
         "" | "help" | "-h" | "--help" => {
             print!("{USAGE}");

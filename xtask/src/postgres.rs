@@ -39,11 +39,22 @@ const ATTEMPTS: usize = 5;
 
 /// A running server.
 #[derive(Debug)]
-pub(crate) struct Postgres {
+pub struct Postgres {
     child: Child,
     url: String,
+    launch: Launch,
     // Removed after the server has stopped: fields are dropped in order, after `drop`.
     _scratch: Scratch,
+}
+
+/// How the server is started, also once more.
+#[derive(Debug)]
+struct Launch {
+    programs: PathBuf,
+    account: Option<Account>,
+    home: PathBuf,
+    port: u16,
+    settings: &'static [&'static str],
 }
 
 /// Who runs it: PostgreSQL refuses to be run by root.
@@ -56,16 +67,22 @@ struct Account {
 
 impl Postgres {
     /// Starts a server, installing PostgreSQL first where there is none.
-    pub(crate) fn start() -> Result<Self> {
+    ///
+    /// # Errors
+    /// It cannot be installed or does not start; says what its log says.
+    pub fn start() -> Result<Self> {
         Self::start_with(CARELESS)
     }
 
-    /// As [`start`](Self::start), and it keeps its promises: for measuring.
-    pub(crate) fn durable() -> Result<Self> {
+    /// As [`start`](Self::start), and it keeps its promises: for measuring, and for being killed.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn durable() -> Result<Self> {
         Self::start_with(&[])
     }
 
-    fn start_with(more: &[&str]) -> Result<Self> {
+    fn start_with(settings: &'static [&'static str]) -> Result<Self> {
         let programs = programs()?;
         let account = account()?;
         let scratch = Scratch::new("postgres")?;
@@ -81,21 +98,54 @@ impl Postgres {
             }
         }
         initialise(&programs, account.as_ref(), &home)?;
+        let mut launch = Launch { programs, account, home, port: 0, settings };
         for _ in 0..ATTEMPTS {
-            let port = free_port()?;
-            let mut child = launch(&programs, account.as_ref(), &home, port, more)?;
-            if ready(&mut child, &home) {
-                let url = format!("postgres://drover:{password}@127.0.0.1:{port}/postgres");
-                return Ok(Self { child, url, _scratch: scratch });
+            launch.port = free_port()?;
+            let mut child = launch.start()?;
+            if launch.ready(&mut child, None) {
+                let url = format!("postgres://drover:{password}@127.0.0.1:{}/postgres", launch.port);
+                return Ok(Self { child, url, launch, _scratch: scratch });
             }
             process::stop(&mut child, Signal::SIGQUIT, STOP);
         }
-        let log = fs::read_to_string(home.join("log")).unwrap_or_default();
-        bail!("PostgreSQL does not start; its log says:\n{log}")
+        bail!("PostgreSQL does not start; its log says:\n{}", launch.log())
+    }
+
+    /// Kills the server without a word; its data are as they are.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn kill(&mut self) -> Result<()> {
+        self.child.kill().context("cannot kill PostgreSQL")?;
+        self.child.wait().context("cannot wait for PostgreSQL")?;
+        Ok(())
+    }
+
+    /// Starts the server again that was killed, on the data and the port that it had.
+    ///
+    /// # Errors
+    /// It does not start; says what its log says.
+    pub fn start_again(&mut self) -> Result<()> {
+        let before = self.launch.state().lines().next().map(str::to_owned);
+        // What it forked may live for a moment longer, and keeps a new one from starting.
+        let started = process::until(START, || {
+            let Ok(mut child) = self.launch.start() else { return false };
+            let ready = self.launch.ready(&mut child, before.as_deref());
+            if !ready {
+                process::stop(&mut child, Signal::SIGQUIT, STOP);
+            }
+            self.child = child;
+            ready
+        });
+        if !started {
+            bail!("PostgreSQL does not start again; its log says:\n{}", self.launch.log());
+        }
+        Ok(())
     }
 
     /// Address for clients, with a user that may do everything.
-    pub(crate) fn url(&self) -> &str {
+    #[must_use]
+    pub fn url(&self) -> &str {
         &self.url
     }
 }
@@ -188,40 +238,52 @@ fn initialise(programs: &Path, account: Option<&Account>, home: &Path) -> Result
     Ok(())
 }
 
-fn launch(programs: &Path, account: Option<&Account>, home: &Path, port: u16, more: &[&str]) -> Result<Child> {
-    let log = File::options().create(true).append(true).open(home.join("log"))?;
-    let mut server = command(&programs.join("postgres"), account, home);
-    server.args(["-D", "data", "-p", &port.to_string()]);
-    server.arg("-k").arg(home);
-    for setting in SETTINGS.iter().chain(more) {
-        server.args(["-c", setting]);
+impl Launch {
+    fn start(&self) -> Result<Child> {
+        let log = File::options().create(true).append(true).open(self.home.join("log"))?;
+        let mut server = command(&self.programs.join("postgres"), self.account.as_ref(), &self.home);
+        server.args(["-D", "data", "-p", &self.port.to_string()]);
+        server.arg("-k").arg(&self.home);
+        for setting in SETTINGS.iter().chain(self.settings) {
+            server.args(["-c", setting]);
+        }
+        // Its own group: Ctrl-C is for the command, which stops the server when it is through with it.
+        server.process_group(0).stdout(log.try_clone()?).stderr(log);
+        server.spawn().context("cannot start PostgreSQL")
     }
-    // Its own group: Ctrl-C is for the command, which stops the server when it is through with it.
-    server.process_group(0).stdout(log.try_clone()?).stderr(log);
-    server.spawn().context("cannot start PostgreSQL")
-}
 
-/// Waits until the server takes connections; false when it ended.
-fn ready(child: &mut Child, home: &Path) -> bool {
-    let mut taken = false;
-    process::until(START, || {
-        let ended = !matches!(child.try_wait(), Ok(None));
-        // The eighth line of this file is the server's state.
-        let state = fs::read_to_string(home.join("data/postmaster.pid")).unwrap_or_default();
-        taken = !ended && state.lines().nth(7).is_some_and(|line| line.trim() == "ready");
-        ended || taken || process::interrupted()
-    });
-    taken
+    /// Waits until the server takes connections; false when it ended. `before` is the first line of the state that a
+    /// killed one left behind.
+    fn ready(&self, child: &mut Child, before: Option<&str>) -> bool {
+        let mut taken = false;
+        process::until(START, || {
+            let ended = !matches!(child.try_wait(), Ok(None));
+            let state = self.state();
+            let is_new = state.lines().next() != before;
+            // The eighth line of this file is the server's state.
+            taken = !ended && is_new && state.lines().nth(7).is_some_and(|line| line.trim() == "ready");
+            ended || taken || process::interrupted()
+        });
+        taken
+    }
+
+    fn state(&self) -> String {
+        fs::read_to_string(self.home.join("data/postmaster.pid")).unwrap_or_default()
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.home.join("log")).unwrap_or_default()
+    }
 }
 
 /// A port of the loopback address that was free a moment ago.
-pub(crate) fn free_port() -> Result<u16> {
+pub fn free_port() -> Result<u16> {
     let listener = TcpListener::bind(("127.0.0.1", 0)).context("cannot find a free port")?;
     Ok(listener.local_addr()?.port())
 }
 
 /// 128 random bits in hexadecimal.
-pub(crate) fn password() -> Result<String> {
+pub fn password() -> Result<String> {
     let mut bytes = [0; 16];
     File::open("/dev/urandom").and_then(|mut random| random.read_exact(&mut bytes)).context("no randomness")?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())

@@ -20,7 +20,7 @@ static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 static FOREGROUND: AtomicI32 = AtomicI32::new(0);
 
 /// From now on SIGINT, SIGTERM and SIGHUP end the child in the foreground in place of this process.
-pub(crate) fn watch_signals() -> Result<()> {
+pub fn watch_signals() -> Result<()> {
     ctrlc::set_handler(|| {
         INTERRUPTED.store(true, Ordering::SeqCst);
         let child = FOREGROUND.load(Ordering::SeqCst);
@@ -33,12 +33,12 @@ pub(crate) fn watch_signals() -> Result<()> {
 }
 
 /// Whether a signal asked this process to end.
-pub(crate) fn interrupted() -> bool {
+pub fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::SeqCst)
 }
 
 /// Starts a child that gets this process's signals until it is waited for.
-pub(crate) fn spawn(command: &mut Command) -> Result<Child> {
+pub fn spawn(command: &mut Command) -> Result<Child> {
     if interrupted() {
         bail!("interrupted");
     }
@@ -48,7 +48,7 @@ pub(crate) fn spawn(command: &mut Command) -> Result<Child> {
 }
 
 /// Waits for the child in the foreground.
-pub(crate) fn wait(child: &mut Child) -> Result<ExitStatus> {
+pub fn wait(child: &mut Child) -> Result<ExitStatus> {
     let status = child.wait().context("cannot wait for a child process")?;
     FOREGROUND.store(0, Ordering::SeqCst);
     if interrupted() {
@@ -58,7 +58,7 @@ pub(crate) fn wait(child: &mut Child) -> Result<ExitStatus> {
 }
 
 /// Runs a command to its end, its output being ours; fails when it does.
-pub(crate) fn run(command: &mut Command) -> Result<()> {
+pub fn run(command: &mut Command) -> Result<()> {
     let status = wait(&mut spawn(command)?)?;
     if !status.success() {
         bail!("{} ended with {status}", shown(command));
@@ -67,7 +67,7 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
 }
 
 /// As [`run`], with this on standard input.
-pub(crate) fn run_with_input(command: &mut Command, input: &str) -> Result<()> {
+pub fn run_with_input(command: &mut Command, input: &str) -> Result<()> {
     let mut child = spawn(command.stdin(Stdio::piped()))?;
     if let Some(mut to) = child.stdin.take() {
         // A child that does not want it says so by how it ends.
@@ -81,7 +81,7 @@ pub(crate) fn run_with_input(command: &mut Command, input: &str) -> Result<()> {
 }
 
 /// Runs a command to its end and gives what it wrote to standard output; fails when it does, with its errors.
-pub(crate) fn output(command: &mut Command) -> Result<String> {
+pub fn output(command: &mut Command) -> Result<String> {
     let Output { status, stdout, stderr } =
         command.stdin(Stdio::null()).output().with_context(|| format!("cannot start {}", name(command)))?;
     if !status.success() {
@@ -91,7 +91,7 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
 }
 
 /// Asks a process to end and insists after `grace`.
-pub(crate) fn stop(child: &mut Child, first: Signal, grace: Duration) {
+pub fn stop(child: &mut Child, first: Signal, grace: Duration) {
     let pid = Pid::from_raw(i32::try_from(child.id()).unwrap_or(0));
     if pid.as_raw() == 0 || matches!(child.try_wait(), Ok(Some(_))) {
         return;
@@ -106,7 +106,7 @@ pub(crate) fn stop(child: &mut Child, first: Signal, grace: Duration) {
 }
 
 /// Looks at a condition until it holds; false when `limit` passes first.
-pub(crate) fn until(limit: Duration, mut holds: impl FnMut() -> bool) -> bool {
+pub fn until(limit: Duration, mut holds: impl FnMut() -> bool) -> bool {
     let start = Instant::now();
     loop {
         if holds() {
@@ -120,7 +120,7 @@ pub(crate) fn until(limit: Duration, mut holds: impl FnMut() -> bool) -> bool {
 }
 
 /// The first program of this name in `PATH`.
-pub(crate) fn find(program: &str) -> Option<PathBuf> {
+pub fn find(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH")?;
     env::split_paths(&path).map(|folder| folder.join(program)).find(|file| is_program(file))
 }
@@ -131,9 +131,9 @@ fn is_program(file: &Path) -> bool {
 }
 
 /// Cargo, in the project's root.
-pub(crate) fn cargo() -> Command {
+pub fn cargo() -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(xtask::sources::root());
+    command.current_dir(crate::sources::root());
     // What cargo told this program about itself. Build scripts that read it, as ring's does, would run again each time
     // that somebody calls cargo by hand in between, and half of the dependencies after them.
     let told = |name: &str| ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|prefix| name.starts_with(prefix));
@@ -144,7 +144,7 @@ pub(crate) fn cargo() -> Command {
 }
 
 /// Folder of the programs that cargo builds: this one is among them.
-pub(crate) fn bin_dir() -> Result<PathBuf> {
+pub fn bin_dir() -> Result<PathBuf> {
     let program = env::current_exe().context("cannot find this program's own file")?;
     Ok(program.parent().context("this program's file has no folder")?.to_owned())
 }

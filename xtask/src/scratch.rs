@@ -12,13 +12,13 @@ const ATTEMPTS: u32 = 100;
 
 /// A folder that is removed with this value.
 #[derive(Debug)]
-pub(crate) struct Scratch {
+pub struct Scratch {
     path: PathBuf,
 }
 
 impl Scratch {
     /// Makes a folder for `purpose` among the system's temporary files.
-    pub(crate) fn new(purpose: &str) -> Result<Self> {
+    pub fn new(purpose: &str) -> Result<Self> {
         let mut attempt = 0;
         loop {
             let path = env::temp_dir().join(format!("drover-{purpose}-{}-{attempt}", process::id()));
@@ -31,7 +31,7 @@ impl Scratch {
     }
 
     /// Where it is.
-    pub(crate) fn path(&self) -> &Path {
+    pub fn path(&self) -> &Path {
         &self.path
     }
 }

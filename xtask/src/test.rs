@@ -40,9 +40,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<ExitCode> {
     if let Some(unknown) = flags.iter().find(|flag| **flag != "--sqlite-only") {
         anyhow::bail!("no option `{unknown}`: cargo xtask test [--sqlite-only] [FILTER...]");
     }
-    for (program, package) in NEEDED {
-        debian::need(program, package, &format!("The tests need {package}"))?;
-    }
+    need_programs()?;
     let libraries = format!("/usr/lib/{}-linux-gnu/libpam_wrapper.so", std::env::consts::ARCH);
     for (file, package) in
         [("/usr/lib/lighttpd/mod_openssl.so", "lighttpd-mod-openssl"), (&libraries, "libpam-wrapper")]
@@ -73,6 +71,14 @@ pub(crate) fn run(arguments: &[String]) -> Result<ExitCode> {
     });
     println!("{passed} passed, {failed} failed");
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Installs the programs that tests start, where they are not there.
+pub(crate) fn need_programs() -> Result<()> {
+    for (program, package) in NEEDED {
+        debian::need(program, package, &format!("The tests need {package}"))?;
+    }
+    Ok(())
 }
 
 /// Starts the database for tests and says so.

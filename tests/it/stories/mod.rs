@@ -21,6 +21,7 @@ mod rollouts;
 mod secrets;
 mod shared;
 mod sources;
+mod torture;
 mod viewers;
 mod volume;
 

@@ -5,6 +5,8 @@ use std::time::Duration;
 use serde_json::Value;
 use ureq::http::{Method, Request};
 
+use crate::waiting::wait_within;
+
 /// Longest call.
 const CALL: Duration = Duration::from_secs(30);
 /// Largest answer that is read.
@@ -112,23 +114,49 @@ impl Api {
 
     /// The body that GET gives, if the server answers and says 200.
     pub async fn try_get(&self, path: &str) -> Option<Value> {
-        let answer = self.try_send(Method::GET, path, Value::Null).await.ok()?;
+        let answer = self.try_send(Method::GET, path, Value::Null, None).await.ok()?;
         (answer.status == 200).then_some(answer.body)
+    }
+
+    /// Sends POST with a key by which the server knows a repeated one, as often as it takes until it answers, whatever
+    /// happens to it meanwhile.
+    ///
+    /// # Panics
+    /// When it does not answer within `longest`.
+    pub async fn post_until_answered(&self, path: &str, body: Value, key: &str, longest: Duration) -> ApiAnswer {
+        let mut answer = None;
+        wait_within(longest, &format!("an answer to POST {path}"), async || {
+            let sent = self.try_send(Method::POST, path, body.clone(), Some(key)).await;
+            // While it starts, stops, or has no database, it says so.
+            answer = sent.ok().filter(|answer| answer.status < 500);
+            answer.is_some()
+        })
+        .await;
+        answer.expect("it was waited for")
     }
 
     async fn send(&self, method: Method, path: &str, body: Value) -> ApiAnswer {
         let what = format!("{method} {path}");
-        self.try_send(method, path, body).await.unwrap_or_else(|error| panic!("{what}: {error}"))
+        self.try_send(method, path, body, None).await.unwrap_or_else(|error| panic!("{what}: {error}"))
     }
 
-    async fn try_send(&self, method: Method, path: &str, body: Value) -> Result<ApiAnswer, ureq::Error> {
+    async fn try_send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Value,
+        key: Option<&str>,
+    ) -> Result<ApiAnswer, ureq::Error> {
         let request = format!("{method} {path} {body}");
         let content = if body.is_null() { String::new() } else { body.to_string() };
-        let built = Request::builder()
+        let mut built = Request::builder()
             .method(method.clone())
             .uri(format!("{}{path}", self.base))
             .header("authorization", format!("Token {}", self.token))
             .header("content-type", "application/json");
+        if let Some(key) = key {
+            built = built.header("idempotency-key", key);
+        }
         let agent = self.agent.clone();
         let calling = tokio::task::spawn_blocking(move || {
             let mut response =

@@ -33,6 +33,34 @@ pub fn is_alive(id: i32) -> bool {
     parent(id).is_some()
 }
 
+/// Supervisors that work for the agent of a data directory.
+pub(super) fn supervisors(data_dir: &Path) -> Vec<i32> {
+    let needle = data_dir.as_os_str().as_bytes();
+    let is_one = |command: &[u8]| {
+        let mut words = command.split(|byte| *byte == 0);
+        words.nth(1) == Some(b"supervise") && words.next().is_some_and(|folder| folder.starts_with(needle))
+    };
+    processes("cmdline", is_one)
+}
+
+/// Living processes that have this in their environment.
+#[must_use]
+pub fn with_environment(mark: &str) -> Vec<i32> {
+    processes("environ", |environment| environment.split(|byte| *byte == 0).any(|one| one == mark.as_bytes()))
+}
+
+/// Living processes whose `file` in `/proc` is as wanted.
+fn processes(file: &str, wanted: impl Fn(&[u8]) -> bool) -> Vec<i32> {
+    let mut found = Vec::new();
+    for item in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Ok(id) = item.file_name().to_string_lossy().parse::<i32>() else { continue };
+        if is_alive(id) && fs::read(item.path().join(file)).is_ok_and(|text| wanted(&text)) {
+            found.push(id);
+        }
+    }
+    found
+}
+
 fn find(needle: &[u8]) -> BTreeSet<i32> {
     let own = i32::try_from(std::process::id()).unwrap_or(0);
     let mut children: BTreeMap<i32, Vec<i32>> = BTreeMap::new();
