@@ -69,13 +69,13 @@ fn builder(db: Db, clock: Clock, settings: Settings, data_directory: &Path) -> R
 pub fn kernel(db: Db, clock: Clock, settings: Settings, data_directory: &Path) -> Result<Kernel> {
     let keys = Keys::open(data_directory)?;
     let logs = LogStore::open(&data_directory.join("logs"), Options::default()).context("output")?;
-    let artifacts = ArtifactStore::open(&data_directory.join("artifacts")).context("artifacts")?;
+    let room = Arc::new(Room::new(data_directory, settings.disk_reserve_bytes));
+    let artifacts = ArtifactStore::open(&data_directory.join("artifacts")).context("artifacts")?.within(room.clone());
     let sources =
         Sources::open(&data_directory.join("sources"), artifacts.clone(), Limits::default()).context("sources")?;
     let archives = Archives::open(&data_directory.join("uploads")).context("uploads")?;
-    let room = Room::new(data_directory, settings.disk_reserve_bytes);
     Ok(builder(db, clock, settings, data_directory)?
-        .part(Arc::new(room))
+        .part(room)
         .part(Arc::new(Engine::new(logs, artifacts, sources, keys)))
         .part(Arc::new(archives))
         .part(Arc::new(Viewers::default()))

@@ -1,7 +1,7 @@
 //! The words that server, agent and command line must agree on.
 //!
 //! Owns the wire protocol between server and agent (control messages, data frames, log records), the signed
-//! order to run something, and the enumerations that are stored and shown everywhere. Plain data and codecs only:
+//! order to run something, what an archive may contain, and the enumerations that are stored and shown everywhere. Plain data and codecs only:
 //! no I/O, no clock, no runtime. Whatever is added here must decode what an older peer sends: a new field has a
 //! default, a new message is skipped by a peer that does not know it.
 
@@ -10,6 +10,7 @@ pub mod digest;
 pub mod frame;
 pub mod instance;
 pub mod limits;
+pub mod members;
 pub mod message;
 pub mod order;
 pub mod record;

@@ -6,6 +6,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
@@ -14,6 +15,7 @@ use drover_shared::instance::{
     LOG_BYTES_MAX, LOG_LINES_MAX, LOG_SEARCH_BYTES_MAX, LOG_WAIT_MS_MAX, LogEvent, LogFile, LogOutcome, LogPiece,
     LogSlice,
 };
+use nix::unistd::geteuid;
 
 use super::pid_file::open_regular;
 use super::text::{bytes_at, character_start, text_at, unfinished};
@@ -23,21 +25,24 @@ use crate::clock;
 const BLOCK_BYTES: u64 = 64 * 1024;
 /// Pause between two looks at a file that is followed.
 const PAUSE: Duration = Duration::from_millis(100);
+/// The same while there is none.
+const PAUSE_MISSING: Duration = Duration::from_secs(1);
 /// Files beside a log among which its former one is looked for.
 const SIBLINGS_MAX: usize = 10_000;
 
-/// Reads a piece of a log.
+/// Reads a piece of a log, but for what is in the agent's `own` folder.
 #[must_use]
-pub fn read(path: &str, piece: LogPiece) -> LogOutcome {
+pub fn read(path: &str, own: &Path, piece: LogPiece) -> LogOutcome {
+    let open = || Log::open(path, own);
     let slice = match piece {
-        LogPiece::Bytes { from, bytes } => Log::open(path).and_then(|log| log.bytes(from, bytes, true)),
+        LogPiece::Bytes { from, bytes } => open().and_then(|log| log.bytes(from, bytes, true)),
         LogPiece::LastBytes { back, bytes } => {
-            Log::open(path).and_then(|log| log.bytes(log.length.saturating_sub(back), bytes, true))
+            open().and_then(|log| log.bytes(log.length.saturating_sub(back), bytes, true))
         }
-        LogPiece::Lines { skip, lines } => Log::open(path).and_then(|log| log.first(skip, lines)),
-        LogPiece::LastLines { skip, lines } => Log::open(path).and_then(|log| log.last(skip, lines)),
+        LogPiece::Lines { skip, lines } => open().and_then(|log| log.first(skip, lines)),
+        LogPiece::LastLines { skip, lines } => open().and_then(|log| log.last(skip, lines)),
         LogPiece::Next { file, from, bytes, wait_ms } => {
-            Following { path, former: None, file, from, bytes }.next(wait_ms.min(LOG_WAIT_MS_MAX))
+            Following { path, own, former: None, file, from, bytes }.next(wait_ms.min(LOG_WAIT_MS_MAX))
         }
     };
     match slice {
@@ -51,6 +56,22 @@ fn is_missing(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
+/// Refuses files that are regular by name alone, and what belongs to nobody's application, wherever links led.
+fn check_place(file: &File, own: &Path) -> io::Result<()> {
+    let place = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
+    let refused = |reason: &str| Err(io::Error::other(reason.to_owned()));
+    if ["/proc", "/sys"].iter().any(|folder| place.starts_with(folder)) {
+        return refused("what is below /proc and /sys is no log");
+    }
+    if place.starts_with(own) {
+        return refused("it belongs to the agent");
+    }
+    if geteuid().is_root() && place.starts_with("/dev") {
+        return refused("what is below /dev is not read as root: set a run_user");
+    }
+    Ok(())
+}
+
 /// An open log.
 struct Log {
     file: File,
@@ -59,8 +80,9 @@ struct Log {
 }
 
 impl Log {
-    fn open(path: &str) -> io::Result<Self> {
+    fn open(path: &str, own: &Path) -> io::Result<Self> {
         let file = open_regular(path)?;
+        check_place(&file, own)?;
         let meta = file.metadata()?;
         Ok(Self { file, id: identity(&meta), length: meta.len() })
     }
@@ -71,8 +93,10 @@ impl Log {
     }
 
     fn bytes(&self, from: u64, bytes: u64, over: bool) -> io::Result<LogSlice> {
-        let bytes = usize::try_from(bytes.min(LOG_BYTES_MAX)).unwrap_or(0);
-        let text = text_at(&self.file, from.min(self.length), bytes, over)?;
+        let from = from.min(self.length);
+        // No more than it said to have: what never ends would be read for ever.
+        let bytes = usize::try_from(bytes.min(LOG_BYTES_MAX).min(self.length - from)).unwrap_or(0);
+        let text = text_at(&self.file, from, bytes, over)?;
         Ok(self.slice(text.content, (text.from, text.position), None))
     }
 
@@ -181,6 +205,7 @@ fn identity(meta: &fs::Metadata) -> LogFile {
 /// A log that was read up to an offset, and what comes next of it.
 struct Following<'a> {
     path: &'a str,
+    own: &'a Path,
     /// The file that was read, whatever it is called by now.
     former: Option<Log>,
     file: LogFile,
@@ -202,13 +227,15 @@ impl Following<'_> {
                 let content = String::new();
                 return Ok(LogSlice { content, length: 0, position, total_length, lines: None, file, event: None });
             }
-            std::thread::sleep(PAUSE);
+            // What is gone is looked for in a whole folder.
+            let pause = if self.former.is_some() { PAUSE } else { PAUSE_MISSING };
+            std::thread::sleep(pause.min(Duration::from_millis(until.saturating_sub(clock::monotonic_ms()))));
         }
     }
 
     fn look(&mut self) -> io::Result<Option<LogSlice>> {
         // Before the end of the former file is looked at: who writes to the new one has left the other.
-        let named = match Log::open(self.path) {
+        let named = match Log::open(self.path, self.own) {
             Ok(log) => Some(log),
             Err(error) if is_missing(&error) => None,
             Err(error) => return Err(error),
@@ -221,7 +248,7 @@ impl Following<'_> {
             other => other.filter(|log| log.length > 0),
         };
         if self.former.is_none() {
-            self.former = find_beside(self.path, self.file);
+            self.former = find_beside(self.path, self.own, self.file);
         }
         if let Some(former) = &mut self.former {
             former.length = former.file.metadata()?.len();
@@ -245,13 +272,13 @@ impl Following<'_> {
 }
 
 /// The file that was read, under the name that it has got in the same folder.
-fn find_beside(path: &str, wanted: LogFile) -> Option<Log> {
+fn find_beside(path: &str, own: &Path, wanted: LogFile) -> Option<Log> {
     let folder = fs::read_dir(Path::new(path).parent()?).ok()?;
     for entry in folder.take(SIBLINGS_MAX).flatten() {
         let path = entry.path();
         let is_it = |meta: fs::Metadata| meta.is_file() && identity(&meta) == wanted;
         if fs::symlink_metadata(&path).is_ok_and(is_it) {
-            return Log::open(path.to_str()?).ok().filter(|log| log.id == wanted);
+            return Log::open(path.to_str()?, own).ok().filter(|log| log.id == wanted);
         }
     }
     None

@@ -5,6 +5,7 @@
 //! opened.
 
 use std::io::{self, Read as _, Write as _};
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -37,7 +38,14 @@ pub(crate) enum What {
     /// Pid files.
     PidFiles(Vec<String>),
     /// A piece of a log.
-    Log(String, LogPiece),
+    Log {
+        /// Absolute path.
+        path: String,
+        /// Folder of the agent, of which nothing is read.
+        own: PathBuf,
+        /// Which piece.
+        piece: LogPiece,
+    },
 }
 
 /// What was read.
@@ -71,7 +79,7 @@ fn read(what: What) -> Told {
         What::PidFiles(paths) => {
             Told::PidFiles(paths.iter().map(|path| pid_file::read(path)).collect(), geteuid().as_raw())
         }
-        What::Log(path, piece) => Told::Log(log::read(&path, piece)),
+        What::Log { path, own, piece } => Told::Log(log::read(&path, &own, piece)),
     }
 }
 

@@ -5,9 +5,11 @@
 //! seen.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Duration;
 
 use drover_shared::instance::{Observation, PATH_BYTES_MAX, ProcessState, REASON_BYTES_MAX, WATCHED_MAX, Watched};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::look::{self, Ask, Told, What};
@@ -15,8 +17,15 @@ use super::pid_file::{self, PidFile, Stamp};
 use super::process::{self, Process};
 use crate::clock;
 
-/// Longest time that reading pid files may take.
+/// Longest time that a look at one pid file may take, before its file system is said to hang.
+const LOOKING: Duration = Duration::from_secs(5);
+/// Looks that may hang: each keeps a thread.
+const HANGING_MAX: usize = 32;
+/// Longest time that reading the pid files of an account may take, and one of them.
 const READING: Duration = Duration::from_secs(20);
+const READING_ONE: Duration = Duration::from_secs(5);
+/// Pid files of an account that cannot be read by themselves, before the rest is left for later.
+const FAILURES_MAX: usize = 3;
 /// How much later than its pid file a process may seem to have begun, in milliseconds.
 const SLACK_MS: i64 = 10_000;
 /// Looks after which a file that could not be read is tried again, though it is the same.
@@ -38,6 +47,8 @@ struct Seen {
     last: Option<Observation>,
     told: bool,
     looks: u32,
+    /// A look at it that has not ended.
+    hanging: Option<JoinHandle<()>>,
 }
 
 /// The instances that are watched.
@@ -60,33 +71,75 @@ impl Watching {
         self.0.is_empty()
     }
 
-    /// Begins to look at what the file system and `/proc` have; what comes of it goes to [`Watching::finish`].
-    pub(crate) fn start(&self) -> JoinHandle<Vec<Looked>> {
-        let asked: Vec<(String, Option<u32>)> =
-            self.0.iter().map(|seen| (seen.watched.pid_path.clone(), seen.process.map(|(pid, ..)| pid))).collect();
-        tokio::task::spawn_blocking(move || {
-            let look = |(path, pid): (String, Option<u32>)| (pid_file::stamp(&path), pid.and_then(process::started));
-            asked.into_iter().map(look).collect()
-        })
-    }
-
-    /// The file system does not answer: what is news then.
-    pub(crate) fn hangs(&mut self) -> Vec<Observation> {
-        let reason = "the file system of the pid files does not answer";
-        self.0.iter_mut().filter_map(|seen| seen.settle(unknown(reason))).collect()
-    }
-
-    /// Gives what is news in what was looked at.
-    pub(crate) async fn finish(&mut self, looked: Vec<Looked>) -> Vec<Observation> {
+    /// Looks at all of them and gives what is news. A file system that does not answer keeps only its own from being seen.
+    pub(crate) async fn look(&mut self, look: fn(&str, Option<u32>) -> Looked) -> Vec<Observation> {
+        let looked = self.look_at_all(look).await;
         self.read_changed(&looked).await;
         let looked = self.0.iter_mut().zip(looked);
-        looked.filter_map(|(seen, (_, started))| seen.judge(started)).collect()
+        let news = looked.filter_map(|(seen, looked)| match looked {
+            Some((_, started)) => seen.judge(started),
+            None => seen.settle(unknown("the file system of the pid file does not answer")),
+        });
+        news.collect()
+    }
+
+    /// What the file system and `/proc` have of each, but for those that do not answer.
+    async fn look_at_all(&mut self, look: fn(&str, Option<u32>) -> Looked) -> Vec<Option<Looked>> {
+        let mut looked = vec![None; self.0.len()];
+        let mut at = 0;
+        while let Some(first) = self.next(at) {
+            // One thread goes through all of them, and another through the rest if that comes to a stop.
+            let asked: Vec<(usize, String, Option<u32>)> = (first..self.0.len())
+                .filter(|index| !self.hangs(*index))
+                .map(|index| {
+                    let seen = &self.0[index];
+                    (index, seen.watched.pid_path.clone(), seen.process.map(|(pid, ..)| pid))
+                })
+                .collect();
+            let indices: Vec<usize> = asked.iter().map(|(index, ..)| *index).collect();
+            let (sender, mut receiver) = mpsc::channel(asked.len().max(1));
+            let looking = tokio::task::spawn_blocking(move || {
+                let _ = asked.into_iter().try_for_each(|(_, path, pid)| sender.blocking_send(look(&path, pid)));
+            });
+            at = self.0.len();
+            for index in indices {
+                match tokio::time::timeout(LOOKING, receiver.recv()).await {
+                    Ok(Some(found)) => looked[index] = Some(found),
+                    Ok(None) => return looked,
+                    Err(_) => {
+                        self.0[index].hanging = Some(looking);
+                        at = index + 1;
+                        break;
+                    }
+                }
+            }
+        }
+        looked
+    }
+
+    /// The next one from here on that can be looked at.
+    fn next(&mut self, from: usize) -> Option<usize> {
+        for seen in &mut self.0 {
+            seen.hanging.take_if(|hanging| hanging.is_finished());
+        }
+        if self.0.iter().filter(|seen| seen.hanging.is_some()).count() >= HANGING_MAX {
+            return None;
+        }
+        (from..self.0.len()).find(|index| !self.hangs(*index))
+    }
+
+    /// Whether a look at this one, or at another in its folder, has not ended.
+    fn hangs(&self, index: usize) -> bool {
+        let folder = |seen: &Seen| Path::new(&seen.watched.pid_path).parent().map(Path::to_owned);
+        let mut hanging = self.0.iter().filter(|seen| seen.hanging.is_some());
+        hanging.any(|seen| folder(seen) == folder(&self.0[index]))
     }
 
     /// Reads the files that are others than before, by one process for each account.
-    async fn read_changed(&mut self, looked: &[Looked]) {
+    async fn read_changed(&mut self, looked: &[Option<Looked>]) {
         let mut by_account: BTreeMap<Option<String>, Vec<usize>> = BTreeMap::new();
-        for (index, (seen, (stamp, _))) in self.0.iter_mut().zip(looked).enumerate() {
+        for (index, (seen, looked)) in self.0.iter_mut().zip(looked).enumerate() {
+            let Some((stamp, _)) = looked else { continue };
             seen.looks += 1;
             let retried = matches!(seen.file, PidFile::Unclear(_)) && seen.looks >= LOOKS_UNCLEAR;
             if seen.stamp != Some(*stamp) || retried {
@@ -96,21 +149,44 @@ impl Watching {
             }
         }
         for (running_user, indices) in by_account {
-            let paths = indices.iter().map(|index| self.0[*index].watched.pid_path.clone()).collect();
-            let ask = Ask { running_user, what: What::PidFiles(paths) };
-            let (files, uid) = match look::ask(&ask, READING).await {
-                Ok(Told::PidFiles(files, uid)) if files.len() == indices.len() => (files, Some(uid)),
-                Ok(Told::Refused(reason)) | Err(reason) => (vec![PidFile::Unclear(reason); indices.len()], None),
-                Ok(_) => (vec![PidFile::Unclear("its answer makes no sense".to_owned()); indices.len()], None),
-            };
-            for (index, file) in indices.into_iter().zip(files) {
-                let seen = &mut self.0[index];
-                // Who is no root reads everything as itself, and says nothing of other accounts.
-                seen.owner = uid.filter(|_| nix::unistd::geteuid().is_root());
-                seen.file = file;
+            if self.read_together(running_user.as_ref(), &indices, READING).await || indices.len() == 1 {
+                continue;
+            }
+            // One of them keeps the others from being read: each by itself.
+            let mut failures = 0;
+            for index in indices {
+                if failures < FAILURES_MAX && !self.read_together(running_user.as_ref(), &[index], READING_ONE).await {
+                    failures += 1;
+                }
             }
         }
     }
+
+    /// Has a process read these; false when it gave no answer.
+    async fn read_together(&mut self, running_user: Option<&String>, indices: &[usize], longest: Duration) -> bool {
+        let paths = indices.iter().map(|index| self.0[*index].watched.pid_path.clone()).collect();
+        let ask = Ask { running_user: running_user.cloned(), what: What::PidFiles(paths) };
+        let told = look::ask(&ask, longest).await;
+        let answered = told.is_ok();
+        let unclear = |reason: String| (vec![PidFile::Unclear(reason); indices.len()], None);
+        let (files, uid) = match told {
+            Ok(Told::PidFiles(files, uid)) if files.len() == indices.len() => (files, Some(uid)),
+            Ok(Told::Refused(reason)) | Err(reason) => unclear(reason),
+            Ok(_) => unclear("its answer makes no sense".to_owned()),
+        };
+        for (index, file) in indices.iter().zip(files) {
+            let seen = &mut self.0[*index];
+            // Who is no root reads everything as itself, and says nothing of other accounts.
+            seen.owner = uid.filter(|_| nix::unistd::geteuid().is_root());
+            seen.file = file;
+        }
+        answered
+    }
+}
+
+/// What the file system and `/proc` have: of a pid file, and of a process.
+pub(crate) fn look_at(path: &str, pid: Option<u32>) -> Looked {
+    (pid_file::stamp(path), pid.and_then(process::started))
 }
 
 fn unknown(reason: &str) -> Observation {
@@ -130,7 +206,17 @@ impl Seen {
         } else {
             PidFile::Missing
         };
-        Self { watched, stamp: None, file, owner: None, process: None, last: None, told: false, looks: 0 }
+        Self {
+            watched,
+            stamp: None,
+            file,
+            owner: None,
+            process: None,
+            last: None,
+            told: false,
+            looks: 0,
+            hanging: None,
+        }
     }
 
     /// What is to be said now, if it is news; with when the process began that was known before, if it still lives.
@@ -256,6 +342,41 @@ mod tests {
         child.kill().unwrap();
         child.wait().unwrap();
         assert_eq!(verdict(child.id(), None, None, None, now).state, ProcessState::Crashed);
+    }
+
+    #[tokio::test]
+    async fn a_file_system_that_hangs_keeps_only_its_own_from_being_seen() {
+        static HELD: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+        fn look(path: &str, pid: Option<u32>) -> Looked {
+            if path.starts_with("/hangs/") {
+                drop(HELD.blocking_lock());
+            }
+            look_at(path, pid)
+        }
+        let mut child = sleeper();
+        let mut watching = Watching::default();
+        let watched = |instance_id, path: &str| Watched { instance_id, pid_path: path.to_owned(), running_user: None };
+        let all = [watched(1, "/there/a"), watched(2, "/hangs/b"), watched(3, "/hangs/c"), watched(4, "/there/d")];
+        watching.set(&all);
+        for seen in &mut watching.0 {
+            seen.stamp = Some(pid_file::stamp("/there/a"));
+            seen.file = PidFile::Names { pid: child.id(), written_ms: clock::wall_ms() };
+        }
+        let states = |news: Vec<Observation>| news.iter().map(|one| (one.instance_id, one.state)).collect::<Vec<_>>();
+        let held = HELD.lock().await;
+        let news = states(watching.look(look).await);
+        use ProcessState::{Running, Unknown};
+        assert_eq!(news, [(1, Running), (2, Unknown), (3, Unknown), (4, Running)]);
+        assert_eq!(states(watching.look(look).await), []);
+        drop(held);
+        // It answers again.
+        let mut news = Vec::new();
+        while news.len() < 2 {
+            news.extend(states(watching.look(look).await));
+        }
+        assert_eq!(news, [(2, Running), (3, Running)]);
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 
     #[test]

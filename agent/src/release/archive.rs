@@ -1,13 +1,13 @@
 //! What an archive may contain, checked before anything is created.
 //!
-//! Invariant: a checked archive has relative paths without `..`, no member below anything but a folder, and no link
-//! that leads outside, whatever the order in which its members are created.
+//! Invariant: every member of a checked archive passed the rules of [`drover_shared::members`].
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read};
-use std::path::{Component, Path};
+use std::path::Path;
 
+use drover_shared::members::{self, Kind};
 use tar::{Archive, Entry, EntryType};
 
 use crate::describe;
@@ -16,27 +16,8 @@ use crate::describe;
 const MEMBERS_MAX: usize = 1_000_000;
 /// Unpacked length of one archive, in bytes.
 const UNPACKED_BYTES_MAX: u64 = 64 * 1024 * 1024 * 1024;
-/// Length of a path, in bytes.
-const PATH_BYTES_MAX: usize = 4_000;
-/// Folders above a member.
-const DEPTH_MAX: usize = 200;
-/// Length of one part of a path, in bytes.
-const NAME_BYTES_MAX: usize = 255;
 
 const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
-
-/// Kind of a member, with where a link points.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Kind {
-    /// A folder.
-    Folder,
-    /// A regular file.
-    File,
-    /// A symbolic link and its text.
-    Symlink(String),
-    /// A hard link to a member.
-    HardLink(String),
-}
 
 /// What the first pass found.
 #[derive(Debug, Default)]
@@ -100,7 +81,7 @@ pub(crate) fn check(path: &Path, stopped: &mut dyn FnMut() -> bool) -> Result<Co
         }
         match contents.members.insert(path.clone(), kind.clone()) {
             Some(before) if before != Kind::Folder || kind != Kind::Folder => {
-                return Err(refusal(&path, "appears twice"));
+                return Err(refusal(&path, "it is there twice"));
             }
             _ => {}
         }
@@ -108,10 +89,10 @@ pub(crate) fn check(path: &Path, stopped: &mut dyn FnMut() -> bool) -> Result<Co
             return Err(format!("the archive has more than {MEMBERS_MAX} members"));
         }
     }
-    for (path, kind) in &contents.members {
-        check_place(&contents.members, path, kind)?;
+    match members::misplaced(&contents.members) {
+        Some((path, reason)) => Err(refusal(path, reason)),
+        None => Ok(contents),
     }
-    Ok(contents)
 }
 
 /// Path and kind of a member; none for what only describes other members or the root itself.
@@ -120,94 +101,33 @@ pub(crate) fn check(path: &Path, stopped: &mut dyn FnMut() -> bool) -> Result<Co
 /// A sentence that names the member and what is wrong with it.
 pub(crate) fn member<R: Read>(entry: &Entry<'_, R>) -> Result<Option<(String, Kind)>, String> {
     let raw = entry.path_bytes();
-    let shown = String::from_utf8_lossy(&raw).into_owned();
+    let shown = String::from_utf8_lossy(&raw);
+    let refuse = |reason: &str| refusal(&shown, reason);
+    let target = || entry.link_name_bytes().ok_or_else(|| refuse("it is a link to nothing"));
+    let path = members::path(&raw).map_err(refuse)?;
     let kind = match entry.header().entry_type() {
         EntryType::Regular | EntryType::Continuous => Kind::File,
         EntryType::Directory => Kind::Folder,
-        EntryType::Symlink => Kind::Symlink(link_text(entry, &shown)?),
-        EntryType::Link => Kind::HardLink(clean(&link_text(entry, &shown)?, &shown, "links to a path")?),
+        EntryType::Symlink => Kind::Symlink(members::target(&path, &target()?).map_err(refuse)?),
+        EntryType::Link => {
+            let target = members::path(&target()?);
+            Kind::HardLink(target.map_err(|reason| refuse(&format!("it is a hard link, and of its target {reason}")))?)
+        }
         EntryType::XGlobalHeader | EntryType::XHeader => return Ok(None),
-        EntryType::Char | EntryType::Block => return Err(refusal(&shown, "is a device")),
-        EntryType::Fifo => return Err(refusal(&shown, "is a named pipe")),
-        other => {
-            return Err(refusal(&shown, &format!("is of kind {:?}, which is not allowed", other.as_byte() as char)));
-        }
+        EntryType::Char | EntryType::Block => return Err(refuse("it is a device")),
+        EntryType::Fifo => return Err(refuse("it is a named pipe")),
+        other => return Err(refuse(&format!("it is of kind {:?}, which is not allowed", other.as_byte() as char))),
     };
-    let text = std::str::from_utf8(&raw).map_err(|_| refusal(&shown, "has a name that is not UTF-8"))?;
-    let path = clean(text, &shown, "has a path")?;
-    if path.is_empty() {
-        return if kind == Kind::Folder { Ok(None) } else { Err(refusal(&shown, "has no name")) };
-    }
-    if let Kind::Symlink(target) = &kind {
-        check_symlink(&path, target)?;
-    }
-    Ok(Some((path, kind)))
-}
-
-fn link_text<R: Read>(entry: &Entry<'_, R>, shown: &str) -> Result<String, String> {
-    let target = entry.link_name_bytes().ok_or_else(|| refusal(shown, "is a link to nothing"))?;
-    String::from_utf8(target.into_owned()).map_err(|_| refusal(shown, "links to a name that is not UTF-8"))
-}
-
-/// The path without `.` parts; refuses whatever is not plainly inside.
-fn clean(text: &str, shown: &str, what: &str) -> Result<String, String> {
-    if text.len() > PATH_BYTES_MAX || text.split('/').any(|part| part.len() > NAME_BYTES_MAX) {
-        return Err(refusal(shown, &format!("{what} that is too long")));
-    }
-    let mut parts = Vec::new();
-    for part in Path::new(text).components() {
-        match part {
-            Component::Normal(name) => parts.push(name.to_string_lossy()),
-            Component::CurDir => {}
-            Component::ParentDir => return Err(refusal(shown, &format!("{what} with `..`"))),
-            Component::RootDir | Component::Prefix(_) => {
-                return Err(refusal(shown, &format!("{what} that is absolute")));
-            }
-        }
-    }
-    if parts.len() > DEPTH_MAX {
-        return Err(refusal(shown, &format!("{what} that is more than {DEPTH_MAX} folders deep")));
-    }
-    Ok(parts.join("/"))
-}
-
-/// `..` may only lead the target, as many as the link is deep: folders above a link are real ones, so they cannot
-/// lead outside, and neither can the rest.
-fn check_symlink(path: &str, target: &str) -> Result<(), String> {
-    if target.is_empty() || target.len() > PATH_BYTES_MAX {
-        return Err(refusal(path, "is a link to nothing"));
-    }
-    let mut depth = path.matches('/').count();
-    let mut leading = true;
-    for part in Path::new(target).components() {
-        match part {
-            Component::RootDir | Component::Prefix(_) => return Err(refusal(path, "is a link to an absolute path")),
-            Component::CurDir => {}
-            Component::Normal(_) => leading = false,
-            Component::ParentDir if leading && depth > 0 => depth -= 1,
-            Component::ParentDir => return Err(refusal(path, "is a link that leads outside the release")),
-        }
-    }
-    Ok(())
-}
-
-fn check_place(members: &BTreeMap<String, Kind>, path: &str, kind: &Kind) -> Result<(), String> {
-    for (at, _) in path.match_indices('/') {
-        if members.get(&path[..at]).is_some_and(|above| *above != Kind::Folder) {
-            return Err(refusal(path, "lies below a member that is no folder"));
-        }
-    }
     match kind {
-        Kind::HardLink(target) if members.get(target) != Some(&Kind::File) => {
-            Err(refusal(path, &format!("is a hard link to `{target}`, which is no file of the archive")))
-        }
-        _ => Ok(()),
+        Kind::Folder if path.is_empty() => Ok(None),
+        _ if path.is_empty() => Err(refuse("it has no name")),
+        kind => Ok(Some((path, kind))),
     }
 }
 
-fn refusal(path: &str, why: &str) -> String {
+fn refusal(path: &str, reason: &str) -> String {
     let shown: String = path.chars().take(200).collect();
-    format!("the archive is refused: member `{shown}` {why}")
+    format!("the archive is refused because of `{shown}`: {reason}")
 }
 
 pub(super) fn damaged(error: std::io::Error) -> String {

@@ -5,11 +5,13 @@
 
 use std::io;
 
+use drover_shared::members::Kind;
+use nix::sys::stat::SFlag;
+
 use crate::accounts::Account;
 use crate::describe;
-use crate::release::archive::{Contents, Kind};
+use crate::release::archive::Contents;
 use crate::release::place::{Place, kind};
-use nix::sys::stat::SFlag;
 
 /// Shared paths of one application.
 const PATHS_MAX: usize = 100;

@@ -14,13 +14,14 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
 use drover_shared::Digest;
+use drover_shared::members::Kind;
 use drover_shared::order::canonical;
 use nix::fcntl::OFlag;
 use nix::sys::statvfs::{Statvfs, fstatvfs, statvfs};
 use sha2::{Digest as _, Sha256};
 
 use crate::accounts::Account;
-use crate::release::archive::{self, Contents, Kind};
+use crate::release::archive::{self, Contents};
 use crate::release::manifest::{self, About, Body};
 use crate::release::place::Place;
 use crate::release::shared::Shared;

@@ -390,8 +390,7 @@ impl Cache {
             return Some(Progress::Written(content.written));
         }
         if offset + bytes.len() as u64 > size {
-            let reason = format!("the artifact is longer than the {size} bytes that the order says");
-            return Some(self.fail(digest, reason));
+            return Some(self.is_another(digest, &format!("longer than the {size} bytes that the order says")));
         }
         if let Err(error) = content.file.write_all_at(bytes, offset) {
             return Some(self.fail(digest, describe(&error)));
@@ -399,6 +398,31 @@ impl Cache {
         content.hash.update(bytes);
         content.written += bytes.len() as u64;
         Some(if content.written < size { Progress::Written(content.written) } else { Progress::Whole })
+    }
+
+    /// The server has sent all that it has of a part. None unless that is less than was asked for.
+    pub(super) fn ended(&mut self, digest: Digest, end: u64) -> Option<Progress> {
+        let download = self.downloads.get(&digest)?;
+        let Phase::Receiving(coming) = &download.phase else { return None };
+        let (come, wanted) = match coming {
+            Coming::Whole(content) => (content.written, download.size),
+            Coming::Index(content) => {
+                (content.written, download.shortcut.as_ref().map_or(0, |one| one.index.size_bytes))
+            }
+            Coming::Frames(assembly) => (assembly.received(), assembly.total()),
+        };
+        let is_less = come == end && come < wanted;
+        is_less.then(|| self.is_another(digest, &format!("only {come} bytes long, and not {wanted}")))
+    }
+
+    /// The server has something else than the order says.
+    fn is_another(&mut self, digest: Digest, how: &str) -> Progress {
+        match self.downloads.get(&digest).map(|download| &download.phase) {
+            Some(Phase::Receiving(Coming::Index(_) | Coming::Frames(_))) => {
+                self.fall_back(digest, format!("what came in place of it is {how}"))
+            }
+            _ => self.fail(digest, format!("the artifact is {how}")),
+        }
     }
 
     /// All of an artifact came: a job if it is the right one, or why it failed for whom.

@@ -110,6 +110,13 @@ impl Executions {
         }
     }
 
+    /// The server has no more of an artifact than what came up to this offset.
+    pub(super) fn artifact_ended(&mut self, digest: Digest, end: u64, session: &mut Session) {
+        if let Some(progress) = self.cache.ended(digest, end) {
+            self.progressed(digest, progress, session);
+        }
+    }
+
     /// The server has no such artifact.
     pub(super) fn artifact_refused(&mut self, digest: Digest, reason: &str, session: &mut Session) {
         let progress = self.cache.refused(digest, reason);

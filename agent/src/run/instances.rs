@@ -1,5 +1,7 @@
 //! The agent's side of instances: a task that watches them, and processes that read their logs, a few at a time.
 
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,12 +10,10 @@ use tokio::sync::{Notify, mpsc, watch};
 
 use super::executions::Report;
 use crate::instances::look::{self, Ask, Told, What};
-use crate::instances::watch::Watching;
+use crate::instances::watch::{Watching, look_at};
 
 /// Pause between two looks at what is watched.
 const PAUSE: Duration = Duration::from_secs(2);
-/// Longest time that a look at the file system may take, before it is said to hang.
-const LOOKING: Duration = Duration::from_secs(10);
 /// Logs that are read at a time, and that are followed.
 const READS_MAX: usize = 4;
 const FOLLOWS_MAX: usize = 16;
@@ -22,6 +22,8 @@ const READING: Duration = Duration::from_secs(20);
 
 /// What is watched and read.
 pub(super) struct Instances {
+    /// Folder of the agent.
+    own: PathBuf,
     wanted: watch::Sender<Vec<Watched>>,
     reports: mpsc::Sender<Report>,
     reading: usize,
@@ -30,10 +32,14 @@ pub(super) struct Instances {
 
 impl Instances {
     /// Watches nothing yet. Looks right away whenever `ended` is notified.
-    pub(super) fn start(reports: mpsc::Sender<Report>, ended: Arc<Notify>) -> Self {
+    ///
+    /// # Errors
+    /// The agent's folder cannot be found.
+    pub(super) fn start(data_dir: &Path, reports: mpsc::Sender<Report>, ended: Arc<Notify>) -> io::Result<Self> {
+        let own = data_dir.canonicalize()?;
         let (wanted, changes) = watch::channel(Vec::new());
         tokio::spawn(keep_looking(changes, ended, reports.clone()));
-        Self { wanted, reports, reading: 0, following: 0 }
+        Ok(Self { own, wanted, reports, reading: 0, following: 0 })
     }
 
     /// Watches these from now on.
@@ -65,9 +71,10 @@ impl Instances {
             return Some(LogAnswer { request, outcome });
         }
         *count += 1;
+        let own = self.own.clone();
         let (reports, longest) = (self.reports.clone(), READING + Duration::from_millis(wait_ms.unwrap_or(0)));
         tokio::spawn(async move {
-            let ask = Ask { running_user, what: What::Log(path, piece) };
+            let ask = Ask { running_user, what: What::Log { path, own, piece } };
             let outcome = match look::ask(&ask, longest).await {
                 Ok(Told::Log(outcome)) => outcome,
                 Ok(Told::Refused(reason)) | Err(reason) => LogOutcome::Refused { reason },
@@ -105,16 +112,6 @@ async fn keep_looking(mut wanted: watch::Receiver<Vec<Watched>>, ended: Arc<Noti
                 let _ = reports.send(Report::Observed(news)).await;
             }
         };
-        let mut looking = watching.start();
-        let looked = match tokio::time::timeout(LOOKING, &mut looking).await {
-            Ok(looked) => looked,
-            Err(_) => {
-                tell(watching.hangs()).await;
-                looking.await
-            }
-        };
-        if let Ok(looked) = looked {
-            tell(watching.finish(looked).await).await;
-        }
+        tell(watching.look(look_at).await).await;
     }
 }

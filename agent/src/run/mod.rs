@@ -166,7 +166,7 @@ impl Agent {
         let spool = Spool::open(&data_dir).context("spool")?;
         let cache = cache::Cache::open(&data_dir).context("artifact cache")?;
         let executions = Executions::new(spool, cache, watcher::Watcher::new(), boot_id, to_agent.clone());
-        let instances = Instances::start(to_agent, executions.ended.clone());
+        let instances = Instances::start(&data_dir, to_agent, executions.ended.clone()).context("data directory")?;
         Ok(Self {
             data_dir,
             _lock: lock,
@@ -315,6 +315,7 @@ impl Agent {
             Output::Forget(key) => self.executions.forget(&key, session),
             Output::Discard(key) => self.executions.discard(&key, session),
             Output::Artifact(digest, offset, bytes) => self.executions.artifact(digest, offset, &bytes, session),
+            Output::ArtifactEnded(digest, end) => self.executions.artifact_ended(digest, end, session),
             Output::ArtifactRefused(digest, reason) => self.executions.artifact_refused(digest, &reason, session),
             Output::Close(reason, true) => self.hang_up(&reason),
             Output::Close(reason, false) => bail!("{reason}"),

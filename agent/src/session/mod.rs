@@ -82,6 +82,8 @@ pub enum Output {
     Discard(Key),
     /// A piece of an artifact: write it at the offset, then call [`Session::artifact_written`].
     Artifact(Digest, u64, Vec<u8>),
+    /// The server has sent all that it has of what was asked for of an artifact; it ends at this offset.
+    ArtifactEnded(Digest, u64),
     /// The server cannot send this artifact, and why.
     ArtifactRefused(Digest, String),
     /// Close the connection, and why; `true` to dial again.

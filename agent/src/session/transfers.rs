@@ -1,7 +1,7 @@
 //! Artifacts on their way from the server.
 
 use drover_shared::Digest;
-use drover_shared::frame::{FLAG_ZSTD, Header};
+use drover_shared::frame::{FLAG_END, FLAG_ZSTD, Header};
 use drover_shared::message::{Part, ToServer};
 
 use super::{Channel, Output, Session};
@@ -98,6 +98,9 @@ impl Session {
         transfer.next += raw.len() as u64;
         if !raw.is_empty() {
             self.outputs.push_back(Output::Artifact(digest, offset, raw));
+        }
+        if header.flags & FLAG_END != 0 {
+            self.outputs.push_back(Output::ArtifactEnded(digest, header.offset + u64::from(header.raw_length)));
         }
     }
 

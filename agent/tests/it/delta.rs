@@ -266,6 +266,19 @@ async fn whatever_is_wrong_with_index_or_frames_the_whole_is_fetched() {
         })
         .await;
     assert_eq!(delivered.asked, [Part::Index, Part::Whole]);
+    // One of another length: nobody waits for what never comes.
+    for longer in [false, true] {
+        let mut scene = Scene::new().await;
+        scene.deliver(&first, as_it_is).await;
+        let delivered = scene
+            .deliver(&second, |part, bytes| {
+                if *part == Part::Index {
+                    bytes.resize(if longer { bytes.len() + 1 } else { bytes.len() - 1 }, 0);
+                }
+            })
+            .await;
+        assert_eq!(delivered.asked, [Part::Index, Part::Whole], "{longer}");
+    }
     // One that was signed and lies.
     let mut scene = Scene::new().await;
     scene.deliver(&first, as_it_is).await;

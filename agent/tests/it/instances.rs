@@ -208,6 +208,21 @@ async fn what_is_no_log_is_not_read() {
     for path in [&*text(&fifo), &*folder, "/dev/zero"] {
         assert_eq!(scene.refused(path, None).await, "it is no regular file", "{path}");
     }
+    // What the kernel makes up while it is read has no end, and links lead there as well as names.
+    let link = scene.bench.path("link.log");
+    symlink("/proc/self/status", &link).unwrap();
+    for path in ["/proc/self/status", "/sys/kernel/uevent_seqnum", &*text(&link)] {
+        if Path::new(path).exists() {
+            assert_eq!(scene.refused(path, None).await, "what is below /proc and /sys is no log", "{path}");
+        }
+    }
+    let own = text(&scene.bench.data_dir().join("identity.json"));
+    assert_eq!(scene.refused(&own, None).await, "it belongs to the agent");
+    let shm = tempfile::Builder::new().tempfile_in("/dev/shm").unwrap();
+    if is_root() {
+        let reason = scene.refused(&text(shm.path()), None).await;
+        assert!(reason.starts_with("what is below /dev is not read as root"), "{reason}");
+    }
     assert_eq!(scene.refused("etc/passwd", None).await, "the path is not absolute");
     assert_eq!(scene.refused(&"/x".repeat(3_000), None).await, "the path is too long");
     for path in ["/nowhere/at/all.log".to_owned(), format!("{}/inside", scene.write("file", b""))] {

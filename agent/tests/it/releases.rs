@@ -151,25 +151,22 @@ fn a_release_is_unpacked_switched_and_listed() {
 fn an_archive_that_escapes_changes_nothing() {
     let file = ("ok", EntryType::Regular, "", b"fine".as_slice());
     let cases: &[(&str, &[Member<'_>])] = &[
-        ("has a path with `..`", &[file, ("../evil", EntryType::Regular, "", b"x")]),
-        ("has a path with `..`", &[file, ("a/../../evil", EntryType::Regular, "", b"x")]),
-        ("has a path that is absolute", &[file, ("/etc/evil", EntryType::Regular, "", b"x")]),
-        ("leads outside the release", &[file, ("out", EntryType::Symlink, "../../..", b"")]),
-        ("leads outside the release", &[("s", EntryType::Symlink, ".", b""), ("t", EntryType::Symlink, "s/s/..", b"")]),
-        ("is a link to an absolute path", &[file, ("out", EntryType::Symlink, "/etc", b"")]),
+        ("its name holds `..`", &[file, ("../evil", EntryType::Regular, "", b"x")]),
+        ("its name holds `..`", &[file, ("a/../../evil", EntryType::Regular, "", b"x")]),
+        ("its name is an absolute path", &[file, ("/etc/evil", EntryType::Regular, "", b"x")]),
+        ("leads out of the archive", &[file, ("out", EntryType::Symlink, "../../..", b"")]),
+        ("with `..` behind a name", &[("s", EntryType::Symlink, ".", b""), ("t", EntryType::Symlink, "s/s/..", b"")]),
+        ("it is a link to an absolute path", &[file, ("out", EntryType::Symlink, "/etc", b"")]),
+        ("it lies behind a link", &[("d", EntryType::Symlink, "x", b""), ("d/f", EntryType::Regular, "", b"x")]),
+        ("of its target its name holds `..`", &[file, ("hard", EntryType::Link, "../../etc/passwd", b"")]),
+        ("of its target its name is an absolute path", &[file, ("hard", EntryType::Link, "/etc/passwd", b"")]),
         (
-            "lies below a member that is no folder",
-            &[("d", EntryType::Symlink, "x", b""), ("d/f", EntryType::Regular, "", b"x")],
-        ),
-        ("links to a path with `..`", &[file, ("hard", EntryType::Link, "../../etc/passwd", b"")]),
-        ("links to a path that is absolute", &[file, ("hard", EntryType::Link, "/etc/passwd", b"")]),
-        (
-            "which is no file of the archive",
+            "to what is no file of the archive",
             &[("s", EntryType::Symlink, "ok", b""), ("hard", EntryType::Link, "s", b"")],
         ),
-        ("is a device", &[file, ("null", EntryType::Char, "", b"")]),
-        ("is a named pipe", &[file, ("pipe", EntryType::Fifo, "", b"")]),
-        ("appears twice", &[file, file]),
+        ("it is a device", &[file, ("null", EntryType::Char, "", b"")]),
+        ("it is a named pipe", &[file, ("pipe", EntryType::Fifo, "", b"")]),
+        ("it is there twice", &[file, file]),
     ];
     for (expected, members) in cases {
         let site = Site::new();

@@ -31,12 +31,14 @@ const PROBE_BYTES: usize = 4096;
 pub const RESERVE_BYTES: u64 = 64 * 1024 * 1024;
 
 /// The disk of the data directory.
+#[derive(Debug)]
 pub struct Room {
     folder: PathBuf,
     reserve_bytes: u64,
     last: Arc<Mutex<Option<Said>>>,
 }
 
+#[derive(Debug)]
 struct Said {
     at: Instant,
     answer: Result<(), String>,

@@ -146,6 +146,8 @@ both_engines! {
             (special("null", tar::EntryType::Char, ""), "`null`: it is a device"),
             (special("out", tar::EntryType::Symlink, "../x"), "`out`: it is a link that leads out of the archive"),
             (special("hard", tar::EntryType::Link, "x"), "`hard`: it is a hard link"),
+            (special("a/b", tar::EntryType::Symlink, "c/../d"), "`a/b`: it is a link with `..` behind a name"),
+            (tar(&[(&"a/".repeat(201), b"deep")]), "its name has more than 200 parts"),
             (whole[..1500].to_vec(), "it breaks off in the middle"),
             (b"MZ no archive at all".repeat(100), "it is no archive that is known here"),
             (vec![0; 2048], "it is no archive that is known here"),

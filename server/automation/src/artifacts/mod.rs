@@ -12,8 +12,10 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
+use drover_kernel::room::Room;
 use drover_shared::Digest;
 use drover_shared::order::IndexOf;
 use sha2::{Digest as _, Sha256};
@@ -25,6 +27,9 @@ pub(crate) use needed::{Naming, remove_unneeded};
 /// Most bytes that one [`ArtifactFile::read_at`] gives.
 pub const READ_BYTES_MAX: usize = 1024 * 1024;
 
+/// How far ahead of an artifact that is written room is looked for, in bytes.
+const ROOM_BYTES: u64 = 4 * 1024 * 1024;
+
 /// Why an artifact is not stored or not read.
 #[derive(Debug, thiserror::Error)]
 pub enum ArtifactError {
@@ -34,6 +39,9 @@ pub enum ArtifactError {
     /// No room on the disk. Nothing of it is kept.
     #[error("the disk that holds the artifacts is full")]
     Full,
+    /// What is left of the disk is kept in reserve. Nothing of it is kept.
+    #[error("the artifact is not stored: {0}")]
+    Reserved(String),
     /// The store has none of this digest.
     #[error("there is no artifact {0}")]
     Missing(Digest),
@@ -51,6 +59,7 @@ pub enum ArtifactError {
 impl ArtifactError {
     fn storage(doing: String) -> impl FnOnce(io::Error) -> Self {
         move |error| match error.kind() {
+            io::ErrorKind::StorageFull if error.get_ref().is_some() => Self::Reserved(error.to_string()),
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::Full,
             io::ErrorKind::FileTooLarge => {
                 match error.get_ref().and_then(|inner| inner.downcast_ref::<BeyondLimit>()) {
@@ -81,6 +90,8 @@ pub struct Stored {
 #[derive(Debug, Clone)]
 pub struct ArtifactStore {
     folder: PathBuf,
+    /// What looks whether there is room for so many more bytes.
+    room: Option<Arc<Room>>,
 }
 
 impl ArtifactStore {
@@ -90,7 +101,7 @@ impl ArtifactStore {
     /// # Errors
     /// [`ArtifactError::Storage`] when the folder cannot be used.
     pub fn open(folder: &Path) -> Result<Self, ArtifactError> {
-        let store = Self { folder: folder.to_owned() };
+        let store = Self { folder: folder.to_owned(), room: None };
         let incoming = store.incoming();
         let doing = || format!("open the artifact store {}", folder.display());
         match std::fs::remove_dir_all(&incoming) {
@@ -103,6 +114,12 @@ impl ArtifactStore {
         Ok(store)
     }
 
+    /// Lets nothing be written to what this keeps in reserve.
+    #[must_use]
+    pub fn within(self, room: Arc<Room>) -> Self {
+        Self { room: Some(room), ..self }
+    }
+
     /// Begins an artifact of at most `size_bytes_max` bytes. Dropping the writer leaves nothing behind.
     ///
     /// # Errors
@@ -110,7 +127,14 @@ impl ArtifactStore {
     pub fn create(&self, size_bytes_max: u64) -> Result<ArtifactWriter, ArtifactError> {
         let file =
             NamedTempFile::new_in(self.incoming()).map_err(ArtifactError::storage("begin an artifact".to_owned()))?;
-        Ok(ArtifactWriter { store: self.clone(), file, hasher: Sha256::new(), size_bytes: 0, size_bytes_max })
+        Ok(ArtifactWriter {
+            store: self.clone(),
+            file,
+            hasher: Sha256::new(),
+            size_bytes: 0,
+            size_bytes_max,
+            roomy_bytes: 0,
+        })
     }
 
     /// Opens an artifact for reading.
@@ -225,6 +249,8 @@ pub struct ArtifactWriter {
     hasher: Sha256,
     size_bytes: u64,
     size_bytes_max: u64,
+    /// Up to which length there was room when that was last looked at.
+    roomy_bytes: u64,
 }
 
 impl ArtifactWriter {
@@ -280,6 +306,12 @@ impl Write for ArtifactWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.size_bytes + bytes.len() as u64 > self.size_bytes_max {
             return Err(io::Error::new(io::ErrorKind::FileTooLarge, BeyondLimit(self.size_bytes_max)));
+        }
+        let length = self.size_bytes + bytes.len() as u64;
+        if let Some(room) = self.store.room.as_ref().filter(|_| length > self.roomy_bytes) {
+            let more = (length - self.size_bytes).max(ROOM_BYTES);
+            room.require_bytes(more).map_err(|error| io::Error::new(io::ErrorKind::StorageFull, error))?;
+            self.roomy_bytes = self.size_bytes + more;
         }
         let written = self.file.write(bytes)?;
         self.hasher.update(&bytes[..written]);

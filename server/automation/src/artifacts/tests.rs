@@ -72,3 +72,19 @@ fn a_file_of_the_wrong_length_is_replaced() {
     writer.commit().unwrap();
     assert_eq!(store.read(digest).unwrap().read_at(0, 100).unwrap(), "whole");
 }
+
+#[test]
+fn what_is_kept_in_reserve_is_not_written_to() {
+    let folder = tempfile::tempdir().unwrap();
+    let room = Arc::new(Room::new(folder.path(), u64::MAX));
+    let store = ArtifactStore::open(folder.path()).unwrap().within(room);
+    let mut writer = store.create(100).unwrap();
+    let error = ArtifactWriter::explain(writer.write_all(b"x").unwrap_err());
+    assert!(matches!(error, ArtifactError::Reserved(_)), "{error}");
+    assert!(
+        error.to_string().contains("are needed on the disk of the data directory, of which 0 KiB are free"),
+        "{error}"
+    );
+    drop(writer);
+    assert_eq!(files(folder.path()), 0);
+}

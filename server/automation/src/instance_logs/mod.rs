@@ -77,7 +77,7 @@ async fn read(
     let session = call.kernel().part::<Engine>().hub.find(target.host_id);
     let session = session
         .ok_or_else(|| Error::Unavailable(format!("the agent of {host} is not connected: it cannot be asked now")))?;
-    let answer = session.read_log(path.clone(), running_user, piece).await;
+    let answer = session.read_log(id, (path.clone(), running_user, piece)).await;
     match answer.map_err(|why| why.told(host, "logs"))? {
         LogOutcome::Slice(slice) => Ok(Reply::new(LogOut {
             content: slice.content,

@@ -4,12 +4,14 @@
 //! more wait for their turn; an answer to what nobody asks any more is dropped. Nothing that holds a transaction asks.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use drover_kernel::Error;
 use drover_shared::instance::{self, LogAnswer, LogOutcome, LogPiece, LogQuestion};
 use drover_shared::message::{INSPECT_FEATURE, Inspect, Inspected, ToAgent};
+use futures_util::FutureExt as _;
+use futures_util::future::{BoxFuture, Shared, WeakShared};
 use tokio::sync::{Semaphore, oneshot};
 
 use super::hub::Session;
@@ -19,8 +21,9 @@ const INSPECTIONS_MAX: usize = 8;
 /// Pieces of logs that one host is asked for at a time, and that wait for their turn.
 const READS_MAX: usize = 4;
 const READS_WAITING_MAX: usize = 64;
-/// Logs of one host that are followed at a time.
+/// Logs of one host that are followed at a time, and of these by one application. Who waits for the same shares a place.
 const FOLLOWS_MAX: usize = 16;
+const FOLLOWS_OF_ONE_MAX: usize = 4;
 
 /// Time that an answer has on its way, beyond what the agent may take for it.
 const WAY: Duration = Duration::from_secs(10);
@@ -34,6 +37,8 @@ pub(crate) enum Unanswered {
     TooOld,
     /// Too many are asking already.
     Busy,
+    /// Those who follow logs of this application are too many.
+    Crowded,
     /// The session ended before the answer came.
     Gone,
     /// Nothing came in time.
@@ -46,6 +51,9 @@ impl Unanswered {
         match self {
             Self::TooOld => Error::conflict(format!("the agent of {host} is too old to look at {what}: update it")),
             Self::Busy => Error::Unavailable(format!("too many are asking {host} at the moment, try again")),
+            Self::Crowded => Error::Unavailable(format!(
+                "logs of this application are followed from {FOLLOWS_OF_ONE_MAX} places on {host} already, try again"
+            )),
             Self::Gone => Error::Unavailable(format!("the agent of {host} went away before it answered, try again")),
             Self::Late => Error::Unavailable(format!("the agent of {host} did not answer in time, try again")),
         }
@@ -91,7 +99,17 @@ pub(crate) struct Questions {
     /// Turns of those who read, and places of those who wait for one.
     turns: Semaphore,
     places: Semaphore,
+    followed: Mutex<Vec<Followed>>,
 }
+
+/// What comes next of a log, for all who wait for it.
+struct Followed {
+    application_id: i64,
+    wanted: (String, Option<String>, LogPiece),
+    answer: WeakShared<Following>,
+}
+
+type Following = BoxFuture<'static, Result<LogOutcome, Unanswered>>;
 
 impl Default for Questions {
     fn default() -> Self {
@@ -99,6 +117,7 @@ impl Default for Questions {
             open: Mutex::default(),
             turns: Semaphore::new(READS_MAX),
             places: Semaphore::new(READS_MAX + READS_WAITING_MAX),
+            followed: Mutex::default(),
         }
     }
 }
@@ -173,34 +192,54 @@ impl Session {
         }
     }
 
-    /// Asks for a piece of a log file, which is read as this account.
+    /// Asks for a piece of a log file of an application, which is read as this account.
     ///
     /// # Errors
     /// [`Unanswered`] says why there is no answer.
     pub(crate) async fn read_log(
-        &self,
-        path: String,
-        running_user: Option<String>,
-        piece: LogPiece,
+        self: &Arc<Self>,
+        application_id: i64,
+        wanted: (String, Option<String>, LogPiece),
     ) -> Result<LogOutcome, Unanswered> {
         if !self.can(instance::FEATURE) {
             return Err(Unanswered::TooOld);
         }
-        let (kind, wait_ms) = match piece {
-            LogPiece::Next { wait_ms, .. } => (Kind::Follow, wait_ms),
-            _ => (Kind::Read, 0),
-        };
-        let _place = match kind {
-            Kind::Read => Some(self.questions.places.try_acquire().map_err(|_| Unanswered::Busy)?),
-            _ => None,
-        };
-        let _turn = match kind {
-            Kind::Read => {
-                let turn = tokio::time::timeout(WAY, self.questions.turns.acquire()).await;
-                Some(turn.map_err(|_| Unanswered::Busy)?.map_err(|_| Unanswered::Gone)?)
-            }
-            _ => None,
-        };
+        if let LogPiece::Next { .. } = wanted.2 {
+            return self.followed(application_id, wanted)?.await;
+        }
+        let _place = self.questions.places.try_acquire().map_err(|_| Unanswered::Busy)?;
+        let turn = tokio::time::timeout(WAY, self.questions.turns.acquire()).await;
+        let _turn = turn.map_err(|_| Unanswered::Busy)?.map_err(|_| Unanswered::Gone)?;
+        self.ask_log(Kind::Read, wanted).await
+    }
+
+    /// What comes next of a log: asked for once for all who wait for the same.
+    fn followed(
+        self: &Arc<Self>,
+        application_id: i64,
+        wanted: (String, Option<String>, LogPiece),
+    ) -> Result<Shared<Following>, Unanswered> {
+        let mut followed = self.questions.followed.lock().unwrap_or_else(PoisonError::into_inner);
+        // Nobody waits for these any more, or they have their answer.
+        followed.retain(|one| one.answer.upgrade().is_some_and(|answer| answer.peek().is_none()));
+        if let Some(same) = followed.iter().find(|one| one.wanted == wanted).and_then(|one| one.answer.upgrade()) {
+            return Ok(same);
+        }
+        if followed.iter().filter(|one| one.application_id == application_id).count() >= FOLLOWS_OF_ONE_MAX {
+            return Err(Unanswered::Crowded);
+        }
+        let (session, asked) = (self.clone(), wanted.clone());
+        let answer = async move { session.ask_log(Kind::Follow, asked).await }.boxed().shared();
+        followed.extend(answer.downgrade().map(|weak| Followed { application_id, wanted, answer: weak }));
+        Ok(answer)
+    }
+
+    async fn ask_log(
+        &self,
+        kind: Kind,
+        (path, running_user, piece): (String, Option<String>, LogPiece),
+    ) -> Result<LogOutcome, Unanswered> {
+        let wait_ms = if let LogPiece::Next { wait_ms, .. } = piece { wait_ms } else { 0 };
         let question = self.questions.begin(kind).ok_or(Unanswered::Busy)?;
         let asked = LogQuestion { request: question.request, path, running_user, piece };
         let allowed = READING + WAY + Duration::from_millis(wait_ms);

@@ -7,8 +7,6 @@ use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek as _, SeekFrom};
 use std::os::fd::AsRawFd as _;
-use std::os::unix::ffi::OsStrExt as _;
-use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use drover_kernel::api_words;
@@ -100,7 +98,7 @@ pub(super) fn pack_part(
     store: &ArtifactStore,
     stop: &CancellationToken,
 ) -> Result<Option<Packed>, SourceError> {
-    let mut packer = Packer::new(limits, store, damaged)?.only(Some(Path::new(inside)));
+    let mut packer = Packer::new(limits, store, damaged)?.only(Some(inside));
     add_tar(&mut packer, zstd::Decoder::new(artifact).map_err(damaged)?, None, stop, damaged)?;
     if packer.members() == 0 { Ok(None) } else { packer.finish().map(Some) }
 }
@@ -181,7 +179,7 @@ fn add_tar(
         let own_time = header.mtime().unwrap_or(0);
         let executable = header.mode().is_ok_and(|mode| mode & 0o100 != 0);
         let name = member.path_bytes().into_owned();
-        let target = member.link_name_bytes().map(|bytes| PathBuf::from(std::ffi::OsStr::from_bytes(&bytes)));
+        let target = member.link_name_bytes().map(std::borrow::Cow::into_owned);
         let kind = match (kind, target) {
             (EntryType::Directory, _) => Kind::Folder,
             (EntryType::Regular | EntryType::Continuous, _) => Kind::File { executable },
@@ -197,7 +195,7 @@ fn add_tar(
         left.set(DESCRIPTION_BYTES_MAX.saturating_add(size));
         packer.add(Member {
             shown: String::from_utf8_lossy(&name).into_owned(),
-            path: PathBuf::from(std::ffi::OsStr::from_bytes(&name)),
+            path: name,
             kind,
             size,
             time: time.unwrap_or(own_time),
@@ -246,14 +244,13 @@ fn add_zip(packer: &mut Packer<'_>, file: File, stop: &CancellationToken) -> Res
             if target.len() as u64 > TARGET_BYTES_MAX {
                 return Err(refuse("its target is too long"));
             }
-            Kind::Link(PathBuf::from(std::ffi::OsStr::from_bytes(&target)))
+            Kind::Link(target)
         } else if matches!(mode & 0o170_000, 0 | 0o100_000) {
             Kind::File { executable: mode & 0o100 != 0 }
         } else {
             Kind::Other("it is no file, folder or symbolic link")
         };
-        let path = PathBuf::from(std::ffi::OsStr::from_bytes(&name));
-        packer.add(Member { shown, path, kind, size, time, content: &mut reader })?;
+        packer.add(Member { shown, path: name, kind, size, time, content: &mut reader })?;
     }
     Ok(())
 }

@@ -384,6 +384,9 @@ impl Sources {
             return Ok((packed.digest, packed.size_bytes));
         }
         let (limits, artifacts, inside) = (self.limits.clone(), self.artifacts.clone(), path.clone());
+        // Packing ends when nobody waits for it any more, too.
+        let stop = stop.child_token();
+        let _given_up = stop.clone().drop_guard();
         let packed = blocking(move || {
             let file = artifacts.open_file(whole)?;
             members::pack_part(file, &inside, &limits, &artifacts, &stop)?.map(keep).transpose()

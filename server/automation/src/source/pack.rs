@@ -1,15 +1,17 @@
 //! From members to an archive: every member is checked, written anew with the same fields for everybody, compressed and
 //! stored under its digest.
 //!
-//! Invariant: an archive in the store has only folders, files and links below its root, and no link leads out of it.
+//! Invariant: an archive in the store has only folders, files and links below its root, and every member passed the rules
+//! by which agents unpack it ([`drover_shared::members`]).
 //! The same members give the same bytes.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::{Component, Path, PathBuf};
 
 use drover_shared::chunks::{Cutter, FrameWriter};
+use drover_shared::members;
 use tar::{Builder, EntryType, Header};
 
 use super::{Limits, SourceError};
@@ -17,13 +19,8 @@ use crate::artifacts::{ArtifactError, ArtifactStore, ArtifactWriter};
 
 /// Frames cannot learn from each other: they are worth more work than one stream.
 const COMPRESSION_LEVEL: i32 = 6;
-const NAME_BYTES_MAX: usize = 4096;
 /// Names and targets of links together, which are kept until all members are there.
 const DESCRIBED_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// What file systems allow.
-const PART_BYTES_MAX: usize = 255;
-/// Links that are followed before a chain counts as a loop.
-const LINKS_MAX: usize = 40;
 const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/v1";
 /// What a tar stream is padded to.
 const BLOCK: usize = 512;
@@ -49,7 +46,7 @@ pub(super) enum Kind {
         executable: bool,
     },
     /// A symbolic link and where it points.
-    Link(PathBuf),
+    Link(Vec<u8>),
     /// Something that no archive may hold, and why.
     Other(&'static str),
 }
@@ -58,7 +55,7 @@ pub(super) enum Kind {
 pub(super) struct Member<'a> {
     /// Name for people.
     pub(super) shown: String,
-    pub(super) path: PathBuf,
+    pub(super) path: Vec<u8>,
     pub(super) kind: Kind,
     /// Length of a file.
     pub(super) size: u64,
@@ -74,14 +71,13 @@ pub(super) struct Packer<'a> {
     heads: Builder<Vec<u8>>,
     limits: &'a Limits,
     /// Path whose members are packed, as if it were the root; the others are left out.
-    inside: Option<&'a Path>,
+    inside: Option<&'a str>,
     /// Most bytes that the files have together, and the error when they have more.
     bytes_max: (u64, SourceError),
     /// The error of a member that cannot be read.
     unreadable: fn(io::Error) -> SourceError,
-    names: HashSet<PathBuf>,
-    links: BTreeMap<PathBuf, PathBuf>,
-    /// Bytes of both, which are kept until the end.
+    members: BTreeMap<String, members::Kind>,
+    /// Bytes of their names and of what links say, which are kept until the end.
     described: usize,
     files: u64,
     bytes: u64,
@@ -117,8 +113,7 @@ impl<'a> Packer<'a> {
             inside: None,
             bytes_max: (bytes, SourceError::TooLarge { what: "unpacked", bytes }),
             unreadable,
-            names: HashSet::new(),
-            links: BTreeMap::new(),
+            members: BTreeMap::new(),
             described: 0,
             files: 0,
             bytes: 0,
@@ -127,7 +122,7 @@ impl<'a> Packer<'a> {
     }
 
     /// Packs only what is at this path, as if its folder were the root.
-    pub(super) fn only(self, inside: Option<&'a Path>) -> Self {
+    pub(super) fn only(self, inside: Option<&'a str>) -> Self {
         Self { inside, ..self }
     }
 
@@ -138,30 +133,35 @@ impl<'a> Packer<'a> {
 
     /// How many members there are.
     pub(super) fn members(&self) -> usize {
-        self.names.len()
+        self.members.len()
     }
 
     /// Adds a member.
     pub(super) fn add(&mut self, member: Member<'_>) -> Result<(), SourceError> {
         let Member { shown, path, kind, size, time, content } = member;
         let refuse = |reason| SourceError::Member { name: shown.clone(), reason };
-        let whole = clean(&path).map_err(refuse)?;
+        let whole = members::path(&path).map_err(refuse)?;
         let Some(path) = below(&whole, self.inside, kind == Kind::Folder) else { return Ok(()) };
-        if path.as_os_str().is_empty() {
+        let kept = match &kind {
             // The root itself.
-            return Ok(());
+            Kind::Folder if path.is_empty() => return Ok(()),
+            _ if path.is_empty() => return Err(refuse("it has no name")),
+            Kind::Folder => members::Kind::Folder,
+            Kind::File { .. } => members::Kind::File,
+            Kind::Link(target) => members::Kind::Symlink(members::target(path, target).map_err(refuse)?),
+            Kind::Other(reason) => return Err(refuse(reason)),
+        };
+        self.described += path.len();
+        if let members::Kind::Symlink(target) = &kept {
+            self.described += target.len();
         }
-        if !self.names.insert(path.clone()) {
+        if self.members.insert(path.to_owned(), kept).is_some() {
             return Err(refuse("it is there twice"));
         }
-        if path.ancestors().skip(1).any(|folder| self.links.contains_key(folder)) {
-            return Err(refuse("it lies behind a link"));
-        }
-        self.described += path.as_os_str().len();
         if self.described > DESCRIBED_BYTES_MAX {
             return Err(refuse("names and targets of links are longer than 64 MiB together"));
         }
-        if self.names.len() as u64 > self.limits.members_max {
+        if self.members.len() as u64 > self.limits.members_max {
             return Err(SourceError::TooMany { members_max: self.limits.members_max });
         }
         let mut header = Header::new_gnu();
@@ -173,32 +173,20 @@ impl<'a> Packer<'a> {
             Kind::Folder => {
                 header.set_entry_type(EntryType::Directory);
                 header.set_mode(0o755);
-                let head = self.heads.append_data(&mut header, path.join(""), io::empty());
+                let head = self.heads.append_data(&mut header, format!("{path}/"), io::empty());
                 self.write_head(head)
             }
             Kind::File { executable } => {
                 header.set_entry_type(EntryType::Regular);
                 header.set_mode(if executable { 0o755 } else { 0o644 });
                 header.set_size(size);
-                self.add_file(header, &path, shown, (size, content))
+                self.add_file(header, path, shown, (size, content))
             }
             Kind::Link(target) => {
-                if target.is_absolute() {
-                    return Err(refuse("it is a link to an absolute path"));
-                }
-                let bytes = target.as_os_str().as_bytes();
-                if bytes.is_empty() || bytes.contains(&0) {
-                    return Err(refuse("it is a link without a target that could be"));
-                }
-                if bytes.len() > NAME_BYTES_MAX {
-                    return Err(refuse("it is a link whose target is longer than 4096 bytes"));
-                }
-                self.described += bytes.len();
                 self.files += 1;
-                self.links.insert(path.clone(), target.clone());
                 header.set_entry_type(EntryType::Symlink);
                 header.set_mode(0o777);
-                let head = self.heads.append_link(&mut header, path, target);
+                let head = self.heads.append_link(&mut header, path, OsStr::from_bytes(&target));
                 self.write_head(head)
             }
             Kind::Other(reason) => Err(refuse(reason)),
@@ -208,7 +196,7 @@ impl<'a> Packer<'a> {
     fn add_file(
         &mut self,
         mut header: Header,
-        path: &Path,
+        path: &str,
         shown: String,
         (size, content): (u64, &mut dyn Read),
     ) -> Result<(), SourceError> {
@@ -249,81 +237,24 @@ impl<'a> Packer<'a> {
 
     /// Ends the archive.
     pub(super) fn finish(mut self) -> Result<Packed, SourceError> {
-        self.check_links()?;
+        if let Some((path, reason)) = members::misplaced(&self.members) {
+            return Err(SourceError::Member { name: path.to_owned(), reason });
+        }
         self.out.glue(&[0; 2 * BLOCK]).map_err(write_failed)?;
         let Self { out, files, lfs, .. } = self;
         let (artifact, index) = out.finish().map_err(write_failed)?;
         Ok(Packed { artifact, index, files, lfs })
     }
-
-    /// Refuses links that lead out, also by way of other links.
-    fn check_links(&self) -> Result<(), SourceError> {
-        for link in self.links.keys() {
-            if self.leads_out(link) {
-                let name = link.to_string_lossy().into_owned();
-                return Err(SourceError::Member { name, reason: "it is a link that leads out of the archive" });
-            }
-        }
-        Ok(())
-    }
-
-    /// Walks where the system would walk. A loop leads nowhere, so it does not lead out.
-    fn leads_out(&self, link: &Path) -> bool {
-        let mut here: PathBuf = link.parent().unwrap_or(Path::new("")).to_owned();
-        let mut ahead: Vec<PathBuf> = parts_reversed(&self.links[link]);
-        let mut followed = 1;
-        while let Some(part) = ahead.pop() {
-            if part == Path::new("..") {
-                if !here.pop() {
-                    return true;
-                }
-                continue;
-            }
-            let next = here.join(&part);
-            match self.links.get(&next) {
-                Some(target) => {
-                    followed += 1;
-                    if followed > LINKS_MAX {
-                        return false;
-                    }
-                    ahead.extend(parts_reversed(target));
-                }
-                None => here = next,
-            }
-        }
-        false
-    }
-}
-
-fn parts_reversed(path: &Path) -> Vec<PathBuf> {
-    let parts = path.components().filter(|part| !matches!(part, Component::CurDir));
-    let mut parts: Vec<PathBuf> = parts.map(|part| PathBuf::from(part.as_os_str())).collect();
-    parts.reverse();
-    parts
 }
 
 /// The path as it is below `inside`; none when it is elsewhere. What is no folder keeps its name.
-fn below(path: &Path, inside: Option<&Path>, is_folder: bool) -> Option<PathBuf> {
-    let Some(inside) = inside else { return Some(path.to_owned()) };
-    let rest = path.strip_prefix(inside).ok()?;
-    if rest.as_os_str().is_empty() && !is_folder { path.file_name().map(PathBuf::from) } else { Some(rest.to_owned()) }
-}
-
-/// The member's path below the root.
-fn clean(path: &Path) -> Result<PathBuf, &'static str> {
-    if path.as_os_str().len() > NAME_BYTES_MAX {
-        return Err("its name is too long");
+fn below<'a>(path: &'a str, inside: Option<&str>, is_folder: bool) -> Option<&'a str> {
+    let Some(inside) = inside else { return Some(path) };
+    let rest = path.strip_prefix(inside)?;
+    match rest.strip_prefix('/') {
+        Some(rest) => Some(rest),
+        None if !rest.is_empty() => None,
+        None if is_folder => Some(""),
+        None => path.rsplit('/').next(),
     }
-    let mut cleaned = PathBuf::new();
-    for part in path.components() {
-        match part {
-            Component::Normal(part) if part.len() > PART_BYTES_MAX => return Err("a part of its name is too long"),
-            Component::Normal(part) if part.as_encoded_bytes().contains(&0) => return Err("its name holds a NUL"),
-            Component::Normal(part) => cleaned.push(part),
-            Component::CurDir => {}
-            Component::ParentDir => return Err("its name holds `..`"),
-            Component::RootDir | Component::Prefix(_) => return Err("its name is an absolute path"),
-        }
-    }
-    Ok(cleaned)
 }

@@ -94,7 +94,7 @@ async fn links_whose_target_could_not_be_are_refused() {
     header.set_size(0);
     builder.append_link(&mut header, "far", "a/".repeat(3000)).unwrap();
     let error = pack(&scene, &builder.into_inner().unwrap()).await.unwrap_err();
-    let reason = "it is a link whose target is longer than 4096 bytes";
+    let reason = "it is a link whose target is longer than 4000 bytes";
     assert_eq!(error, SourceError::Member { name: "far".to_owned(), reason });
     let bytes = zip_of(|writer| writer.add_symlink("void", "", SimpleFileOptions::default()).unwrap());
     let error = pack(&scene, &bytes).await.unwrap_err();
@@ -241,4 +241,61 @@ async fn a_part_is_packed_once_and_only_what_is_there() {
     let error = part("a/none").await.unwrap_err();
     assert_eq!(error, SourceError::NoPart { path: "a/none".to_owned(), archive: "shop.tar".to_owned() });
     assert!(part("../a").await.is_err());
+}
+
+#[tokio::test]
+async fn packing_a_part_ends_when_nobody_waits_for_it() {
+    let scene = Scene::new();
+    let whole = pack(&scene, &tar_of(&[("a", EntryType::Regular, b"x")])).await.unwrap().digest;
+    // A pipe in the place of the artifact: what it is made of has no end.
+    let (folder, name) = (scene.folder.path().join("artifacts"), whole.to_string());
+    let place = folder.join(&name[..2]).join(&name);
+    std::fs::remove_file(&place).unwrap();
+    nix::unistd::mkfifo(&place, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let mut pipe = {
+        use std::os::unix::fs::OpenOptionsExt as _;
+        let flags = nix::fcntl::OFlag::O_NONBLOCK.bits();
+        std::fs::OpenOptions::new().read(true).write(true).custom_flags(flags).open(&place).unwrap()
+    };
+    let mut header = tar::Header::new_gnu();
+    header.set_path("a/x").unwrap();
+    header.set_size(8 << 30);
+    header.set_mode(0o644);
+    header.set_cksum();
+    let begin = zstd::encode_all(&header.as_bytes()[..], 1).unwrap();
+    pipe.write_all(&begin).unwrap();
+    let mut state = 1_u64;
+    let noise = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (state >> 56) as u8
+    });
+    let frame = zstd::encode_all(&noise.take(30_000).collect::<Vec<u8>>()[..], 1).unwrap();
+    let sources = scene.sources.clone();
+    let packing =
+        tokio::spawn(async move { sources.part(whole, Some("a"), "shop.tar", CancellationToken::new()).await });
+    let is_at_work = || std::fs::read_dir(folder.join("incoming")).unwrap().count() > 0;
+    let mut sent = 0;
+    let mut feed = |wanted: bool| {
+        if is_at_work() == wanted {
+            return true;
+        }
+        match pipe.write(&frame[sent..]) {
+            Ok(count) => sent = (sent + count) % frame.len(),
+            Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock),
+        }
+        false
+    };
+    let reached = async |feed: &mut dyn FnMut() -> bool| {
+        let until = std::time::Instant::now() + Duration::from_secs(60);
+        while !feed() {
+            assert!(std::time::Instant::now() < until, "packing neither began nor ended");
+            tokio::task::yield_now().await;
+        }
+    };
+    reached(&mut || feed(true)).await;
+    packing.abort();
+    assert!(packing.await.unwrap_err().is_cancelled());
+    reached(&mut || feed(false)).await;
+    let made = std::fs::read_dir(&folder).unwrap().count();
+    assert_eq!(made, 2, "nothing was made of it: there is the folder of the pipe, and that of what comes");
 }
