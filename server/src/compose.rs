@@ -2,6 +2,7 @@
 //!
 //! Nothing is decided here; what an area needs it gets as a value.
 
+pub mod backup;
 pub mod config;
 
 use std::path::Path;

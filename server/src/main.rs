@@ -1,11 +1,12 @@
 //! The server's command line.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
-use drover_automation::engine::{self, Engine};
+use drover_automation::engine::{self, Engine, Restored};
 use drover_automation::link::enrol::JoinTokenOptions;
 use drover_automation::link::keys::{Keys, certificate_names};
 use drover_automation::link::{self, create_join_token};
@@ -13,7 +14,7 @@ use drover_kernel::db::{Db, DbOptions};
 use drover_kernel::secrets::KeyText;
 use drover_kernel::{Clock, Kernel, Settings, serve};
 use drover_server::config::{Config, DataArgs, ServeArgs};
-use drover_server::{VERSION, bare_kernel, http, jobs, kernel};
+use drover_server::{VERSION, backup, bare_kernel, http, jobs, kernel};
 use rustls::ServerConfig;
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
@@ -38,6 +39,16 @@ struct Arguments {
 enum Command {
     /// Serve API, console and agents
     Serve(ServeArgs),
+    /// Write database and data directory into one file, while the server works
+    Backup {
+        /// The file; it holds keys, and only this account can read it
+        file: PathBuf,
+    },
+    /// Fill an empty database and a new data directory from a backup, while no server works with them
+    Restore {
+        /// The file
+        file: PathBuf,
+    },
     /// API tokens
     #[command(subcommand)]
     Token(TokenCommand),
@@ -97,6 +108,30 @@ async fn main() -> Result<()> {
     let arguments = Arguments::parse();
     match arguments.command {
         Command::Serve(serve_arguments) => run(Config::settle(arguments.data, serve_arguments)?).await,
+        Command::Backup { file } => {
+            let config = Config::settle(arguments.data, ServeArgs::default())?;
+            let written = backup::backup(&config, &file).await?;
+            let megabytes = |bytes: u64| bytes.div_ceil(1_000_000);
+            let (files, bytes, packed) = (written.files, megabytes(written.bytes), megabytes(written.packed_bytes));
+            print(&format!("{} holds {files} files of {bytes} MB in {packed} MB", file.display()));
+            Ok(())
+        }
+        Command::Restore { file } => {
+            let config = Config::settle(arguments.data, ServeArgs::default())?;
+            let Restored { under_way, held } = backup::restore(&config, &file).await?;
+            print(&format!("Restored to {}", config.data_directory.display()));
+            if under_way > 0 {
+                print(&format!(
+                    "{under_way} executions were under way: how they ended their hosts say, or nobody knows"
+                ));
+            }
+            if held > 0 {
+                print(&format!(
+                    "{held} tasks are held, because part of them may have run since: resume or cancel them"
+                ));
+            }
+            Ok(())
+        }
         Command::Token(TokenCommand::Create { user, name }) => {
             let config = Config::settle(arguments.data, ServeArgs::default())?;
             let kernel = bare(&config).await?;

@@ -66,6 +66,14 @@ impl Database {
         Db::connect(&options).await.expect("the test's database opens again")
     }
 
+    /// Removes everything from a database on PostgreSQL.
+    pub(crate) async fn empty(&self) {
+        let Self::Postgres { name, admin_url } = self else { return };
+        let mut admin = PgConnection::connect(admin_url).await.expect("PostgreSQL answers");
+        execute(&mut admin, format!("DROP DATABASE {name} WITH (FORCE)")).await;
+        execute(&mut admin, format!("CREATE DATABASE {name}")).await;
+    }
+
     async fn open_postgres(clock: &Clock) -> (Self, Db) {
         let admin_url = std::env::var(POSTGRES_URL).unwrap_or_else(|_| panic!("run the tests with `cargo xtask test`"));
         let mut admin = PgConnection::connect(&admin_url).await.expect("PostgreSQL answers");

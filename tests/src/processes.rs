@@ -177,9 +177,34 @@ impl Processes {
     /// When it fails.
     #[must_use]
     pub fn administer(&self, arguments: &[&str]) -> String {
+        self.try_administer(arguments).unwrap_or_else(|error| panic!("{arguments:?}: {error}"))
+    }
+
+    /// As [`administer`](Self::administer), for what may fail.
+    ///
+    /// # Errors
+    /// What it says when it fails.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn try_administer(&self, arguments: &[&str]) -> Result<String, String> {
         let output = self.server_program().args(arguments).output().expect("the server's program starts");
-        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).expect("text").trim().to_owned()
+        if !output.status.success() {
+            return Err(String::from_utf8_lossy(&output.stderr).into_owned());
+        }
+        Ok(String::from_utf8(output.stdout).expect("text").trim().to_owned())
+    }
+
+    /// The disks are gone: no data directory, and an empty database.
+    ///
+    /// # Panics
+    /// When the server runs.
+    pub async fn lose_everything(&mut self) {
+        assert!(self.server.is_none(), "the server runs");
+        std::fs::remove_dir_all(self.folder().join("server")).expect("the data directory");
+        if let Some(database) = &self.database {
+            database.empty().await;
+        }
     }
 
     /// The server's file of settings: what is written there counts from its next start on.

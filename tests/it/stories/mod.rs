@@ -3,6 +3,7 @@
 //! Each story has a server, agents, a repository and folders of its own, and waits for what it expects to happen.
 
 mod archives;
+mod backup;
 mod canaries;
 mod command_line;
 mod crowds;

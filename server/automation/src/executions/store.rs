@@ -160,6 +160,18 @@ pub(crate) async fn advance(tx: &mut Tx, execution: &Known, event: Event, reason
     tx.run_one(sql, arguments).await.map(|()| true)
 }
 
+/// Takes all that was sent as begun, so that it is not sent again: after a restore nobody knows whether it was. Gives how
+/// many are under way.
+pub(crate) async fn take_as_begun(tx: &mut Tx) -> Result<u64> {
+    let now = tx.now();
+    let begin = sql!(
+        "UPDATE executions SET state = 'running', started_at = COALESCE(started_at, $1) WHERE state = 'dispatched'"
+    );
+    tx.run(begin, args![now]).await?;
+    let count: i64 = tx.value(sql!("SELECT COUNT(*) FROM executions WHERE state = 'running'"), args![]).await?;
+    Ok(u64::try_from(count).unwrap_or(0))
+}
+
 /// Moves executions on that their agents have accepted, from the state that they were read in.
 pub(crate) async fn accept(tx: &mut Tx, ids: Vec<String>) -> Result<()> {
     let now = tx.now();

@@ -19,7 +19,14 @@ pub use enrol::create_join_token;
 pub use listener::{Patience, bind, serve};
 
 use drover_kernel::jobs::Work;
-use drover_kernel::{Audit, DEFAULT_ORGANISATION, Result};
+use drover_kernel::{Audit, DEFAULT_ORGANISATION, Result, Tx};
+
+/// After a restore: nobody is connected, and what let agents join then lets nobody join any more, since it may have been
+/// used up since.
+pub(crate) async fn start_anew(tx: &mut Tx) -> Result<()> {
+    store::disconnect_all(tx).await?;
+    store::forget_join_tokens(tx).await
+}
 
 /// At the start of a server: nobody is connected to it yet.
 ///

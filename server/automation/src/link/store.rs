@@ -105,6 +105,12 @@ pub(crate) async fn seen(tx: &mut Tx, agent_id: &str, epoch: i64, connected: boo
     Ok(())
 }
 
+/// No join token works any more.
+pub(crate) async fn forget_join_tokens(tx: &mut Tx) -> Result<()> {
+    tx.run(sql!("UPDATE join_tokens SET uses_left = 0 WHERE uses_left > 0"), args![]).await?;
+    Ok(())
+}
+
 /// Nobody is connected.
 pub(crate) async fn disconnect_all(tx: &mut Tx) -> Result<()> {
     tx.run(sql!("UPDATE agents SET connected = FALSE WHERE connected"), args![]).await?;

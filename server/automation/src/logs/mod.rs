@@ -64,6 +64,15 @@ impl Default for Options {
     }
 }
 
+/// How the files of logs end.
+const SUFFIX: &str = "log";
+
+/// The task whose log a file is.
+pub(crate) fn task_of(file: &Path) -> Option<u64> {
+    let is_log = file.extension().is_some_and(|suffix| suffix == SUFFIX);
+    file.file_stem().filter(|_| is_log)?.to_str()?.parse().ok()
+}
+
 /// The logs of all tasks of this server.
 #[derive(Debug, Clone)]
 pub struct LogStore {
@@ -186,7 +195,7 @@ impl Shared {
     }
 
     async fn open_file(&self, id: u64) -> Result<Arc<LogFile>, OpenError> {
-        let path = self.folder.join((id / 1000).to_string()).join(format!("{id}.log"));
+        let path = self.folder.join((id / 1000).to_string()).join(format!("{id}.{SUFFIX}"));
         let shown = path.display().to_string();
         let opening = tokio::task::spawn_blocking(move || LogFile::open(id, path));
         let file = opening.await.map_err(|error| OpenError::Storage { path: shown, reason: error.to_string() })??;

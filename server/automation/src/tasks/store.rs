@@ -413,6 +413,18 @@ pub(crate) async fn admit(tx: &mut Tx, task: &Task, batch: i64) -> Result<()> {
     tx.run_one(sql, args![task.id, task.batch_admitted, batch, deadline]).await
 }
 
+/// Holds every task that has not ended and is not held. Gives how many.
+pub(crate) async fn hold_all(tx: &mut Tx, held_by: &str) -> Result<u64> {
+    let now = tx.now();
+    let sql = sql!("UPDATE tasks SET held_by = $1, held_at = $2 WHERE phase <> 'over' AND held_by IS NULL");
+    Ok(tx.run(sql, args![held_by, now]).await?)
+}
+
+/// The greatest number of a task.
+pub(crate) async fn last_id(read: &mut Read) -> Result<i64> {
+    Ok(read.value(sql!("SELECT COALESCE(MAX(id), 0) FROM tasks"), args![]).await?)
+}
+
 /// Who holds a task, and since when; letting go gives what is waiting the whole time allowed.
 pub(crate) async fn hold(tx: &mut Tx, task: &Task, held_by: Option<&str>) -> Result<()> {
     let now = tx.now();

@@ -33,14 +33,19 @@ impl DbOptions {
     }
 }
 
+/// The file of an SQLite address.
+pub fn sqlite_file(url: &str) -> Option<PathBuf> {
+    url.strip_prefix("sqlite:").map(|file| PathBuf::from(file.trim_start_matches("//")))
+}
+
 impl Db {
     /// Opens the database; an SQLite file is made if it is not there. Migrations are a step of their own.
     ///
     /// # Errors
     /// [`DbError::Unavailable`] when it cannot be reached, with the reason.
     pub async fn connect(options: &DbOptions) -> Result<Self, DbError> {
-        if let Some(file) = options.url.strip_prefix("sqlite:") {
-            return Self::connect_sqlite(&PathBuf::from(file.trim_start_matches("//")), options.connections).await;
+        if let Some(file) = sqlite_file(&options.url) {
+            return Self::connect_sqlite(&file, options.connections).await;
         }
         if !(options.url.starts_with("postgres://") || options.url.starts_with("postgresql://")) {
             return Err(DbError::Unavailable("a database address begins with sqlite: or postgres://".to_owned()));

@@ -4,7 +4,7 @@
 //! migration that has been applied never changes; its digest is kept and compared.
 
 use drover_shared::Digest;
-use sqlx::{AssertSqlSafe, Executor as _};
+use sqlx::{AssertSqlSafe, Executor as _, PgConnection};
 
 use super::{Db, DbError, Pools};
 use crate::clock::Clock;
@@ -58,9 +58,12 @@ const INSERT: &str = "INSERT INTO schema_migrations (name, digest, applied_at) V
 
 /// Applies what is missing inside the given transaction.
 macro_rules! apply {
-    ($transaction:expr, $clock:expr, $translate:expr) => {{
+    ($transaction:expr, $clock:expr, $translate:expr) => {
+        apply!($transaction, $clock, $translate, MIGRATIONS.len())
+    };
+    ($transaction:expr, $clock:expr, $translate:expr, $count:expr) => {{
         $transaction.execute(CREATE).await?;
-        for (name, text) in MIGRATIONS {
+        for (name, text) in MIGRATIONS.iter().take($count) {
             let digest = Digest::of(text.as_bytes()).to_string();
             let applied: Option<String> =
                 sqlx::query_scalar(FIND).bind(name).fetch_optional(&mut *$transaction).await?;
@@ -77,6 +80,15 @@ macro_rules! apply {
             }
         }
     }};
+}
+
+/// Applies the first migrations alone, in the transaction that the connection is in.
+///
+/// # Errors
+/// As [`Db::migrate`].
+pub(super) async fn first(connection: &mut PgConnection, count: usize, clock: &Clock) -> Result<(), DbError> {
+    apply!(connection, clock, |text: &&str| (*text).to_owned(), count);
+    Ok(())
 }
 
 impl Db {

@@ -8,6 +8,7 @@
 mod connect;
 mod migrate;
 mod row;
+pub mod snapshot;
 mod sql;
 mod value;
 
@@ -18,7 +19,7 @@ use sqlx::postgres::PgArguments;
 use sqlx::sqlite::SqliteArguments;
 use sqlx::{Arguments as _, AssertSqlSafe, PgPool, Postgres, Sqlite, SqlitePool, Transaction};
 
-pub use connect::DbOptions;
+pub use connect::{DbOptions, sqlite_file};
 pub use migrate::{MIGRATIONS, for_sqlite};
 pub use row::{Column, FromRow, Json, OptionalColumn, Row};
 pub use sql::{Condition, Sql};
