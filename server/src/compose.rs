@@ -104,5 +104,10 @@ pub fn ready_checks(kernel: &Kernel) -> Vec<ReadyCheck> {
             if engine.logs.is_full() { Err("the disk that holds the output is full".to_owned()) } else { Ok(()) }
         })
     });
-    vec![disk, room]
+    let owner = kernel.clone();
+    let sweep: ReadyCheck = Arc::new(move || {
+        let turns = owner.part::<Engine>().check_sweep(owner.clock().now());
+        Box::pin(async move { turns })
+    });
+    vec![disk, room, sweep]
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand};
 use drover_automation::engine::{self, Engine, Restored};
 use drover_automation::link::enrol::JoinTokenOptions;
@@ -20,6 +20,7 @@ use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
 use tracing_subscriber::EnvFilter;
 
 /// Time that requests, sockets and background work have to end; closing the stores comes on top.
@@ -231,21 +232,38 @@ async fn run(config: Config) -> Result<()> {
         Ok(url) => std::fs::write(config.data_directory.join(AGENT_ADDRESS), url)?,
         Err(error) => tracing::warn!(%error, "join tokens cannot be made yet"),
     }
-    let running = [
+    let mut running = (
         kernel.spawn(serve::serve(kernel.clone(), listener, http(&kernel), tls)),
         kernel.spawn(link::serve(kernel.clone(), agents, agent_tls, link::Patience::default())),
         kernel.spawn(engine::sweep(kernel.clone())),
         kernel.spawn(jobs().run(kernel.clone())),
-    ];
+    );
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
+        part = any_ended(&mut running) => {
+            // Half a server would look like a whole one: who started this one starts another.
+            stop(&kernel).await;
+            bail!("{part} ended, which nothing does while the server runs: the log says why");
+        }
     }
     tracing::info!("stopping; running hooks go on under their agents");
     stop(&kernel).await;
-    drop(running);
     Ok(())
 }
+
+/// Waits until one of the server's parts has ended, by a panic for instance.
+async fn any_ended((requests, agents, sweep, queue): &mut Parts) -> &'static str {
+    tokio::select! {
+        _ = requests => "the listener for people",
+        _ = agents => "the listener for agents",
+        _ = sweep => "the sweep",
+        _ = queue => "the queue of wake-ups",
+    }
+}
+
+/// What runs for as long as the server does.
+type Parts = (JoinHandle<()>, JoinHandle<()>, JoinHandle<()>, JoinHandle<()>);
 
 async fn stop(kernel: &Kernel) {
     let engine = kernel.part::<Engine>();

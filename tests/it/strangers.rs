@@ -4,8 +4,9 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use drover_automation::link::Patience;
+use drover_shared::message::ToAgent;
 use drover_tests::both_engines;
-use drover_tests::stub_agent::{StubAgent, listen_with};
+use drover_tests::stub_agent::{StubAgent, listen, listen_with};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
@@ -42,6 +43,22 @@ async fn check_turned_away(peers: Vec<TcpStream>) {
 }
 
 both_engines! {
+    async fn an_agent_that_did_not_hear_that_it_was_enrolled_enrols_again(server: TestServer) {
+        let mut agent = StubAgent::enrol(&server, listen(&server).await, "web-1", &[]).await;
+        let known = agent.id().to_owned();
+        for _ in 0..2 {
+            let answer = agent.enrol_again("web-1", false).await;
+            assert!(matches!(&answer, ToAgent::Enrolled { agent_id, .. } if *agent_id == known), "{answer:?}");
+        }
+        // The token is used up for everybody else, and the host keeps its agent.
+        for (host, as_another) in [("web-1", true), ("web-2", true), ("web-2", false)] {
+            let answer = agent.enrol_again(host, as_another).await;
+            let ToAgent::Refused { reason, .. } = answer else { panic!("{answer:?}") };
+            assert_eq!(reason, "the join token is unknown, used up or too old");
+        }
+        agent.come_back(Vec::new()).await;
+    }
+
     async fn silent_peers_keep_no_agent_out(server: TestServer) {
         let address = listen_with(&server, Patience { first_byte: NEVER, handshake: NEVER }).await;
         let peers = crowd([127, 0, 0, 1], address, &[]).await;

@@ -57,6 +57,8 @@ pub struct StubAgent {
     address: SocketAddr,
     features: Vec<String>,
     key: AgentKey,
+    /// What it enrolled with.
+    secret: String,
     agent_id: String,
     ca_pem: String,
     socket: Option<Socket>,
@@ -82,13 +84,14 @@ impl StubAgent {
             address,
             features: features.iter().map(|&name| name.to_owned()).collect(),
             key: AgentKey::generate().expect("a key"),
+            secret: token.secret,
             agent_id: String::new(),
             ca_pem: String::new(),
             socket: Some(dial(address, tls).await),
         };
         let ToAgent::Challenge { nonce, .. } = agent.hear().await else { panic!("no challenge") };
-        let (name, public_key) = (host.to_owned(), agent.key.public());
-        agent.say(&ToServer::Enrol { secret: token.secret, name, public_key }).await;
+        let (secret, name, public_key) = (agent.secret.clone(), host.to_owned(), agent.key.public());
+        agent.say(&ToServer::Enrol { secret, name, public_key }).await;
         let ToAgent::Enrolled { agent_id, ca_pem, .. } = agent.hear().await else { panic!("not enrolled") };
         (agent.agent_id, agent.ca_pem) = (agent_id, ca_pem);
         agent.hello(&nonce, Vec::new()).await;
@@ -104,6 +107,27 @@ impl StubAgent {
         self.socket = Some(dial(self.address, trusting_ca(&self.ca_pem).expect("TLS")).await);
         let ToAgent::Challenge { nonce, .. } = self.hear().await else { panic!("no challenge") };
         self.hello(&nonce, holdings).await;
+    }
+
+    /// Enrols with the same token once more, as one that never heard the answer, or with a key of its own as somebody else
+    /// would. Gives the answer.
+    ///
+    /// # Panics
+    /// When the server says nothing.
+    pub async fn enrol_again(&mut self, host: &str, as_another: bool) -> ToAgent {
+        self.socket = Some(dial(self.address, trusting_ca(&self.ca_pem).expect("TLS")).await);
+        let ToAgent::Challenge { .. } = self.hear().await else { panic!("no challenge") };
+        let other = AgentKey::generate().expect("a key");
+        let public_key = if as_another { other.public() } else { self.key.public() };
+        let (secret, name) = (self.secret.clone(), host.to_owned());
+        self.say(&ToServer::Enrol { secret, name, public_key }).await;
+        self.hear().await
+    }
+
+    /// Its id.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.agent_id
     }
 
     /// Will find its server here from now on.

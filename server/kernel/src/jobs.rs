@@ -22,6 +22,7 @@ use uuid::Uuid;
 use crate::audit::Audit;
 use crate::db::{Db, DbError, Pools, Read};
 use crate::kernel::Kernel;
+use crate::panics::caught;
 use crate::tx::{Actor, Tx};
 use crate::{Error, Result, args, sql};
 
@@ -122,7 +123,7 @@ impl Jobs {
             return;
         };
         // The sweep repeats what failed, so an error ends here.
-        if let Err(error) = handler(Work::new(kernel.clone()), wake_up.key.clone()).await {
+        if let Err(error) = caught(handler(Work::new(kernel.clone()), wake_up.key.clone())).await {
             tracing::error!(topic = wake_up.topic, key = wake_up.key, %error, "background work failed");
         }
     }

@@ -15,6 +15,7 @@ mod reverting;
 mod rollouts;
 mod secrets;
 mod sessions;
+mod troubled;
 
 use drover_kernel::{args, sql};
 use drover_tests::TestServer;

@@ -16,17 +16,17 @@ use serde_json::{Value, json};
 use super::{detail, instances, upgrade, upgrades};
 use crate::deploys::Shop;
 
-async fn order(agent: &mut StubAgent) -> Statement {
+pub(super) async fn order(agent: &mut StubAgent) -> Statement {
     let ToAgent::Run { order, .. } = agent.hear().await else { panic!("no order") };
     serde_json::from_str(&order.statement).expect("a statement")
 }
 
-async fn accept(agent: &mut StubAgent, statement: &Statement) {
+pub(super) async fn accept(agent: &mut StubAgent, statement: &Statement) {
     let Statement { execution_id, attempt, .. } = statement.clone();
     agent.say(&ToServer::Accepted { execution_id, attempt, channel: 1 }).await;
 }
 
-async fn succeed(agent: &mut StubAgent, statement: &Statement) {
+pub(super) async fn succeed(agent: &mut StubAgent, statement: &Statement) {
     let finished = Finished {
         execution_id: statement.execution_id.clone(),
         attempt: statement.attempt,
@@ -42,7 +42,7 @@ async fn succeed(agent: &mut StubAgent, statement: &Statement) {
 }
 
 /// A shop whose update was taken by its host and given up, because the host said nothing more.
-async fn given_up(server: &TestServer) -> (Shop, StubAgent, Statement, i64, i64) {
+pub(super) async fn given_up(server: &TestServer) -> (Shop, StubAgent, Statement, i64, i64) {
     let shop = Shop::new(server, 1).await;
     shop.hook("pre_exec", "true").await;
     let mut agent = StubAgent::enrol(server, listen(server).await, "web-1", &[]).await;
@@ -58,13 +58,13 @@ async fn given_up(server: &TestServer) -> (Shop, StubAgent, Statement, i64, i64)
     (shop, agent, statement, deploy_task, task)
 }
 
-async fn state(shop: &Shop, deploy_task: i64, task: i64) -> String {
+pub(super) async fn state(shop: &Shop, deploy_task: i64, task: i64) -> String {
     let told = detail(shop, deploy_task, task).await;
     told["instances"][0]["status"].as_str().expect("a state").to_owned()
 }
 
 /// Waits until the server says that the agent may forget an execution.
-async fn archived(agent: &mut StubAgent, statement: &Statement) {
+pub(super) async fn archived(agent: &mut StubAgent, statement: &Statement) {
     loop {
         if let ToAgent::Archived { execution_id, .. } = agent.hear().await {
             assert_eq!(execution_id, statement.execution_id);
@@ -75,7 +75,7 @@ async fn archived(agent: &mut StubAgent, statement: &Statement) {
 
 both_engines! {
     async fn the_hosts_own_word_replaces_lost(server: TestServer) {
-        let (shop, mut agent, statement, deploy_task, task) = given_up(&server).await;
+        let (shop, mut agent, statement, deploy_task, task) = Box::pin(given_up(&server)).await;
         succeed(&mut agent, &statement).await;
         archived(&mut agent, &statement).await;
         assert_eq!(state(&shop, deploy_task, task).await, "succeeded");
@@ -90,7 +90,7 @@ both_engines! {
     }
 
     async fn an_instance_that_is_gone_meanwhile_disturbs_nobody(server: TestServer) {
-        let (shop, mut agent, statement, deploy_task, task) = given_up(&server).await;
+        let (shop, mut agent, statement, deploy_task, task) = Box::pin(given_up(&server)).await;
         let path = format!("/applications/{}/instances/", shop.application);
         shop.admin.delete_with(&path, json!(shop.instances)).await.expect(200);
         succeed(&mut agent, &statement).await;

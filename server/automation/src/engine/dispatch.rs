@@ -21,6 +21,10 @@ use crate::tasks::store::Task;
 const BATCH: i64 = 200;
 const HOSTS_TOGETHER_MAX: usize = 100;
 
+/// Executions that a host has of the server's at a time, about: more than it runs at once, and far fewer than an agent
+/// takes. The others wait here, in their order.
+const OUT_MAX: i64 = 1_000;
+
 /// Hosts without an agent that a task's output names at a time.
 const ABSENT_NAMED_MAX: usize = 100;
 
@@ -121,8 +125,13 @@ impl Dispatch {
 async fn take_turn(kernel: &Kernel, engine: &Arc<Engine>, served: Vec<Served>) -> Result<()> {
     let mut served: BTreeMap<i64, Served> = served.into_iter().map(|one| (one.session.host_id, one)).collect();
     let work = kernel.work();
-    let hosts: Vec<i64> = served.keys().copied().collect();
-    let waiting = store::queued_for_hosts(&mut work.read().await?, &hosts, BATCH).await?;
+    let mut hosts: Vec<i64> = served.keys().copied().collect();
+    let mut read = work.read().await?;
+    let full = store::hosts_with(&mut read, &hosts, OUT_MAX).await?;
+    // Each outcome has its task looked after, which asks for a turn again.
+    hosts.retain(|host_id| !full.contains(host_id));
+    let waiting = store::queued_for_hosts(&mut read, &hosts, BATCH).await?;
+    drop(read);
     let Some(organisation_id) = waiting.first().map(|first| first.organisation_id) else { return Ok(()) };
     if i64::try_from(waiting.len()).is_ok_and(|count| count >= BATCH) {
         lock(&engine.dispatch.waiting).extend(hosts);

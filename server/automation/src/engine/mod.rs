@@ -17,13 +17,14 @@ mod sending;
 mod waking;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use drover_inventory::instances;
 use drover_inventory::instances::rules::InstanceStatus;
 use drover_kernel::jobs::{Jobs, Work};
-use drover_kernel::{Audit, AuditEntry, AuditList, Error, Kernel, Result, Time, Tx};
+use drover_kernel::{Audit, AuditEntry, AuditList, Error, Kernel, Result, Time, Tx, caught};
 use drover_shared::Digest;
 use drover_shared::order::{Order, Statement, canonical};
 use drover_shared::words::{Action, Word as _};
@@ -59,6 +60,9 @@ pub(crate) const TOPIC: &str = "task";
 /// Interval of the sweep.
 const SWEEP: Duration = Duration::from_secs(1);
 
+/// How long the sweep may stay at one task before the server no longer counts as ready.
+const STANDSTILL: Duration = Duration::from_secs(60);
+
 /// How long an order may stay without an answer before it is sent again.
 const UNANSWERED: Duration = Duration::from_secs(10);
 
@@ -87,6 +91,8 @@ pub struct Engine {
     unclosed: Mutex<HashSet<(i64, Outcome)>>,
     /// What the output of tasks was told about their batches, so that it is told once.
     told: Mutex<HashSet<(i64, i64)>>,
+    /// When the sweep was last seen to move, in milliseconds since 1970; 0 before it began.
+    turned_at: AtomicI64,
     dispatch: Dispatch,
     intake: Intake,
     waking: Waking,
@@ -108,11 +114,29 @@ impl Engine {
             starting: Mutex::default(),
             unclosed: Mutex::default(),
             told: Mutex::default(),
+            turned_at: AtomicI64::new(0),
             dispatch: Dispatch::default(),
             intake: Intake::default(),
             waking: Waking::default(),
             watching: Watching::default(),
         }
+    }
+
+    fn turned(&self, kernel: &Kernel) {
+        self.turned_at.store(kernel.clock().now().millis(), Ordering::Relaxed);
+    }
+
+    /// Whether the sweep goes round, once it has begun.
+    ///
+    /// # Errors
+    /// A sentence for people.
+    pub fn check_sweep(&self, now: Time) -> std::result::Result<(), String> {
+        let turned_at = self.turned_at.load(Ordering::Relaxed);
+        let silence = now.millis().saturating_sub(turned_at);
+        if turned_at > 0 && silence > i64::try_from(STANDSTILL.as_millis()).unwrap_or(i64::MAX) {
+            return Err(format!("the engine has stood still for {} s", silence / 1000));
+        }
+        Ok(())
     }
 
     /// Adds the server's own line to a task's output. A log that cannot be written stops nothing.
@@ -145,7 +169,8 @@ pub async fn sweep(kernel: Kernel) {
     let mut full = true;
     let mut rounds = 0_u64;
     while !stop.is_cancelled() {
-        if let Err(error) = sweep_once(&kernel, full).await {
+        kernel.part::<Engine>().turned(&kernel);
+        if let Err(error) = caught(Box::pin(sweep_once(&kernel, full))).await {
             tracing::warn!(%error, "sweep failed, trying again");
         }
         // At the start as well: a crash may have left some.
@@ -188,18 +213,22 @@ pub async fn sweep_once(kernel: &Kernel, full: bool) -> Result<()> {
         let Some(last) = overdue.last() else { break };
         beyond = *last;
         for task_id in overdue {
-            report(task_id, expire::expire(kernel, task_id).await);
+            report(task_id, caught(expire::expire(kernel, task_id)).await);
+            kernel.part::<Engine>().turned(kernel);
         }
     }
     if full {
-        send_again(kernel, now).await?;
+        if let Err(error) = send_again(kernel, now).await {
+            tracing::warn!(%error, "cannot look which orders have no answer; the next round does");
+        }
         let mut beyond = 0;
         loop {
             let tasks = task_store::at_work(&mut work.read().await?, beyond).await?;
             let Some(last) = tasks.last() else { break };
             beyond = *last;
             for task_id in tasks {
-                report(task_id, advance(kernel, task_id).await);
+                report(task_id, caught(advance(kernel, task_id)).await);
+                kernel.part::<Engine>().turned(kernel);
             }
         }
     }
@@ -224,7 +253,7 @@ async fn send_again(kernel: &Kernel, now: Time) -> Result<()> {
                 // Whether it ever arrived only a new session can say.
                 session.closed.cancel();
             } else {
-                sending::send_again(kernel, &session, &execution).await?;
+                report(execution.task_id, sending::send_again(kernel, &session, &execution).await);
             }
         }
     }
@@ -365,7 +394,7 @@ fn known(task: &Task, execution: &Execution) -> Known {
 /// Gives an instance that was not touched the status that it had.
 async fn restore_instance(tx: &mut Tx, instance_id: Option<i64>, previous: Option<&str>) -> Result<()> {
     let Some(instance_id) = instance_id else { return Ok(()) };
-    instances::store::finish_change(tx, instance_id, former_status(previous), None).await
+    instances::store::finish_change(tx, instance_id, former_status(previous), None).await.map(drop)
 }
 
 /// As [`restore_instance`], for many; one that is gone meanwhile keeps nobody waiting.

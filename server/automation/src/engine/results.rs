@@ -3,15 +3,16 @@
 use drover_inventory::instances::rules::InstanceStatus;
 use drover_inventory::instances::states;
 use drover_inventory::instances::store::{begin_change, finish_change};
-use drover_kernel::{Audit, Kernel, Result, Tx};
+use drover_kernel::{Audit, Error, Kernel, Result, Tx};
 use drover_shared::instance::ProcessState;
 use drover_shared::message::{Finished, StepOutcome};
 use drover_shared::words::{Action, ExecutionState as State, StepState, Word as _};
 
-use super::{Engine, restore_instance, rollout, say_and_wake, wake};
+use super::{Engine, former_status, restore_instance, rollout, say_and_wake, wake};
 use crate::executions::rules::{Event, reported};
 use crate::executions::store::{self as store, Known};
 use crate::link::hub::Session;
+use crate::link::is_newest;
 use crate::tasks::premises::instance_statuses;
 use crate::watching;
 
@@ -22,6 +23,15 @@ pub(crate) const UNTOUCHING: [&str; 2] = ["fetch", "verify"];
 async fn find(kernel: &Kernel, session: &Session, id: &str, attempt: i64) -> Result<Option<Known>> {
     let mut read = kernel.work().read().await?;
     Ok(store::find(&mut read, session.host_id, id).await?.filter(|known| known.attempt == attempt))
+}
+
+/// What a session concludes from what its agent does not hold, or does not take, counts while it is the agent's newest: an
+/// older one knows nothing of what the agent was sent since.
+async fn fence(tx: &mut Tx, session: &Session) -> Result<()> {
+    if is_newest(tx, &session.agent_id, session.epoch).await? {
+        return Ok(());
+    }
+    Err(Error::conflict(format!("a newer session of {} is open", session.host_name)))
 }
 
 /// The agent did not take the order; nothing was started.
@@ -37,6 +47,7 @@ pub(super) async fn withheld(kernel: &Kernel, session: &Session, id: &str, attem
     kernel.part::<Engine>().notice(known.task_id, kernel.clock().now(), &line).await;
     let mut tx = kernel.work().begin(known.organisation_id).await?;
     rollout::lock(&mut tx, &known).await?;
+    fence(&mut tx, session).await?;
     if !store::advance(&mut tx, &known, Event::Rejected, Some(reason)).await? {
         return Ok(());
     }
@@ -50,6 +61,7 @@ pub(crate) async fn withdraw(kernel: &Kernel, session: &Session, id: &str, attem
     let Some(known) = find(kernel, session, id, attempt).await? else { return Ok(()) };
     let mut tx = kernel.work().begin(known.organisation_id).await?;
     rollout::lock(&mut tx, &known).await?;
+    fence(&mut tx, session).await?;
     if !store::advance(&mut tx, &known, Event::Cancelled, Some(reason)).await? {
         return Ok(());
     }
@@ -63,6 +75,7 @@ pub(crate) async fn lost(kernel: &Kernel, session: &Session, id: &str, attempt: 
     let Some(known) = find(kernel, session, id, attempt).await? else { return Ok(()) };
     let mut tx = kernel.work().begin(known.organisation_id).await?;
     rollout::lock(&mut tx, &known).await?;
+    fence(&mut tx, session).await?;
     if !store::advance(&mut tx, &known, Event::Lost, Some(reason)).await? {
         return Ok(());
     }
@@ -73,7 +86,7 @@ pub(crate) async fn lost(kernel: &Kernel, session: &Session, id: &str, attempt: 
 /// An instance whose execution failed is not serving, as far as anybody can say.
 pub(super) async fn stop_instance(tx: &mut Tx, instance_id: Option<i64>) -> Result<()> {
     match instance_id {
-        Some(instance_id) => finish_change(tx, instance_id, InstanceStatus::Stopped, None).await,
+        Some(instance_id) => finish_change(tx, instance_id, InstanceStatus::Stopped, None).await.map(drop),
         None => Ok(()),
     }
 }
@@ -90,16 +103,18 @@ pub(super) async fn finished(tx: &mut Tx, known: &Known, news: &Finished) -> Res
         return Ok(());
     }
     let late = known.state == State::Lost;
+    if late && event == Event::Unknown {
+        // What there is to know is kept; nothing else changes.
+        return Ok(());
+    }
     if let Some(instance_id) = known.instance_id {
         // Whoever changed the instance since then, or took it away, knows better.
-        let outdated = late
-            && (store::has_later_task(tx, instance_id, known.task_id).await?
-                || instance_statuses(tx, &[instance_id]).await?.is_empty());
-        if late && !outdated {
-            begin_change(tx, &[instance_id], InstanceStatus::Updating).await?;
-        }
-        if !outdated {
-            settle_instance(tx, instance_id, known, news).await?;
+        let outdated = late && !take_up(tx, instance_id, known).await?;
+        if !outdated && !settle_instance(tx, instance_id, known, news).await? {
+            let text =
+                format!("{}: the instance was changed by somebody else meanwhile, and is left so", known.host_name);
+            let task_id = known.task_id;
+            tx.after_commit(move |kernel| say_and_wake(kernel, task_id, text));
         }
     }
     if late {
@@ -110,11 +125,24 @@ pub(super) async fn finished(tx: &mut Tx, known: &Known, news: &Finished) -> Res
     over(tx, known, failed).await
 }
 
-/// What an execution leaves behind on its instance.
-async fn settle_instance(tx: &mut Tx, instance_id: i64, known: &Known, news: &Finished) -> Result<()> {
+/// Marks the instance of a lost execution as being changed once more. False when it is somebody else's by now.
+async fn take_up(tx: &mut Tx, instance_id: i64, known: &Known) -> Result<bool> {
+    if store::has_later_task(tx, instance_id, known.task_id).await?
+        || instance_statuses(tx, &[instance_id]).await?.is_empty()
+    {
+        return Ok(false);
+    }
+    match begin_change(tx, &[instance_id], InstanceStatus::Updating).await {
+        Err(Error::Conflict(_)) => Ok(false),
+        begun => begun.map(|()| true),
+    }
+}
+
+/// What an execution leaves behind on its instance. False when somebody changed that meanwhile.
+async fn settle_instance(tx: &mut Tx, instance_id: i64, known: &Known, news: &Finished) -> Result<bool> {
     if news.state != State::Succeeded && known.state != State::Lost && !touched(&news.steps) {
         let previous = store::previous_status(tx, &known.id).await?;
-        return restore_instance(tx, Some(instance_id), previous.as_deref()).await;
+        return finish_change(tx, instance_id, former_status(previous.as_deref()), None).await;
     }
     let mut version = None;
     if let Some(releases) = &news.releases {

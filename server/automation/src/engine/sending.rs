@@ -19,11 +19,23 @@ use crate::link::hub::Session;
 /// The secrets of an execution, or why it cannot be carried out.
 pub(super) type Needs = Result<Secrets, String>;
 
-/// What an execution needs beside its order.
+/// What an execution needs beside its order. What is wrong with it is its own trouble, and no error: others are sent in the
+/// same turn.
 ///
 /// # Errors
 /// When the database is not available.
 pub(super) async fn needs_of_one(kernel: &Kernel, session: &Session, execution: &Sendable) -> Result<Needs> {
+    match read_needs(kernel, session, execution).await {
+        Err(error @ Error::Unavailable(_)) => Err(error),
+        Err(error) => {
+            tracing::error!(execution = execution.id, %error, "an execution cannot be sent");
+            Ok(Err("what is stored of it cannot be used: the server's log has the details".to_owned()))
+        }
+        needs => needs,
+    }
+}
+
+async fn read_needs(kernel: &Kernel, session: &Session, execution: &Sendable) -> Result<Needs> {
     // Most need nothing, and entries are long.
     let may_need = ["\"secrets\":[", "\"shared_paths\":["];
     if !may_need.iter().any(|member| execution.entry.contains(member)) {

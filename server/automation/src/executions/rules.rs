@@ -22,8 +22,10 @@ drover_shared::words! {
         TimedOut = "timed_out",
         /// The agent reports that it was stopped, or it was stopped before it was sent.
         Cancelled = "cancelled",
-        /// The host cannot say how it ended.
+        /// Nobody is there to say how it ended.
         Lost = "lost",
+        /// The agent reports that the host cannot say how it ended.
+        Unknown = "unknown",
     }
 }
 
@@ -47,9 +49,10 @@ pub fn step(state: State, event: Event) -> Result<State, Refused> {
         (State::Queued, Event::Sent) => Ok(State::Dispatched),
         (State::Queued, Event::TimedOut) => Ok(State::TimedOut),
         (State::Queued, Event::Cancelled) => Ok(State::Cancelled),
-        (State::Queued, Event::Accepted | Event::Rejected | Event::Succeeded | Event::Failed | Event::Lost) => {
-            Err(Refused::NotSent)
-        }
+        (
+            State::Queued,
+            Event::Accepted | Event::Rejected | Event::Succeeded | Event::Failed | Event::Lost | Event::Unknown,
+        ) => Err(Refused::NotSent),
         // The agent may finish before its acceptance is read, and a repeated acceptance changes nothing.
         (State::Dispatched | State::Running, Event::Accepted) => Ok(State::Running),
         (State::Dispatched, Event::Rejected) => Ok(State::Failed),
@@ -59,10 +62,12 @@ pub fn step(state: State, event: Event) -> Result<State, Refused> {
         (State::Dispatched | State::Running, Event::Failed) => Ok(State::Failed),
         (State::Dispatched | State::Running, Event::TimedOut) => Ok(State::TimedOut),
         (State::Dispatched | State::Running, Event::Cancelled) => Ok(State::Cancelled),
-        (State::Dispatched | State::Running, Event::Lost) => Ok(State::Lost),
+        (State::Dispatched | State::Running, Event::Lost | Event::Unknown) => Ok(State::Lost),
         (State::Dispatched | State::Running, Event::Sent) => Err(Refused::AlreadySent),
         // The host is back. What it still does or has done is the truth; that it goes on changes nothing yet.
         (State::Lost, Event::Accepted) => Ok(State::Lost),
+        // What the host knows besides is kept.
+        (State::Lost, Event::Unknown) => Ok(State::Lost),
         (State::Lost, Event::Succeeded) => Ok(State::Succeeded),
         (State::Lost, Event::Failed) => Ok(State::Failed),
         (State::Lost, Event::TimedOut) => Ok(State::TimedOut),
@@ -80,7 +85,7 @@ pub fn reported(state: State) -> Option<Event> {
         State::Failed => Some(Event::Failed),
         State::TimedOut => Some(Event::TimedOut),
         State::Cancelled => Some(Event::Cancelled),
-        State::Lost => Some(Event::Lost),
+        State::Lost => Some(Event::Unknown),
         State::Queued | State::Dispatched | State::Running => None,
     }
 }
@@ -120,10 +125,11 @@ mod tests {
     #[test]
     fn only_the_host_says_how_a_lost_execution_ended() {
         for state in State::ALL {
-            let Some(event) = reported(*state).filter(|event| *event != Event::Lost) else { continue };
+            let Some(event) = reported(*state) else { continue };
             assert_eq!(step(State::Lost, event), Ok(*state));
         }
         assert_eq!(step(State::Lost, Event::Accepted), Ok(State::Lost), "that it still runs is no end");
+        assert_eq!(step(State::Lost, Event::Lost), Err(Refused::Over), "to give it up again says nothing new");
         assert_eq!(step(State::Lost, Event::Sent), Err(Refused::Over), "it is not started again by itself");
     }
 

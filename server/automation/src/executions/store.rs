@@ -66,6 +66,15 @@ pub(crate) async fn queued_for_hosts(read: &mut Read, hosts: &[i64], limit: i64)
     Ok(read.all(sql, args![hosts.to_vec(), limit]).await?)
 }
 
+/// Those of these hosts that have at least so many executions that are not over.
+pub(crate) async fn hosts_with(read: &mut Read, hosts: &[i64], out: i64) -> Result<Vec<i64>> {
+    let sql = sql!(
+        "SELECT host_id FROM executions WHERE host_id IN ($1) AND state IN ('dispatched', 'running') \
+         GROUP BY host_id HAVING COUNT(*) >= $2"
+    );
+    Ok(read.values(sql, args![hosts.to_vec(), out]).await?)
+}
+
 row! {
     /// A host for which a task has executions that may be sent now.
     pub struct WaitingHost {

@@ -1,6 +1,7 @@
 //! What waits for output to become durable: acknowledgements, and news of executions behind their output.
 //!
-//! Invariant: an outcome is taken in only after all the output before it, and its channel is free from then on.
+//! Invariants: an outcome is taken in only after all the output before it, and its channel is free from then on; output that
+//! cannot be kept now, because the disk is full for example, is asked for again after a pause, and ends no session.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,7 +11,9 @@ use drover_shared::message::{Finished, ToAgent};
 use futures_util::TryStreamExt as _;
 use futures_util::stream::FuturesOrdered;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
+use super::holding_back::HeldBack;
 use super::hub::Session;
 use super::session::Ended;
 use crate::engine::{self, News};
@@ -47,7 +50,7 @@ impl Output {
 
 /// What waits for output to become durable, in order.
 pub(super) enum Waiting {
-    Output { channel: u32, pending: Pending },
+    Output { channel: u32, output: Arc<Output>, pending: Pending },
     Accepted { execution_id: String, attempt: u32 },
     Finished { output: Option<(u32, Arc<Output>)>, news: Box<Finished> },
 }
@@ -55,9 +58,21 @@ pub(super) enum Waiting {
 /// Acknowledges output, and takes in news after all output before them.
 pub(super) async fn acknowledge(kernel: Kernel, session: Arc<Session>, mut waiting: mpsc::Receiver<Box<Waiting>>) {
     let mut batch = Vec::new();
-    while waiting.recv_many(&mut batch, NEWS_BATCH).await > 0 {
+    let mut held = Held::default();
+    loop {
+        let count = tokio::select! {
+            biased;
+            () = due(held.next()) => {
+                ask_again(&session, &mut held).await;
+                continue;
+            }
+            count = waiting.recv_many(&mut batch, NEWS_BATCH) => count,
+        };
+        if count == 0 {
+            return;
+        }
         let together = std::mem::take(&mut batch).into_iter();
-        if let Err(Ended(reason)) = Box::pin(acknowledge_all(&kernel, &session, together)).await {
+        if let Err(Ended(reason)) = Box::pin(acknowledge_all(&kernel, &session, &mut held, together)).await {
             tracing::warn!(host = session.host_name, reason, "the session is ended; the agent will come back");
             session.closed.cancel();
             return;
@@ -65,20 +80,40 @@ pub(super) async fn acknowledge(kernel: Kernel, session: Arc<Session>, mut waiti
     }
 }
 
+/// Channels whose output cannot be kept at the time.
+type Held = HeldBack<Arc<Output>>;
+
+async fn due(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Asks for output again that could not be kept.
+async fn ask_again(session: &Session, held: &mut Held) {
+    for (channel, output) in held.due(Instant::now()) {
+        session.send(ToAgent::OutputResume { channel, offset: output.log.durable(output.ordinal) }).await;
+    }
+}
+
 async fn acknowledge_all(
     kernel: &Kernel,
     session: &Session,
+    held: &mut Held,
     batch: impl Iterator<Item = Box<Waiting>>,
 ) -> Result<(), Ended> {
     let mut news = FuturesOrdered::new();
     for next in batch {
         match *next {
-            Waiting::Output { channel, pending } => acknowledge_output(session, channel, pending).await?,
+            Waiting::Output { channel, output, pending } => {
+                acknowledge_output(session, held, (channel, output), pending).await?;
+            }
             Waiting::Accepted { execution_id, attempt } => {
                 news.push_back(take_news(kernel, session, News::Accepted(execution_id, attempt.into()), None));
             }
             Waiting::Finished { output, news: finished } => {
-                if all_is_durable(session, output.as_ref(), &finished).await {
+                if all_is_durable(session, held, output.as_ref(), &finished).await {
                     let over = Over { key: (finished.execution_id.clone(), finished.attempt), output };
                     news.push_back(take_news(kernel, session, News::Finished(finished), Some(over)));
                 }
@@ -89,21 +124,38 @@ async fn acknowledge_all(
     news.try_collect().await
 }
 
-async fn acknowledge_output(session: &Session, channel: u32, pending: Pending) -> Result<(), Ended> {
+async fn acknowledge_output(
+    session: &Session,
+    held: &mut Held,
+    (channel, output): (u32, Arc<Output>),
+    pending: Pending,
+) -> Result<(), Ended> {
     match pending.done().await {
-        Ok(appended) => session.send(ToAgent::OutputAck { channel, offset: appended.durable }).await,
-        Err(AppendError::Gap { durable }) => session.send(ToAgent::OutputResume { channel, offset: durable }).await,
+        Ok(appended) => {
+            held.kept(channel);
+            session.send(ToAgent::OutputAck { channel, offset: appended.durable }).await;
+        }
+        // What comes behind something that could not be kept.
+        Err(AppendError::Gap { .. }) if held.is_held(channel) => {}
+        Err(AppendError::Gap { durable }) => {
+            session.send(ToAgent::OutputResume { channel, offset: durable }).await;
+        }
+        Err(error @ (AppendError::Full | AppendError::Storage(_))) => {
+            if held.refused(channel, output, Instant::now()) {
+                tracing::warn!(host = session.host_name, %error, "output cannot be kept; it is asked for again");
+            }
+        }
         Err(error) => return Err(error.into()),
-    };
+    }
     Ok(())
 }
 
 /// Whether all output of an execution that is over has come. Else its agent says again that it is over, once it has sent
 /// the rest.
-async fn all_is_durable(session: &Session, output: Option<&(u32, Arc<Output>)>, news: &Finished) -> bool {
+async fn all_is_durable(session: &Session, held: &Held, output: Option<&(u32, Arc<Output>)>, news: &Finished) -> bool {
     let Some((channel, output)) = output else { return true };
     let durable = output.log.durable(output.ordinal);
-    if durable < news.log_length {
+    if durable < news.log_length && !held.is_held(*channel) {
         session.send(ToAgent::OutputResume { channel: *channel, offset: durable }).await;
     }
     durable >= news.log_length

@@ -8,6 +8,7 @@ mod acknowledging;
 mod admission;
 pub(crate) mod asking;
 pub mod enrol;
+mod holding_back;
 pub mod hub;
 pub mod keys;
 mod listener;
@@ -17,6 +18,7 @@ mod transfer;
 
 pub use enrol::create_join_token;
 pub use listener::{Patience, bind, serve};
+pub(crate) use store::is_newest;
 
 use drover_kernel::jobs::Work;
 use drover_kernel::{Audit, DEFAULT_ORGANISATION, Result, Tx};

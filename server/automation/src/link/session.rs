@@ -16,8 +16,9 @@ use drover_shared::frame::{FrameError, Header, Kind};
 use drover_shared::limits::{
     HEARTBEAT_DEADLINE_MS, HEARTBEAT_MS, HOLDINGS_MAX, OUTPUT_WINDOW_BYTES, PROTOCOL_VERSIONS,
 };
-use drover_shared::message::{Finished, Hello, HoldingAnswer, ToAgent, ToServer, hello_bytes};
+use drover_shared::message::{Finished, Hello, Holding, HoldingAnswer, ToAgent, ToServer, hello_bytes};
 use drover_shared::words::ExecutionState as State;
+use futures_util::future::try_join_all;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt as _, StreamExt as _};
 use ring::signature::{ED25519, UnparsedPublicKey};
@@ -50,6 +51,8 @@ const WRITE: Duration = Duration::from_secs(30);
 const CONTROL_QUEUE: usize = 1024;
 const DATA_QUEUE: usize = 16;
 const DURABLE_QUEUE: usize = 256;
+/// Holdings of a new session that are taken in at the same time, by a few commits.
+const HOLDINGS_TOGETHER: usize = 512;
 /// Open channels beyond which those are looked for that are no longer needed.
 const CHANNELS_SWEPT: usize = 64;
 /// Transfers that one agent may have under way.
@@ -162,8 +165,11 @@ async fn open(kernel: &Kernel, socket: &mut Socket) -> Result<Option<Opened>, En
     if proved.is_err() {
         return refuse(socket, "the agent's key is not the one that was enrolled".to_owned(), false).await;
     }
-    if !(PROTOCOL_VERSIONS.0..=PROTOCOL_VERSIONS.1).contains(&hello.version) || hello.holdings.len() > HOLDINGS_MAX {
+    if !(PROTOCOL_VERSIONS.0..=PROTOCOL_VERSIONS.1).contains(&hello.version) {
         return refuse(socket, "the agent speaks another version of the protocol".to_owned(), true).await;
+    }
+    if hello.holdings.len() > HOLDINGS_MAX {
+        return refuse(socket, format!("the agent holds more than {HOLDINGS_MAX} executions"), true).await;
     }
     let mut tx = kernel.work().begin(agent.organisation_id).await?;
     let host_name = store::host_name(&mut tx, agent.host_id).await?;
@@ -239,10 +245,9 @@ struct Reader {
 impl Reader {
     /// Says what is wanted of the agent's holdings, and sends again what it never got.
     async fn welcome(&mut self, hello: Box<Hello>, turn: OwnedMutexGuard<()>) -> Result<(), Ended> {
+        let known = self.take_holdings_in(&hello.holdings).await?;
         let mut answers = Vec::with_capacity(hello.holdings.len());
-        for holding in &hello.holdings {
-            let accepted = News::Accepted(holding.execution_id.clone(), holding.attempt.into());
-            let known = engine::take_in(&self.kernel, &self.session, accepted).await?;
+        for (holding, known) in hello.holdings.iter().zip(known) {
             let wanted = known.filter(|known| is_awaited(known.state));
             let mut offset = 0;
             if let Some(known) = &wanted {
@@ -277,12 +282,31 @@ impl Reader {
         Ok(())
     }
 
+    /// The executions that the agent holds, as far as they are known here; whatever it was sent it has accepted.
+    async fn take_holdings_in(&self, holdings: &[Holding]) -> Result<Vec<Option<Known>>, Ended> {
+        let mut known = Vec::with_capacity(holdings.len());
+        for some in holdings.chunks(HOLDINGS_TOGETHER) {
+            self.check_present()?;
+            let news = some.iter().map(|one| News::Accepted(one.execution_id.clone(), one.attempt.into()));
+            let taken = news.map(|news| engine::take_in(&self.kernel, &self.session, news));
+            known.extend(try_join_all(taken).await?);
+        }
+        Ok(known)
+    }
+
+    /// A session whose place a newer one has taken ends, whatever it was about to do.
+    fn check_present(&self) -> Result<(), Ended> {
+        if self.session.closed.is_cancelled() { Err(Ended("the session was closed".to_owned())) } else { Ok(()) }
+    }
+
     /// Executions that were sent to this host and that its agent does not hold: an order that never arrived is sent
     /// again, one that was accepted is lost.
     async fn account_for_missing(&self, hello: &Hello) -> Result<(), Ended> {
         let out = execution_store::out_on_host(&mut self.kernel.work().read().await?, self.session.host_id).await?;
+        let held: HashMap<&str, &Holding> = hello.holdings.iter().map(|one| (one.execution_id.as_str(), one)).collect();
         for execution in out {
-            let holding = hello.holdings.iter().find(|holding| holding.execution_id == execution.id);
+            self.check_present()?;
+            let holding = held.get(execution.id.as_str());
             if holding.is_some_and(|holding| !holding.needs_order) {
                 continue;
             }
@@ -337,7 +361,10 @@ impl Reader {
             }
             if seen.elapsed() > SEEN {
                 seen = tokio::time::Instant::now();
-                Box::pin(note_seen(&self.kernel, &self.session, true, None)).await?;
+                if let Err(error) = Box::pin(note_seen(&self.kernel, &self.session, true, None)).await {
+                    // It is heard all the same: no reason to break off what it does.
+                    tracing::warn!(host = self.session.host_name, %error, "a sign of life cannot be noted");
+                }
             }
         }
     }
@@ -377,7 +404,12 @@ impl Reader {
             ToServer::Enrol { .. } | ToServer::Hello(_) => return Err(Ended("said hello twice".to_owned())),
             ToServer::Inspected(answer) => self.session.questions.answered(Answer::Inspected(*answer)),
             ToServer::Log(answer) => self.session.questions.answered(Answer::Log(*answer)),
-            ToServer::Observed { instances } => watching::observed(&self.kernel, &self.session, instances).await?,
+            ToServer::Observed { instances } => {
+                if let Err(error) = watching::observed(&self.kernel, &self.session, instances).await {
+                    tracing::warn!(host = self.session.host_name, %error, "what a host sees cannot be noted; it is asked again");
+                    watching::tell_anew(&self.kernel, self.session.host_id);
+                }
+            }
             ToServer::Unknown => {}
         }
         Ok(())
@@ -433,10 +465,12 @@ impl Reader {
             Err(error) => return Err(error.into()),
         };
         // A channel that is not open belongs to an execution that is no longer wanted.
-        let (Kind::Output, Some(output)) = (header.kind, self.channels.get(&header.channel)) else { return Ok(()) };
+        let (Kind::Output, Some(output)) = (header.kind, self.channels.get(&header.channel).cloned()) else {
+            return Ok(());
+        };
         let body = frame.slice_ref(body);
         let pending = output.log.enqueue(output.ordinal, header.offset, header.flags, header.raw_length, body).await?;
-        self.durable.send(Box::new(Waiting::Output { channel: header.channel, pending })).await?;
+        self.durable.send(Box::new(Waiting::Output { channel: header.channel, output, pending })).await?;
         Ok(())
     }
 }

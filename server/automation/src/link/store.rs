@@ -56,6 +56,20 @@ pub(crate) async fn find(read: &mut Read, id: &str) -> Result<Option<Agent>> {
     Ok(read.opt(sql, args![id]).await?)
 }
 
+/// The agent of a host of this name that enrolled with this key, if this join token was ever made.
+pub(crate) async fn enrolled_before(
+    read: &mut Read,
+    hash: &str,
+    name: &str,
+    public_key: &str,
+) -> Result<Option<String>> {
+    let sql = sql!(
+        "SELECT a.id FROM agents a JOIN hosts h ON h.id = a.host_id JOIN join_tokens j ON j.organisation_id = a.organisation_id \
+         WHERE j.token_hash = $1 AND h.name = $2 AND a.public_key = $3"
+    );
+    Ok(read.values(sql, args![hash, name, public_key]).await?.pop())
+}
+
 pub(crate) async fn agent_of_host(read: &mut Read, host_id: i64) -> Result<Option<Agent>> {
     let sql = sql!("SELECT id, organisation_id, host_id, public_key, boot_id FROM agents WHERE host_id = $1");
     Ok(read.opt(sql, args![host_id]).await?)
@@ -92,6 +106,12 @@ pub(crate) async fn open_session(tx: &mut Tx, hello: &Hello) -> Result<i64> {
     let arguments =
         args![hello.agent_id.as_str(), now, hello.agent_version.as_str(), hello.boot_id.as_str(), abilities, skew];
     Ok(tx.value(sql, arguments).await?)
+}
+
+/// Whether no newer session of an agent was opened than the one with this epoch; none is until the transaction has ended.
+pub(crate) async fn is_newest(tx: &mut Tx, agent_id: &str, epoch: i64) -> Result<bool> {
+    let sql = sql!("UPDATE agents SET epoch = epoch WHERE id = $1 AND epoch = $2");
+    Ok(tx.run(sql, args![agent_id, epoch]).await? == 1)
 }
 
 /// Notes a sign of life of the session with this epoch.

@@ -116,11 +116,12 @@ pub async fn begin_change(tx: &mut Tx, ids: &[i64], to: InstanceStatus) -> Resul
     Ok(())
 }
 
-/// Ends the change of an instance and leaves it in `status`; a version that is none stays as it is.
+/// Ends the change of an instance and leaves it in `status`; a version that is none stays as it is. False when no change of
+/// it is under way: somebody changed it by hand or took it away, and knows better.
 ///
 /// # Errors
-/// A conflict when no change of it is under way.
-pub async fn finish_change(tx: &mut Tx, id: i64, status: InstanceStatus, version: Option<&str>) -> Result<()> {
+/// When the database is not available.
+pub async fn finish_change(tx: &mut Tx, id: i64, status: InstanceStatus, version: Option<&str>) -> Result<bool> {
     let from = words(&rules::sources(Event::Finish(status)));
     if from.is_empty() {
         return Err(Error::internal(format!("{status} is not a state in which a change can end")));
@@ -130,10 +131,7 @@ pub async fn finish_change(tx: &mut Tx, id: i64, status: InstanceStatus, version
          WHERE organisation_id = $1 AND id = $2 AND status IN ($3)"
     );
     let arguments = args![tx.organisation_id(), id, from, status, version];
-    match tx.run(update, arguments).await? {
-        1 => Ok(()),
-        _ => Err(Error::conflict(format!("no change of the instance {id} is under way"))),
-    }
+    Ok(tx.run(update, arguments).await? == 1)
 }
 
 /// As [`finish_change`], for instances that nothing was done to. What is gone is left out.
