@@ -186,6 +186,10 @@ executions.finished_at bigint
 executions.batch bigint NOT NULL
 executions.excluded boolean NOT NULL
 executions.revert_entry text
+executions.answer text COLLATE C
+executions.answered_by text COLLATE C
+executions.answered_at bigint
+executions.answer_reason text
 hosts.id bigint NOT NULL IDENTITY
 hosts.organisation_id bigint NOT NULL
 hosts.name text NOT NULL
@@ -417,6 +421,7 @@ deploy_templates PRIMARY KEY (id)
 environments FOREIGN KEY (organisation_id) REFERENCES organisations(id)
 environments PRIMARY KEY (id)
 environments UNIQUE (organisation_id, name)
+executions CHECK ((answer = ANY (ARRAY['retry'::text, 'done'::text, 'give_up'::text])))
 executions CHECK ((role = ANY (ARRAY['global_pre'::text, 'instance'::text, 'global_post'::text])))
 executions CHECK ((state = ANY (ARRAY['queued'::text, 'dispatched'::text, 'running'::text, 'succeeded'::text, 'failed'::text, 'timed_out'::text, 'cancelled'::text, 'lost'::text])))
 executions FOREIGN KEY (organisation_id) REFERENCES organisations(id)
@@ -519,6 +524,7 @@ CREATE INDEX deploy_templates_by_credential ON public.deploy_templates USING btr
 CREATE INDEX deploy_templates_by_organisation ON public.deploy_templates USING btree (organisation_id, id)
 CREATE INDEX executions_at_work ON public.executions USING btree (host_id, state) WHERE (state = ANY (ARRAY['queued'::text, 'dispatched'::text, 'running'::text]))
 CREATE INDEX executions_by_instance ON public.executions USING btree (instance_id, id)
+CREATE INDEX executions_unanswered ON public.executions USING btree (instance_id) WHERE ((state = 'lost'::text) AND (answer IS NULL))
 CREATE INDEX hosts_by_environment ON public.hosts USING btree (environment_id) WHERE (environment_id IS NOT NULL)
 CREATE INDEX idempotency_keys_by_age ON public.idempotency_keys USING btree (created_at)
 CREATE INDEX instances_by_host ON public.instances USING btree (host_id)

@@ -259,13 +259,15 @@ CREATE TABLE "executions" (
     finished_at BIGINT,
     batch BIGINT NOT NULL DEFAULT 0,
     excluded BOOLEAN NOT NULL DEFAULT FALSE,
-    revert_entry TEXT,
+    revert_entry TEXT, answer TEXT CHECK (answer IN ('retry', 'done', 'give_up')), answered_by TEXT, answered_at BIGINT, answer_reason TEXT,
     UNIQUE (task_id, ordinal)
 );
 
 CREATE INDEX executions_at_work ON executions (host_id, state) WHERE state IN ('queued', 'dispatched', 'running');
 
 CREATE INDEX executions_by_instance ON executions (instance_id, id);
+
+CREATE INDEX executions_unanswered ON executions (instance_id) WHERE state = 'lost' AND answer IS NULL;
 
 CREATE TABLE hosts (
     id INTEGER PRIMARY KEY AUTOINCREMENT,

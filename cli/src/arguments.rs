@@ -72,6 +72,8 @@ pub(crate) enum Command {
     Cancel(Action),
     /// Take hosts out of a sub-task before their turn
     Skip(Skip),
+    /// Say what became of hosts of which nobody knows how a sub-task ended there
+    Answer(Answer),
     /// Try again what failed in a sub-task, from the failed step on
     Retry(Retry),
     /// Look at deploy tasks and act on them
@@ -257,6 +259,28 @@ pub(crate) struct Skip {
     /// Hosts to take out, separated by commas
     #[arg(long, value_name = "HOST", value_delimiter = ',', required = true)]
     pub(crate) hosts: Vec<String>,
+}
+
+/// Options of `answer`.
+#[derive(Debug, Args)]
+#[group(id = "said", required = true, multiple = false, args = ["done", "give_up"])]
+pub(crate) struct Answer {
+    /// Deploy task, with one of its sub-tasks; the newest one when none is named. A task that starts, stops or restarts
+    /// instances is /TASK_ID
+    #[arg(value_name = "TASK_ID[/SUBTASK_ID]", value_parser = log_target)]
+    pub(crate) target: LogTarget,
+    /// Hosts, separated by commas
+    #[arg(long, value_name = "HOST", value_delimiter = ',', required = true)]
+    pub(crate) hosts: Vec<String>,
+    /// It did there what it was to do
+    #[arg(long)]
+    pub(crate) done: bool,
+    /// It is there as it is: whatever comes next may change it
+    #[arg(long)]
+    pub(crate) give_up: bool,
+    /// How you know; shown in the output and the audit
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) reason: String,
 }
 
 /// Options of `retry`.

@@ -37,6 +37,7 @@ pub(crate) fn run(Arguments { global, command }: Arguments) -> Result<()> {
         Command::Refuse(action) => sub_task::act(&server(&global)?, &action, "refuse", global.json),
         Command::Cancel(action) => sub_task::act(&server(&global)?, &action, "cancel", global.json),
         Command::Skip(skip) => sub_task::skip(&server(&global)?, &skip, global.json),
+        Command::Answer(answer) => sub_task::answer(&server(&global)?, &answer, global.json),
         Command::Retry(retry) => sub_task::retry(&server(&global)?, &retry, global.json),
         Command::Task(task) => task::run(&server(&global)?, &task, global.json),
         Command::Instance(command) => instance::run(&server(&global)?, &command, global.json),

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::rollout::TASKS;
 use crate::api::Server;
-use crate::arguments::{Action, LogTarget, Retry, Skip};
+use crate::arguments::{Action, Answer, LogTarget, Retry, Skip};
 use crate::failure::{Failure, Result};
 use crate::follow::{self, SubTask};
 use crate::output;
@@ -72,6 +72,17 @@ pub(super) fn skip(server: &Server, skip: &Skip, json: bool) -> Result<()> {
     let body = json!({ "instances": instances(&found, &skip.hosts)?, "reason": skip.action.reason });
     server.post(&address(&sub_task, "skip"), &body)?;
     done(&sub_task, "skip", json)
+}
+
+/// Says what became of hosts of which nobody knows.
+pub(super) fn answer(server: &Server, answer: &Answer, json: bool) -> Result<()> {
+    let found = find(server, &answer.target)?;
+    let sub_task = SubTask::from_detail(&found)?;
+    let said = if answer.done { "done" } else { "give_up" };
+    let instances = instances(&found, &answer.hosts)?;
+    let body = json!({ "instances": instances, "answer": said, "reason": answer.reason });
+    server.post(&address(&sub_task, "answer"), &body)?;
+    done(&sub_task, "answer", json)
 }
 
 /// Tries again what failed, and follows it.

@@ -85,6 +85,9 @@ async fn everything_comes_back(engine: Engine) {
     assert_eq!(starts.lines().count(), 6, "nothing ran twice: {starts}");
     let records = shop.output(&running, "?format=json").await.records();
     assert_eq!(stdout_of(&records, "web-2").lines().count(), 2001, "its output came with it");
+    let known = json!({"instances": [{"id": shop.instances[0].1}], "answer": "done", "reason": "it serves v1"});
+    shop.api().post(&format!("{}actions/answer/", running.path), known).await.expect(200);
+    assert_eq!(shop.instance("web-1").await, ("running".to_owned(), Some("v1".to_owned())));
     shop.deployed("v2").await;
 }
 

@@ -1,5 +1,6 @@
 //! Sub-tasks of deploy tasks, over HTTP, while no agent is connected.
 
+mod answering;
 mod creating;
 mod engine;
 mod following;

@@ -198,7 +198,7 @@ both_engines! {
         assert_eq!(names, ["post_exec"]);
         let first = json!({"instances": references(&shop.instances[..1])});
         assert_eq!(act(&shop, deploy_task, task, "retry", first).await.expect(400)["field"], "instances");
-        let lost = json!({"instances": references(&shop.instances[2..]), "from_failed_step": false});
+        let lost = json!({"instances": references(&shop.instances[2..]), "from_failed_step": false, "reason": "I looked"});
         let receipt = act(&shop, deploy_task, task, "retry", lost).await.expect(200);
         let whole: i64 = receipt["task_id"].as_str().expect("text").parse().expect("digits");
         assert_eq!(entries(&server, whole).await[0]["steps"].as_array().map(Vec::len), Some(2));

@@ -45,7 +45,7 @@ impl std::fmt::Display for Counted {
 pub(super) async fn count(fleet: &Fleet, asked: &[Asked]) -> Counted {
     let all = fleet.all().await;
     let made: BTreeSet<&str> = all.iter().filter(|one| one["origin"].is_null()).filter_map(id).collect();
-    let wanted: BTreeSet<&str> = asked.iter().map(|one| one.0.as_str()).collect();
+    let wanted: BTreeSet<&str> = asked.iter().map(|one| one.id.as_str()).collect();
     assert_eq!(made, wanted, "what was asked for is there, once");
     assert_eq!(wanted.len(), asked.len(), "no two requests were taken for one");
     let mut counted = Counted::default();

@@ -61,7 +61,19 @@ struct Application {
 
 /// A sub-task that somebody asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Asked(pub(super) String);
+pub(super) struct Asked {
+    /// Its number.
+    pub(super) id: String,
+    /// Where it is acted on.
+    path: String,
+}
+
+impl Asked {
+    fn new(sub_tasks: &str, receipt: &Value) -> Self {
+        let id = text(&receipt["task_id"]);
+        Self { path: format!("{sub_tasks}{id}/"), id }
+    }
+}
 
 impl Fleet {
     /// Makes everything that is to be deployed.
@@ -123,20 +135,22 @@ impl Fleet {
         while !over.load(Ordering::Relaxed) {
             round += 1;
             let key = format!("torture-{application}-{round}-{:016x}", chance.next());
-            let Some(sub_task) = self.deploy(application, &mut chance, &key).await else {
+            let Some((sub_tasks, sub_task)) = self.deploy(application, &mut chance, &key).await else {
                 // What reverts by itself is at it: somebody else's turn.
                 tokio::time::sleep(Duration::from_millis(300)).await;
                 continue;
             };
-            asked.push(Asked(sub_task.clone()));
+            asked.push(sub_task.clone());
             tokio::time::sleep(chance.milliseconds(0, 1_500)).await;
             self.meddle(&sub_task, &mut chance, &key).await;
-            let detail = self.end_of(&sub_task).await;
+            let detail = self.end_of(&sub_task.id).await;
+            self.answer(&sub_task, &detail, &mut chance, &key).await;
             if detail["status"] == "failed" && chance.percent(50) {
-                let retried = self.post(&format!("/tasks/{sub_task}/actions/retry/"), json!({}), &key).await;
+                let retried = self.post(&format!("{}actions/retry/", sub_task.path), json!({}), &key).await;
                 if retried.0 == 200 {
-                    let again = text(&retried.1["task_id"]);
-                    self.end_of(&again).await;
+                    let again = Asked::new(&sub_tasks, &retried.1);
+                    let detail = self.end_of(&again.id).await;
+                    self.answer(&again, &detail, &mut chance, &key).await;
                 }
             }
         }
@@ -144,7 +158,7 @@ impl Fleet {
     }
 
     /// Asks for one sub-task; none while another change is at work.
-    async fn deploy(&self, application: usize, chance: &mut Chance, key: &str) -> Option<String> {
+    async fn deploy(&self, application: usize, chance: &mut Chance, key: &str) -> Option<(String, Asked)> {
         let version = format!("v{}", chance.below(u64::try_from(VERSIONS).expect("few")));
         let rollout = match chance.below(5) {
             0 | 1 => Value::Null,
@@ -159,8 +173,15 @@ impl Fleet {
         let body = json!({"instances": instances, "version": version, "rollout": rollout});
         let (status, made) = self.post(&path, body, key).await;
         match status {
-            200 => Some(text(&made["task_id"])),
-            409 => None,
+            200 => {
+                let asked = Asked::new(&path, &made);
+                Some((path, asked))
+            }
+            409 => {
+                // What takes back by itself leaves questions too.
+                self.answer_all(key).await;
+                None
+            }
             _ => panic!("{status}: {made}"),
         }
     }
@@ -183,15 +204,51 @@ impl Fleet {
     }
 
     /// What people do to a sub-task that runs.
-    async fn meddle(&self, sub_task: &str, chance: &mut Chance, key: &str) {
-        // Each may come too late.
-        let act = async |action: &str| self.post(&format!("/tasks/{sub_task}/actions/{action}/"), json!({}), key).await;
+    async fn meddle(&self, sub_task: &Asked, chance: &mut Chance, key: &str) {
+        let act = async |action: &str| {
+            let (status, answer) = self.post(&format!("{}actions/{action}/", sub_task.path), json!({}), key).await;
+            // Each may come too late.
+            assert!(matches!(status, 200 | 409), "{action}: {status} {answer}");
+        };
         if chance.percent(15) {
             act("cancel").await;
         } else if chance.percent(15) {
             act("pause").await;
             tokio::time::sleep(chance.milliseconds(0, 1_000)).await;
             act("resume").await;
+        }
+    }
+
+    /// Says what became of what is lost, so that others may go on.
+    async fn answer(&self, sub_task: &Asked, detail: &Value, chance: &mut Chance, key: &str) {
+        let said = *chance.one_of(&["done", "give_up", "retry"]);
+        let lost: Vec<Value> = lost(detail);
+        if lost.is_empty() {
+            return;
+        }
+        let mut body = json!({"instances": lost, "reason": "a supervisor was killed"});
+        let action = if said == "retry" { "retry" } else { "answer" };
+        if said != "retry" {
+            body["answer"] = said.into();
+        }
+        let (status, answer) =
+            self.post(&format!("{}actions/{action}/", sub_task.path), body, &format!("{key}-{said}")).await;
+        assert!(matches!(status, 200 | 409), "{said}: {status} {answer}");
+        if said == "retry" && status == 200 {
+            self.end_of(&text(&answer["task_id"])).await;
+        }
+    }
+
+    /// Gives up whatever is lost and was not answered.
+    async fn answer_all(&self, key: &str) {
+        let Some(open) = self.api.try_get("/tasks/?unanswered=true&page_size=100").await else { return };
+        for task in open["results"].as_array().into_iter().flatten() {
+            let kind = task["kind"].as_str().unwrap_or_default();
+            let (id, of) = (text(&task["task_id"]), &task["deploy_task_id"]);
+            let path = format!("/applications/deploy-tasks/{of}/sub-{kind}-tasks/{id}/actions/answer/");
+            let body = json!({"instances": lost(task), "answer": "give_up", "reason": "a supervisor was killed"});
+            // Its person may answer at the same time.
+            let _ = self.post(&path, body, &format!("{key}-{id}")).await;
         }
     }
 
@@ -237,6 +294,7 @@ impl Fleet {
     pub(super) async fn deploy_well(&self, application: usize) {
         let hooks = json!({"lifecycle_hooks": {"pre_exec": null, "post_exec": null}});
         let id = self.applications[application].id;
+        self.answer_all("torture-last").await;
         self.api.patch(&format!("/applications/{id}/deploy-settings/"), hooks).await.expect(200);
         let key = format!("torture-last-{application}");
         let task = self.deploy_task(application, "v1", &key).await;
@@ -247,6 +305,13 @@ impl Fleet {
         let detail = self.end_of(&text(&made["task_id"])).await;
         assert_eq!(detail["status"], "finished", "after all of it: {detail:#}");
     }
+}
+
+/// Instances of a sub-task that are lost, and about which nobody has said anything.
+fn lost(detail: &Value) -> Vec<Value> {
+    let instances = detail["instances"].as_array().into_iter().flatten();
+    let open = instances.filter(|one| one["status"] == "lost" && one["answer"].is_null());
+    open.map(|one| json!({"id": one["id"]})).collect()
 }
 
 fn text(value: &Value) -> String {

@@ -140,8 +140,15 @@ async fn take_turn(kernel: &Kernel, engine: &Arc<Engine>, served: Vec<Served>) -
     let mut ready = Vec::with_capacity(waiting.len());
     for execution in waiting {
         let Some(one) = served.get(&execution.host_id) else { continue };
+        // What is still at work there ends first; then its host has a turn again.
+        if !one.session.is_free(execution.instance_id) {
+            continue;
+        }
         let needs = sending::needs_of_one(kernel, &one.session, &execution).await?;
         ready.push((execution, needs));
+    }
+    if ready.is_empty() {
+        return Ok(());
     }
     let mut tx = work.begin(organisation_id).await?;
     let ids = ready.iter().map(|(execution, _)| execution.id.clone()).collect();

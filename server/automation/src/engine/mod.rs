@@ -46,7 +46,7 @@ pub use auto_start::put_off;
 pub(crate) use dispatch::dispatch_hosts;
 pub(crate) use intake::{News, take_in};
 pub use restored::{Restored, restored};
-pub(crate) use results::{UNTOUCHING, lost, rejected, withdraw};
+pub(crate) use results::{UNTOUCHING, lost, rejected, settle_as_done, withdraw};
 pub(crate) use sending::send_missing;
 pub(crate) use waking::{say_and_wake, wake};
 
@@ -388,6 +388,7 @@ fn known(task: &Task, execution: &Execution) -> Known {
         kind: task.kind,
         version: task.version.clone(),
         by_rule: task.rollout.is_some(),
+        answered: false,
     }
 }
 

@@ -8,12 +8,13 @@ use drover_shared::instance::ProcessState;
 use drover_shared::message::{Finished, StepOutcome};
 use drover_shared::words::{Action, ExecutionState as State, StepState, Word as _};
 
-use super::{Engine, former_status, restore_instance, rollout, say_and_wake, wake};
+use super::{Engine, dispatch_hosts, former_status, known, restore_instance, rollout, say_and_wake, wake};
 use crate::executions::rules::{Event, reported};
 use crate::executions::store::{self as store, Known};
 use crate::link::hub::Session;
 use crate::link::is_newest;
 use crate::tasks::premises::instance_statuses;
+use crate::tasks::store::{Execution, Task};
 use crate::watching;
 
 /// Steps that leave what an instance serves as it is.
@@ -103,6 +104,10 @@ pub(super) async fn finished(tx: &mut Tx, known: &Known, news: &Finished) -> Res
         return Ok(());
     }
     let late = known.state == State::Lost;
+    if late {
+        let (host_id, id) = (known.host_id, known.id.clone());
+        tx.after_commit(move |kernel| let_others_in(kernel, host_id, &id));
+    }
     if late && event == Event::Unknown {
         // What there is to know is kept; nothing else changes.
         return Ok(());
@@ -125,6 +130,19 @@ pub(super) async fn finished(tx: &mut Tx, known: &Known, news: &Finished) -> Res
     over(tx, known, failed).await
 }
 
+/// What waited for the end of a lost execution on its host has its turn.
+fn let_others_in(kernel: &Kernel, host_id: i64, id: &str) {
+    let session = kernel.part::<Engine>().hub.find(host_id);
+    if session.is_some_and(|session| session.is_through(id)) {
+        let owner = kernel.clone();
+        kernel.spawn(async move {
+            if let Err(error) = dispatch_hosts(&owner, [host_id]).await {
+                tracing::warn!(%error, host_id, "orders could not be sent; the sweep tries again");
+            }
+        });
+    }
+}
+
 /// Marks the instance of a lost execution as being changed once more. False when it is somebody else's by now.
 async fn take_up(tx: &mut Tx, instance_id: i64, known: &Known) -> Result<bool> {
     if store::has_later_task(tx, instance_id, known.task_id).await?
@@ -136,6 +154,23 @@ async fn take_up(tx: &mut Tx, instance_id: i64, known: &Known) -> Result<bool> {
         Err(Error::Conflict(_)) => Ok(false),
         begun => begun.map(|()| true),
     }
+}
+
+/// A person says that a lost execution did what it was to do: its instance is as if it had succeeded, unless somebody
+/// changed it since.
+pub(crate) async fn settle_as_done(tx: &mut Tx, task: &Task, execution: &Execution) -> Result<()> {
+    let known = known(task, execution);
+    let Some(instance_id) = known.instance_id else { return Ok(()) };
+    if !take_up(tx, instance_id, &known).await? {
+        return Ok(());
+    }
+    let version = match known.kind {
+        Action::Upgrade => Some(known.version.clone()),
+        Action::Revert => entry_version(&store::entry(tx, &known.id).await?),
+        Action::Start | Action::Stop | Action::Restart => None,
+    };
+    let status = if known.kind == Action::Stop { InstanceStatus::Stopped } else { InstanceStatus::Running };
+    finish_change(tx, instance_id, status, version.as_deref()).await.map(drop)
 }
 
 /// What an execution leaves behind on its instance. False when somebody changed that meanwhile.

@@ -3,6 +3,7 @@
 //! `golden/transitions/execution.txt` shows every state with every event. Invariant: a state that is over never moves,
 //! but for `lost`, which says that nobody knows: the host's own word about how it ended takes its place, once.
 
+use drover_kernel::api_words;
 use drover_shared::words::ExecutionState as State;
 
 drover_shared::words! {
@@ -26,6 +27,18 @@ drover_shared::words! {
         Lost = "lost",
         /// The agent reports that the host cannot say how it ended.
         Unknown = "unknown",
+    }
+}
+
+api_words! {
+    /// What a person says of an execution of which nobody knows how it ended.
+    pub enum Answer {
+        /// It is tried again.
+        Retry = "retry",
+        /// It did what it was to do.
+        Done = "done",
+        /// It is as it is.
+        GiveUp = "give_up",
     }
 }
 

@@ -8,7 +8,7 @@ use drover_shared::Digest;
 use drover_shared::message::{Finished, Release};
 use drover_shared::words::{Action, ExecutionState as State};
 
-use super::rules::{self, Event};
+use super::rules::{self, Answer, Event};
 
 row! {
     /// What sending an execution needs.
@@ -51,6 +51,8 @@ row! {
         pub version: String,
         /// Whether its task goes by a rollout rule, which has to hear of it.
         pub by_rule: bool,
+        /// Whether a person has said what became of it, because nobody knew.
+        pub answered: bool,
     }
 }
 
@@ -125,7 +127,7 @@ pub(crate) async fn find(read: &mut Read, host_id: i64, id: &str) -> Result<Opti
 pub(crate) async fn find_all(read: &mut Read, ids: Vec<String>) -> Result<Vec<Known>> {
     let sql = sql!(
         "SELECT e.id, e.organisation_id, e.task_id, e.ordinal, e.instance_id, e.host_id, e.host_name, e.attempt, e.state, \
-         t.kind, t.version, t.rollout IS NOT NULL AS by_rule FROM executions e JOIN tasks t ON t.id = e.task_id WHERE e.id IN ($1)"
+         t.kind, t.version, t.rollout IS NOT NULL AS by_rule, e.answer IS NOT NULL AS answered FROM executions e JOIN tasks t ON t.id = e.task_id WHERE e.id IN ($1)"
     );
     Ok(read.all(sql, args![ids]).await?)
 }
@@ -284,6 +286,33 @@ pub(crate) async fn set_releases(tx: &mut Tx, instance_id: i64, releases: &[Rele
          tree_digest, is_current, installed_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)"
     );
     Ok(tx.insert_many(sql, rows).await?)
+}
+
+/// Keeps what a person says of a lost execution. False when somebody has said something already, or it is lost no more.
+pub(crate) async fn answer(tx: &mut Tx, id: &str, answer: Answer, (by, reason): (&str, &str)) -> Result<bool> {
+    let now = tx.now();
+    let sql = sql!(
+        "UPDATE executions SET answer = $2, answered_by = $3, answered_at = $4, answer_reason = $5 \
+         WHERE id = $1 AND state = 'lost' AND answer IS NULL"
+    );
+    Ok(tx.run(sql, args![id, answer, by, now, reason]).await? == 1)
+}
+
+row! {
+    /// A lost execution of which nobody has said anything.
+    pub struct Unanswered {
+        pub task_id: i64,
+        pub host_name: String,
+    }
+}
+
+/// Those of these instances.
+pub(crate) async fn open_questions(read: &mut Read, instances: &[i64]) -> Result<Vec<Unanswered>> {
+    let sql = sql!(
+        "SELECT task_id, host_name FROM executions WHERE instance_id IN ($1) AND state = 'lost' AND answer IS NULL \
+         ORDER BY task_id LIMIT 100"
+    );
+    Ok(read.all(sql, args![instances.to_vec()]).await?)
 }
 
 /// The status that an execution's instance had before its task.

@@ -47,6 +47,8 @@ pub struct Session {
     pub(crate) watched: Mutex<Option<Vec<Watched>>>,
     /// What the agent was told to end, by execution and attempt.
     cancelled: Mutex<HashMap<(String, i64), ToAgent>>,
+    /// Instances on which the host still runs what was given up as lost, by execution. Bounded by what an agent holds.
+    at_work: Mutex<HashMap<String, i64>>,
 }
 
 impl Session {
@@ -70,6 +72,7 @@ impl Session {
             control,
             watched: Mutex::default(),
             cancelled: Mutex::default(),
+            at_work: Mutex::default(),
         }
     }
 
@@ -122,6 +125,21 @@ impl Session {
         if self.is_told_first(id, attempt, &message) {
             self.send(message).await;
         }
+    }
+
+    /// Notes that the host still runs what was given up as lost: nothing else is sent for that instance meanwhile.
+    pub(crate) fn is_at_work(&self, id: &str, instance_id: i64) {
+        lock(&self.at_work).insert(id.to_owned(), instance_id);
+    }
+
+    /// Notes that it has ended there. True when something may have waited for that.
+    pub(crate) fn is_through(&self, id: &str) -> bool {
+        lock(&self.at_work).remove(id).is_some()
+    }
+
+    /// Whether something may be sent for an instance.
+    pub(crate) fn is_free(&self, instance_id: Option<i64>) -> bool {
+        instance_id.is_none_or(|id| lock(&self.at_work).values().all(|busy| *busy != id))
     }
 
     /// Notes a cancel before it is sent. False when it was told before.

@@ -247,8 +247,16 @@ impl Reader {
     async fn welcome(&mut self, hello: Box<Hello>, turn: OwnedMutexGuard<()>) -> Result<(), Ended> {
         let known = self.take_holdings_in(&hello.holdings).await?;
         let mut answers = Vec::with_capacity(hello.holdings.len());
+        let mut unwanted = Vec::new();
         for (holding, known) in hello.holdings.iter().zip(known) {
             let wanted = known.filter(|known| is_awaited(known.state));
+            if let Some(known) = wanted.as_ref().filter(|known| known.state == State::Lost && !holding.finished) {
+                // It goes on, although it was given up.
+                if let Some(instance_id) = known.instance_id {
+                    self.session.is_at_work(&known.id, instance_id);
+                }
+                unwanted.extend(known.answered.then(|| (known.id.clone(), known.attempt)));
+            }
             let mut offset = 0;
             if let Some(known) = &wanted {
                 // The agent keeps what cannot be taken in: it hears neither that it is wanted nor that it is not.
@@ -273,6 +281,9 @@ impl Reader {
             })
             .await;
         self.account_for_missing(&hello).await?;
+        for (id, attempt) in unwanted {
+            self.session.cancel_one(&id, attempt, "somebody said meanwhile what became of it", false).await;
+        }
         drop(turn);
         watching::look_after(&self.kernel, [self.session.host_id]);
         if let Err(error) = engine::dispatch_hosts(&self.kernel, [self.session.host_id]).await {

@@ -9,7 +9,7 @@ pub(crate) mod paths;
 
 use drover_identity::visible_applications;
 use drover_kernel::db::Condition;
-use drover_kernel::fields::{Id, Many, Name, Number, Reference, Words};
+use drover_kernel::fields::{Flag, Id, Many, Name, Number, Reference, Words};
 use drover_kernel::{Body, Call, Error, Page, Paging, Path, Query, Reply, Result, Routes, permission, when};
 use drover_shared::words::{Action, Word as _};
 use schemars::JsonSchema;
@@ -143,6 +143,9 @@ struct Filters {
     /// State.
     #[serde(default)]
     status: Option<Status>,
+    /// Whether there are instances of which nobody knows how it ended there, and nobody has said so.
+    #[serde(default)]
+    unanswered: Option<Flag>,
     /// Tasks made by this username.
     #[serde(default)]
     creator: Option<Name>,
@@ -158,6 +161,13 @@ async fn list(call: Call<List>, filters: Query<Filters>, paging: Paging) -> Resu
         conditions.push(when!("t.kind = $1", kind));
     }
     conditions.extend(filters.creator.map(|creator| when!("t.creator = $1", creator.0)));
+    conditions.extend(filters.unanswered.map(|wanted| {
+        when!(
+            "EXISTS (SELECT 1 FROM executions e WHERE e.task_id = t.id AND e.instance_id IS NOT NULL AND e.state = 'lost' \
+             AND e.answer IS NULL) = $1",
+            wanted.0
+        )
+    }));
     conditions.extend(filters.status.map(|status| match status {
         Status::Running => when!("t.outcome IS NULL"),
         over => when!("t.outcome = $1", over),

@@ -10,6 +10,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::Run;
+use super::answer::{AnswerNew, answer};
 use super::create::wanted_instances;
 use super::follow_up::{self, Retry};
 use super::required;
@@ -84,6 +85,12 @@ macro_rules! actions {
                 |call: Call<$permission>, ids: Path<$ids>, body: Body<Skip>| skip(call, $which(ids.0), body.0),
             )
             .post(
+                &at("answer"),
+                concat!($name, "-answer"),
+                "Say what became of instances of which nobody knows how the sub-task ended there.",
+                |call: Call<$permission>, ids: Path<$ids>, body: Body<AnswerNew>| answer(call, $which(ids.0), body.0),
+            )
+            .post(
                 &at("retry"),
                 concat!($name, "-retry"),
                 "Make a sub-task that tries again what failed in this one, from the failed step on.",
@@ -106,8 +113,8 @@ pub(crate) fn with_operation_actions(routes: Routes) -> Routes {
 
 /// A task as its address names it.
 #[derive(Clone, Copy)]
-struct Which {
-    id: i64,
+pub(super) struct Which {
+    pub(super) id: i64,
     /// Its deploy task and its kind, unless it belongs to none.
     of: Option<(i64, Action)>,
 }
@@ -125,7 +132,7 @@ impl Which {
         Self { id, of: None }
     }
 
-    async fn load(self, read: &mut Read) -> Result<Task> {
+    pub(super) async fn load(self, read: &mut Read) -> Result<Task> {
         match self.of {
             Some((deploy_task_id, kind)) => store::load(read, deploy_task_id, kind, self.id).await,
             None => {
@@ -214,7 +221,7 @@ async fn act<P: Permission>(call: Call<P>, which: Which, act: Act, body: Reason)
 }
 
 /// Commits an action with its audit entry and its line in the output, and has the engine look at the task.
-async fn finish(mut tx: Tx, task: &Task, action: &'static str, said: String) -> Result<Reply<Message>> {
+pub(super) async fn finish(mut tx: Tx, task: &Task, action: &'static str, said: String) -> Result<Reply<Message>> {
     let task_id = task.id;
     tx.enqueue_behind(engine::TOPIC, &task_id.to_string()).await?;
     let entry = AuditEntry::new(AuditList::General, action, "task", task_id, task.version.clone()).detail(said.clone());
@@ -292,7 +299,7 @@ struct RetryNew {
     /// How to go from instance to instance; as before when left out.
     #[serde(default)]
     rollout: Option<Rollout>,
-    /// Why; shown in the audit.
+    /// Why; shown in the audit. Has to be given when an instance is named of which nobody knows how it ended.
     #[serde(default)]
     reason: Prose,
 }
@@ -303,7 +310,7 @@ async fn retry<P: Permission>(call: Call<P>, which: Which, body: RetryNew) -> Re
         rollout.check()?;
         required::check_seen(&call, &mut call.read().await?, Some(rollout)).await?;
     }
-    let creator = call.caller()?.username.clone();
+    let caller = call.caller()?.clone();
     let addresses = channel::addresses(&call);
     let naming = Naming::begin(call.kernel()).await;
     let mut tx = call.begin().await?;
@@ -324,7 +331,8 @@ async fn retry<P: Permission>(call: Call<P>, which: Which, body: RetryNew) -> Re
         instances: wanted.as_deref(),
         from_failed_step: body.from_failed_step.is_none_or(|flag| flag.0),
         naming: &naming,
-        creator: &creator,
+        caller: &caller,
+        reason: &body.reason.0,
         rollout: rollout.as_ref(),
     };
     let made = follow_up::retry(&mut tx, &task, &executions, &retry).await?;

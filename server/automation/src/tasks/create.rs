@@ -16,6 +16,7 @@ use drover_shared::words::{Action, Word as _};
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use super::answer;
 use super::binding::Binding;
 use super::follow_up::Made;
 use super::former;
@@ -368,6 +369,7 @@ pub(crate) async fn store_plan(tx: &mut Tx, plan: NewPlan<'_>) -> Result<Made> {
     // Read under the change's own lock: this is what they go back to if nothing happens to them.
     let before = premises::instance_statuses(tx, plan.instances).await?;
     instances::store::begin_change(tx, plan.instances, busy(plan.action)).await?;
+    answer::check_answered(tx, plan.instances).await?;
     let allowed = Duration::from_secs(u64::try_from(plan.timeout_s).unwrap_or(1));
     let new = NewTask {
         deploy_task_id: plan.deploy_task_id,

@@ -8,10 +8,12 @@ use std::time::Duration;
 
 use drover_inventory::instances;
 use drover_inventory::instances::rules::InstanceStatus;
+use drover_kernel::call::Caller;
 use drover_kernel::{Error, Result, Tx};
 use drover_shared::order::{Entry, Step, canonical};
 use drover_shared::words::{Action, ExecutionState as State};
 
+use super::answer;
 use super::create::{self, busy};
 use super::plan;
 use super::premises;
@@ -22,6 +24,7 @@ use super::store::{self, Execution, NewExecution, NewTask, Origin, Script, Sourc
 use crate::archives;
 use crate::artifacts::Naming;
 use crate::engine::UNTOUCHING;
+use crate::executions::rules::Answer;
 use crate::executions::store as execution_store;
 use crate::link::keys::random_secret;
 
@@ -65,7 +68,9 @@ pub(crate) struct Retry<'a> {
     pub from_failed_step: bool,
     /// Keeps what is fetched again from being removed.
     pub naming: &'a Naming,
-    pub creator: &'a str,
+    pub caller: &'a Caller,
+    /// Why; what it says of lost ones.
+    pub reason: &'a str,
     /// How to go from instance to instance; as the task did when left out.
     pub rollout: Option<&'a Rollout>,
 }
@@ -115,6 +120,9 @@ pub(crate) async fn retry(tx: &mut Tx, task: &Task, executions: &[Execution], re
     let mut parts = Vec::with_capacity(failed.len());
     let mut scripts = scripts(tx, task).await?;
     for execution in failed {
+        if execution.state == State::Lost && execution.role == Role::Instance {
+            answer::note(tx, execution, Answer::Retry, (retry.caller, retry.reason)).await?;
+        }
         let Some(script) = scripts.remove(&execution.id) else { continue };
         let entry: Entry = serde_json::from_str(&script.entry).map_err(Error::internal)?;
         let batch = if execution.role == Role::Instance { batches.next().unwrap_or(0) } else { 0 };
@@ -125,7 +133,7 @@ pub(crate) async fn retry(tx: &mut Tx, task: &Task, executions: &[Execution], re
     }
     check_source(tx, retry.naming, task, &parts).await?;
     let complete = task.plan_digest.is_some();
-    let (version, creator) = (task.version.as_str(), retry.creator);
+    let (version, creator) = (task.version.as_str(), retry.caller.username.as_str());
     let follow_up =
         FollowUp { origin: Origin::Retry, of: task, kind: task.kind, version, creator, rollout, parts, complete };
     insert(tx, follow_up).await
@@ -296,6 +304,7 @@ async fn insert(tx: &mut Tx, follow_up: FollowUp<'_>) -> Result<Made> {
     let ids: Vec<i64> = parts.iter().filter_map(|part| part.instance_id).collect();
     let before = premises::instance_statuses(tx, &ids).await?;
     instances::store::begin_change(tx, &ids, busy(kind)).await?;
+    answer::check_answered(tx, &ids).await?;
     let allowed = Duration::from_secs(u64::try_from(of.timeout_s).unwrap_or(1));
     let task_id = store::insert_task(
         tx,

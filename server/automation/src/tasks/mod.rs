@@ -3,6 +3,7 @@
 //! Making one renders the whole plan, marks its instances as busy and wakes the engine, in one transaction. Invariants:
 //! an instance is in one running task at a time; what runs is what was rendered when the task was made.
 
+mod answer;
 pub(crate) mod binding;
 pub(crate) mod control;
 pub(crate) mod create;

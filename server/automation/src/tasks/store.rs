@@ -8,6 +8,7 @@ use drover_shared::words::{Action, ExecutionState};
 use super::rollout::Rollout;
 use super::rules::{Outcome, Phase, Role};
 use crate::credentials::store::Owner;
+use crate::executions::rules::Answer;
 
 /// Executions in the detail of one deploy task; its newest sub-task is shown in any case.
 const EXECUTIONS_SHOWN_MAX: i64 = 10_000;
@@ -160,6 +161,10 @@ row! {
         pub finished_at: Option<Time>,
         pub batch: i64,
         pub excluded: bool,
+        pub answer: Option<Answer>,
+        pub answered_by: Option<String>,
+        pub answered_at: Option<Time>,
+        pub answer_reason: Option<String>,
     }
 }
 
@@ -386,7 +391,8 @@ pub(crate) async fn speakers(read: &mut Read, task_id: i64) -> Result<Vec<Speake
 pub(crate) async fn execution_views(read: &mut Read, task_ids: Vec<i64>) -> Result<Vec<ExecutionView>> {
     let sql = sql!(
         "SELECT id, task_id, ordinal, role, instance_id, host_id, host_name, attempt, state, reason, steps, processes, \
-         output_truncated, started_at, finished_at, batch, excluded FROM executions WHERE task_id IN ($1) ORDER BY task_id, ordinal"
+         output_truncated, started_at, finished_at, batch, excluded, answer, answered_by, answered_at, answer_reason \
+         FROM executions WHERE task_id IN ($1) ORDER BY task_id, ordinal"
     );
     Ok(read.all(sql, args![task_ids]).await?)
 }
@@ -395,7 +401,8 @@ pub(crate) async fn execution_views(read: &mut Read, task_ids: Vec<i64>) -> Resu
 pub(crate) async fn execution_summaries(read: &mut Read, task_ids: Vec<i64>) -> Result<Vec<ExecutionView>> {
     let sql = sql!(
         "SELECT id, task_id, ordinal, role, instance_id, host_id, host_name, attempt, state, reason, NULL AS steps, \
-         NULL AS processes, output_truncated, started_at, finished_at, batch, excluded FROM executions WHERE task_id IN ($1) \
+         NULL AS processes, output_truncated, started_at, finished_at, batch, excluded, answer, answered_by, answered_at, \
+         answer_reason FROM executions WHERE task_id IN ($1) \
          ORDER BY task_id, ordinal"
     );
     Ok(read.all(sql, args![task_ids]).await?)

@@ -10,6 +10,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::Value;
 
+use super::answer::{self, AnswerOut};
 use super::required::{self, RequiredOut};
 use super::rollout::Rollout;
 use super::rules::{Outcome, Phase, Role};
@@ -124,6 +125,8 @@ struct InstanceOut {
     batch: i64,
     /// Whether a person took it out before its turn.
     excluded: bool,
+    /// What a person said of it, because nobody knows how it ended.
+    answer: Option<AnswerOut>,
     execution_id: String,
     attempt: i64,
     /// Every step with its state, once the execution is over; in the sub-task's own detail only.
@@ -144,6 +147,7 @@ pub(crate) fn shown<P: drover_kernel::call::Permission>(
     let kernel = call.kernel();
     let phase = task.phase();
     let out = |view: ExecutionView| InstanceOut {
+        answer: answer::shown(kernel, &view),
         id: view.instance_id,
         hostname: view.host_name,
         role: view.role,

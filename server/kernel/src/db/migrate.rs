@@ -33,7 +33,8 @@ migrations!(
     "0013_instance_states",
     "0014_task_order",
     "0015_environments",
-    "0016_artifacts"
+    "0016_artifacts",
+    "0017_answers"
 );
 
 /// Key of the advisory lock that lets one server migrate at a time.
