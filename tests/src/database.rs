@@ -61,7 +61,9 @@ impl Database {
     pub(crate) async fn reopen(&self) -> Db {
         let options = match self {
             Self::Sqlite { folder } => sqlite_options(folder),
-            Self::Postgres { name, admin_url } => DbOptions { url: url_of(admin_url, name), connections: CONNECTIONS },
+            Self::Postgres { name, admin_url } => {
+                DbOptions { connections: CONNECTIONS, ..DbOptions::url(&url_of(admin_url, name)) }
+            }
         };
         Db::connect(&options).await.expect("the test's database opens again")
     }
@@ -83,7 +85,7 @@ impl Database {
         // Of a process of this number that was killed.
         execute(&mut admin, format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)")).await;
         execute(&mut admin, format!("CREATE DATABASE {name} TEMPLATE {template}")).await;
-        let options = DbOptions { url: url_of(&admin_url, &name), connections: CONNECTIONS };
+        let options = DbOptions { connections: CONNECTIONS, ..DbOptions::url(&url_of(&admin_url, &name)) };
         let db = Db::connect(&options).await.expect("the test's database opens");
         (Self::Postgres { name, admin_url }, db)
     }
@@ -136,7 +138,7 @@ async fn template(admin: &mut PgConnection, admin_url: &str, clock: &Clock) -> S
         let unfinished = format!("{name}_unfinished");
         execute(admin, format!("DROP DATABASE IF EXISTS {unfinished} WITH (FORCE)")).await;
         execute(admin, format!("CREATE DATABASE {unfinished}")).await;
-        let options = DbOptions { url: url_of(admin_url, &unfinished), connections: 2 };
+        let options = DbOptions { connections: 2, ..DbOptions::url(&url_of(admin_url, &unfinished)) };
         let db = Db::connect(&options).await.expect("the template opens");
         db.migrate(clock).await.expect("migrations run on PostgreSQL");
         db.close().await;
@@ -157,6 +159,14 @@ async fn exists(admin: &mut PgConnection, name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use drover_kernel::db::DbError;
+    use drover_kernel::{Settings, sql};
+    use tokio::io::copy_bidirectional;
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio::sync::watch;
+
     use super::*;
 
     #[test]
@@ -168,5 +178,61 @@ mod tests {
         ] {
             assert_eq!(url_of(admin, "x"), expected);
         }
+    }
+
+    /// Hands bytes on in both directions, until it is told to keep those of the connections that it has by then.
+    async fn between(url: &str, frozen: watch::Receiver<u32>) -> String {
+        let server = url.rsplit_once('@').expect("a user").1.split('/').next().expect("a server").to_owned();
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let here = listener.local_addr().expect("its address").to_string();
+        let there = server.clone();
+        tokio::spawn(async move {
+            while let Ok((mut near, _)) = listener.accept().await {
+                let (there, mut frozen) = (there.clone(), frozen.clone());
+                let began = *frozen.borrow();
+                tokio::spawn(async move {
+                    let mut far = TcpStream::connect(there).await.expect("PostgreSQL listens");
+                    tokio::select! {
+                        _ = copy_bidirectional(&mut near, &mut far) => {}
+                        () = async { drop(frozen.wait_for(|now| *now > began).await) } => {
+                            // Neither end hears of the other again.
+                            std::future::pending::<()>().await;
+                        }
+                    }
+                });
+            }
+        });
+        url.replacen(&server, &here, 1)
+    }
+
+    /// Half of a connection is gone, and nobody says so: what waits for it gets an error, and the next has another one.
+    #[tokio::test]
+    async fn a_connection_that_does_not_answer_is_given_up() {
+        let clock = Clock::system();
+        let (database, direct) = Database::open(Engine::Postgres, &clock).await;
+        direct.close().await;
+        let (freeze, frozen) = watch::channel(0);
+        let url = between(&database.url().expect("an address"), frozen).await;
+        let options = DbOptions { connections: 2, patience: Duration::from_secs(2), ..DbOptions::url(&url) };
+        let db = Db::connect(&options).await.expect("it opens");
+        let folder = TempDir::new().expect("a folder");
+        let (kernel, _) = crate::kit::assemble(db, clock, Settings::default(), folder.path());
+        let work = kernel.work();
+        let touch = || sql!("UPDATE organisations SET name = name");
+        let mut writing = work.begin(1).await.expect("a transaction");
+        let mut reading = work.read().await.expect("a connection");
+        writing.run(touch(), vec![]).await.expect("it answers");
+        freeze.send_replace(1);
+        assert!(matches!(writing.run(touch(), vec![]).await, Err(DbError::Unavailable(_))));
+        let read = reading.value::<i64>(sql!("SELECT COUNT(*) FROM organisations"), vec![]).await;
+        assert!(matches!(read, Err(DbError::Unavailable(_))), "{read:?}");
+        drop((writing, reading));
+        // Both places are free again, for connections that answer. What the first one locked its end still holds.
+        crate::wait_until("two that answer", async || {
+            let (Ok(mut first), Ok(mut second)) = (work.read().await, work.read().await) else { return false };
+            let count = || sql!("SELECT COUNT(*) FROM organisations");
+            first.value::<i64>(count(), vec![]).await.is_ok() && second.value::<i64>(count(), vec![]).await.is_ok()
+        })
+        .await;
     }
 }

@@ -7,7 +7,13 @@ use std::time::Duration;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 
-use super::{ACQUIRE_TIMEOUT, Db, DbError, Pools};
+use super::{ACQUIRE_TIMEOUT, Db, DbError, Patience, Pools};
+
+/// How long PostgreSQL works at one statement, and how long a transaction may stand still there. The first is shorter than
+/// [`PATIENCE`], so that a statement that takes too long is told apart from a server that is gone.
+const LIMITS: [(&str, &str); 2] = [("statement_timeout", "30s"), ("idle_in_transaction_session_timeout", "60s")];
+/// How long anything waits for an answer of PostgreSQL.
+const PATIENCE: Duration = Duration::from_secs(40);
 
 /// How a database is opened.
 #[derive(Debug, Clone)]
@@ -16,20 +22,22 @@ pub struct DbOptions {
     pub url: String,
     /// Connections for reading on SQLite, all connections on PostgreSQL.
     pub connections: u32,
+    /// How long a statement waits for PostgreSQL; SQLite is a file and answers.
+    pub patience: Duration,
 }
 
 impl DbOptions {
     /// An SQLite file.
     #[must_use]
     pub fn sqlite(file: &Path) -> Self {
-        Self { url: format!("sqlite:{}", file.display()), connections: 4 }
+        Self::url(&format!("sqlite:{}", file.display()))
     }
 
     /// An address of either engine, with the engine's usual number of connections.
     #[must_use]
     pub fn url(url: &str) -> Self {
         let connections = if url.starts_with("sqlite:") { 4 } else { 16 };
-        Self { url: url.to_owned(), connections }
+        Self { url: url.to_owned(), connections, patience: PATIENCE }
     }
 }
 
@@ -50,13 +58,23 @@ impl Db {
         if !(options.url.starts_with("postgres://") || options.url.starts_with("postgresql://")) {
             return Err(DbError::Unavailable("a database address begins with sqlite: or postgres://".to_owned()));
         }
-        let connect = PgConnectOptions::from_str(&options.url)?.application_name("drover");
+        let mut connect = PgConnectOptions::from_str(&options.url)?.application_name("drover");
+        // Who names options in the address knows better; some poolers take none.
+        if !options.url.contains("options") {
+            connect = connect.options(LIMITS);
+        }
+        let patience = Patience::new(options.patience);
+        let checking = patience.clone();
         let pool = PgPoolOptions::new()
             .max_connections(options.connections)
             .acquire_timeout(ACQUIRE_TIMEOUT)
+            .after_release(move |connection, _| {
+                let patience = checking.clone();
+                Box::pin(async move { patience.check(connection).await })
+            })
             .connect_with(connect)
             .await?;
-        Ok(Self(Pools::Postgres(pool)))
+        Ok(Self(Pools::Postgres(pool), patience))
     }
 
     async fn connect_sqlite(file: &Path, readers: u32) -> Result<Self, DbError> {
@@ -84,6 +102,6 @@ impl Db {
             .acquire_timeout(ACQUIRE_TIMEOUT)
             .connect_with(options.read_only(true).create_if_missing(false))
             .await?;
-        Ok(Self(Pools::Sqlite { write, read }))
+        Ok(Self(Pools::Sqlite { write, read }, Patience::new(PATIENCE)))
     }
 }

@@ -106,6 +106,8 @@ impl Db {
             }
             Pools::Postgres(pool) => {
                 let mut transaction = pool.begin().await?;
+                // Another server may be at it, and large tables take their time.
+                sqlx::query("SET LOCAL statement_timeout = 0").execute(&mut *transaction).await?;
                 sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(POSTGRES_LOCK).execute(&mut *transaction).await?;
                 apply!(transaction, clock, |text: &&str| (*text).to_owned());
                 transaction.commit().await?;

@@ -7,6 +7,7 @@
 
 mod connect;
 mod migrate;
+mod patience;
 mod row;
 pub mod snapshot;
 mod sql;
@@ -25,6 +26,7 @@ pub use row::{Column, FromRow, Json, OptionalColumn, Row};
 pub use sql::{Condition, Sql};
 pub use value::{Value, WordColumn};
 
+use patience::Patience;
 use row::RowOf;
 
 /// Rows that one statement may return; a larger answer is a bug, lists are paged.
@@ -134,7 +136,7 @@ impl<T> OnDuplicate<T> for Result<T, DbError> {
 
 /// The pools of one database.
 #[derive(Clone)]
-pub struct Db(Pools);
+pub struct Db(Pools, Patience);
 
 #[derive(Clone)]
 pub(crate) enum Pools {
@@ -150,7 +152,7 @@ enum Connection {
 }
 
 /// Statements that only read.
-pub struct Read(Connection);
+pub struct Read(Connection, Patience);
 
 /// Statements that write, inside one transaction. Dropped without a commit it leaves nothing behind.
 pub struct Write(Read);
@@ -168,18 +170,20 @@ impl Db {
 
     /// A connection for reading.
     pub(crate) async fn read(&self) -> Result<Read, DbError> {
-        Ok(Read(match &self.0 {
+        let connection = match &self.0 {
             Pools::Sqlite { read, .. } => Connection::Sqlite(read.acquire().await?),
             Pools::Postgres(pool) => Connection::Postgres(pool.acquire().await?),
-        }))
+        };
+        Ok(Read(connection, self.1.clone()))
     }
 
     /// A write transaction; on SQLite it holds the writer from the start.
     pub(crate) async fn write(&self) -> Result<Write, DbError> {
-        Ok(Write(Read(match &self.0 {
+        let connection = match &self.0 {
             Pools::Sqlite { write, .. } => Connection::SqliteWrite(write.begin_with("BEGIN IMMEDIATE").await?),
-            Pools::Postgres(pool) => Connection::PostgresWrite(pool.begin().await?),
-        })))
+            Pools::Postgres(pool) => Connection::PostgresWrite(Box::pin(self.1.wait(pool.begin())).await?),
+        };
+        Ok(Write(Read(connection, self.1.clone())))
     }
 
     /// Closes all connections after the statements under way.
@@ -258,11 +262,13 @@ impl Read {
             }
             Connection::Postgres(connection) => {
                 let query = sqlx::query_with(text, postgres_arguments(arguments)?);
-                query.fetch_all(&mut **connection).await?.into_iter().map(|row| Row(RowOf::Postgres(row))).collect()
+                let rows = Box::pin(self.1.wait(query.fetch_all(&mut **connection))).await?;
+                rows.into_iter().map(|row| Row(RowOf::Postgres(row))).collect()
             }
             Connection::PostgresWrite(transaction) => {
                 let query = sqlx::query_with(text, postgres_arguments(arguments)?);
-                query.fetch_all(&mut **transaction).await?.into_iter().map(|row| Row(RowOf::Postgres(row))).collect()
+                let rows = Box::pin(self.1.wait(query.fetch_all(&mut **transaction))).await?;
+                rows.into_iter().map(|row| Row(RowOf::Postgres(row))).collect()
             }
         };
         if rows.len() > ROWS_MAX {
@@ -313,10 +319,10 @@ impl Write {
             Connection::SqliteWrite(transaction) => {
                 sqlx::query_with(text, sqlite_arguments(arguments)?).execute(&mut **transaction).await?.rows_affected()
             }
-            Connection::PostgresWrite(transaction) => sqlx::query_with(text, postgres_arguments(arguments)?)
-                .execute(&mut **transaction)
-                .await?
-                .rows_affected(),
+            Connection::PostgresWrite(transaction) => {
+                let query = sqlx::query_with(text, postgres_arguments(arguments)?);
+                Box::pin(self.0.1.wait(query.execute(&mut **transaction))).await?.rows_affected()
+            }
             Connection::Sqlite(_) | Connection::Postgres(_) => {
                 return Err(DbError::Unavailable("a connection for reading cannot write".to_owned()));
             }
@@ -344,7 +350,7 @@ impl Write {
         match &mut self.0.0 {
             Connection::SqliteWrite(transaction) => crate::jobs::push_sqlite(&mut *transaction, queue, payload).await,
             Connection::PostgresWrite(transaction) => {
-                crate::jobs::push_postgres(&mut *transaction, queue, payload).await
+                Box::pin(self.0.1.wait(crate::jobs::push_postgres(&mut *transaction, queue, payload))).await
             }
             Connection::Sqlite(_) | Connection::Postgres(_) => {
                 Err(DbError::Unavailable("a connection for reading cannot enqueue".to_owned()))
@@ -353,9 +359,10 @@ impl Write {
     }
 
     pub(crate) async fn commit(self) -> Result<(), DbError> {
-        match self.0.0 {
+        let Self(Read(connection, patience)) = self;
+        match connection {
             Connection::SqliteWrite(transaction) => transaction.commit().await?,
-            Connection::PostgresWrite(transaction) => transaction.commit().await?,
+            Connection::PostgresWrite(transaction) => Box::pin(patience.wait(transaction.commit())).await?,
             Connection::Sqlite(_) | Connection::Postgres(_) => {}
         }
         Ok(())
