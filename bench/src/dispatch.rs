@@ -42,6 +42,36 @@ pub(crate) async fn rows(size: Size, database: Option<String>, report: &mut Repo
     Ok(())
 }
 
+/// A server that is killed with many executions waiting, until the first and the last of them are at their agents.
+pub(crate) async fn restart(size: Size, report: &mut Report) -> Result<()> {
+    let mut machines = Machines::start(0).await?;
+    let mut client = Client::connect(&machines).await?;
+    let way = Way::new(&machines.join_token(AGENTS)?)?;
+    let (agents, hosts, mut news) = agents(&mut client, &way, "restart", AGENTS).await?;
+    let count = size.pick(500, 50);
+    let applications = work::applications(&mut client, count, &hosts, Script { name: "restart", ..NOTHING }).await?;
+    for application in &applications {
+        client.run(application.deploy_task, &application.instances).await?;
+    }
+    let killed = Instant::now();
+    machines.restart_server().await?;
+    let served = killed.elapsed();
+    let living: Vec<JoinHandle<()>> = agents.into_iter().map(|agent| tokio::spawn(agent.live())).collect();
+    let wanted = applications.len() * AGENTS;
+    let first = order(&mut news).await?.duration_since(killed);
+    let mut last = killed;
+    for _ in 1..wanted {
+        last = order(&mut news).await?;
+    }
+    living.iter().for_each(JoinHandle::abort);
+    let what = |part: &str| format!("killed with {wanted} queued executions, {part}");
+    report.add(Figure::new(what("until it serves"), "s", vec![served.as_secs_f64()]));
+    report.add(Figure::new(what("to the first order"), "s", vec![first.as_secs_f64()]).at_most(5.0));
+    let last = last.duration_since(killed).as_secs_f64();
+    report.add(Figure::new(what("to the last order"), "s", vec![last]));
+    Ok(())
+}
+
 /// Agents of their own, whose names begin with `name`; gives the hosts as well.
 async fn agents(
     client: &mut Client,

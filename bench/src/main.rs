@@ -32,6 +32,7 @@ const ROWS: &[(&str, &str)] = &[
     ("queued", "a thousand commands for one agent"),
     ("fifty", "one no-op hook on fifty agents"),
     ("dispatch", "queued executions to simulated agents, on SQLite"),
+    ("restart", "a server that is killed with ten thousand executions waiting"),
     ("postgres", "throughput and dispatch on PostgreSQL"),
     ("output", "a million lines to a viewer, their download and search"),
     ("lag", "a quiet job's lines at a viewer"),
@@ -104,6 +105,7 @@ async fn measure(name: &str, size: Size, report: &mut Report) -> Result<()> {
         "queued" => commands::queued(size, report).await,
         "fifty" => commands::fifty(size, report).await,
         "dispatch" => dispatch::rows(size, None, report).await,
+        "restart" => dispatch::restart(size, report).await,
         "postgres" => {
             let Ok(database) = std::env::var(POSTGRES) else { return Ok(()) };
             Box::pin(commands::sustained(size, Some(database.clone()), report)).await?;

@@ -35,8 +35,10 @@ def say(data):
     while data:
         data = data[os.write(1, data):]
 kind = chance.random()
-if kind < 0.1:
-    subprocess.Popen(["setsid", "sleep", "600"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+if kind < 0.3:
+    family = "trap '' TERM; sleep 600 & (sleep 600 &); (setsid sleep 600 &); wait"
+    nothing = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    subprocess.Popen(["setsid", "sh", "-c", family], **nothing)
 lines = chance.randrange(1, 400)
 pause = chance.choice([0, 0, 0.002, 0.01])
 for number in range(lines):
@@ -210,7 +212,7 @@ impl Fleet {
             // Each may come too late.
             assert!(matches!(status, 200 | 409), "{action}: {status} {answer}");
         };
-        if chance.percent(15) {
+        if chance.percent(30) {
             act("cancel").await;
         } else if chance.percent(15) {
             act("pause").await;
