@@ -4,6 +4,8 @@
 
 pub mod backup;
 pub mod config;
+pub mod gc;
+pub mod keeping;
 
 use std::path::Path;
 use std::sync::Arc;

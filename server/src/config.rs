@@ -6,9 +6,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use drover_kernel::proxies::{Proxies, ProxyHeader, network};
+use drover_kernel::retention::Retention;
 use drover_kernel::room::RESERVE_BYTES;
 use drover_shared::limits::OUTPUT_BYTES_MAX_DEFAULT;
 use serde::Deserialize;
+
+use crate::keeping::{self, KeepArgs};
 
 /// What every command needs to find its data.
 #[derive(Debug, Clone, Default, Args)]
@@ -63,6 +66,16 @@ pub struct ServeArgs {
     /// Output of one execution that is kept, such as 1G; beyond it a mark is left and hooks go on unheard [default: 4G]
     #[arg(long, env = "DROVER_OUTPUT_LIMIT", value_name = "SIZE")]
     output_limit: Option<String>,
+    /// How long what is over is kept.
+    #[command(flatten)]
+    keep: KeepArgs,
+}
+
+impl From<KeepArgs> for ServeArgs {
+    /// For a command that serves nobody.
+    fn from(keep: KeepArgs) -> Self {
+        Self { keep, ..Self::default() }
+    }
 }
 
 /// The file.
@@ -83,6 +96,11 @@ struct File {
     proxy_header: Option<String>,
     disk_reserve: Option<String>,
     output_limit: Option<String>,
+    keep_output: Option<String>,
+    keep_output_size: Option<String>,
+    keep_artifacts: Option<String>,
+    keep_tasks: Option<String>,
+    keep_tasks_least: Option<u32>,
 }
 
 /// Everything, settled.
@@ -112,6 +130,8 @@ pub struct Config {
     pub disk_reserve_bytes: u64,
     /// Output of one execution that is kept, in bytes.
     pub output_bytes_max: u64,
+    /// How long what is over is kept.
+    pub retention: Retention,
 }
 
 impl Config {
@@ -150,6 +170,13 @@ impl Config {
             &given.or(file.trusted_proxy).unwrap_or_default(),
             serve.proxy_header.or(file.proxy_header).as_deref(),
         )?;
+        let keep = KeepArgs {
+            keep_output: file.keep_output,
+            keep_output_size: file.keep_output_size,
+            keep_artifacts: file.keep_artifacts,
+            keep_tasks: file.keep_tasks,
+            keep_tasks_least: file.keep_tasks_least,
+        };
         let zone = serve.time_zone.or(file.time_zone).unwrap_or_else(|| "UTC".to_owned());
         Ok(Self {
             database_url,
@@ -170,6 +197,7 @@ impl Config {
                 None => RESERVE_BYTES,
             },
             output_bytes_max: output_limit(serve.output_limit.or(file.output_limit))?,
+            retention: keeping::settle(serve.keep, keep)?,
         })
     }
 
@@ -215,7 +243,7 @@ fn output_limit(given: Option<String>) -> Result<u64> {
 }
 
 /// Bytes, or a number with K, M, G or T for powers of 1024.
-fn size(text: &str) -> Option<u64> {
+pub(crate) fn size(text: &str) -> Option<u64> {
     let text = text.trim();
     let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
     let power = match unit.trim().to_ascii_uppercase().as_str() {

@@ -10,11 +10,13 @@ use drover_automation::engine::{self, Engine, Restored};
 use drover_automation::link::enrol::JoinTokenOptions;
 use drover_automation::link::keys::{Keys, certificate_names};
 use drover_automation::link::{self, create_join_token};
+use drover_automation::retention;
 use drover_kernel::db::{Db, DbOptions};
 use drover_kernel::secrets::KeyText;
 use drover_kernel::{Clock, Kernel, Settings, serve};
 use drover_server::config::{Config, DataArgs, ServeArgs};
-use drover_server::{VERSION, backup, bare_kernel, http, jobs, kernel};
+use drover_server::keeping::KeepArgs;
+use drover_server::{VERSION, backup, bare_kernel, gc, http, jobs, kernel};
 use rustls::ServerConfig;
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
@@ -49,6 +51,14 @@ enum Command {
     Restore {
         /// The file
         file: PathBuf,
+    },
+    /// Remove what is older than it is kept, as the server does every hour
+    Gc {
+        /// Only say what would be removed
+        #[arg(long)]
+        dry_run: bool,
+        #[command(flatten)]
+        keep: KeepArgs,
     },
     /// API tokens
     #[command(subcommand)]
@@ -133,6 +143,13 @@ async fn main() -> Result<()> {
             }
             Ok(())
         }
+        Command::Gc { dry_run, keep } => {
+            let config = Config::settle(arguments.data, keep.into())?;
+            let settings = Settings { secret_key: secret_key(), ..Settings::default() };
+            let db = open(&config).await?;
+            print(&gc::gc(&config, db, settings, dry_run).await?.to_string());
+            Ok(())
+        }
         Command::Token(TokenCommand::Create { user, name }) => {
             let config = Config::settle(arguments.data, ServeArgs::default())?;
             let kernel = bare(&config).await?;
@@ -212,6 +229,7 @@ async fn run(config: Config) -> Result<()> {
         proxies: config.proxies.clone(),
         disk_reserve_bytes: config.disk_reserve_bytes,
         output_bytes_max: config.output_bytes_max,
+        retention: config.retention.clone(),
         ..Settings::default()
     };
     let kernel = kernel(db, Clock::system(), settings, &config.data_directory)?;
@@ -236,6 +254,7 @@ async fn run(config: Config) -> Result<()> {
         kernel.spawn(serve::serve(kernel.clone(), listener, http(&kernel), tls)),
         kernel.spawn(link::serve(kernel.clone(), agents, agent_tls, link::Patience::default())),
         kernel.spawn(engine::sweep(kernel.clone())),
+        kernel.spawn(retention::keep(kernel.clone())),
         kernel.spawn(jobs().run(kernel.clone())),
     );
     tokio::select! {
@@ -253,17 +272,18 @@ async fn run(config: Config) -> Result<()> {
 }
 
 /// Waits until one of the server's parts has ended, by a panic for instance.
-async fn any_ended((requests, agents, sweep, queue): &mut Parts) -> &'static str {
+async fn any_ended((requests, agents, sweep, retention, queue): &mut Parts) -> &'static str {
     tokio::select! {
         _ = requests => "the listener for people",
         _ = agents => "the listener for agents",
         _ = sweep => "the sweep",
+        _ = retention => "the removal of what is old",
         _ = queue => "the queue of wake-ups",
     }
 }
 
 /// What runs for as long as the server does.
-type Parts = (JoinHandle<()>, JoinHandle<()>, JoinHandle<()>, JoinHandle<()>);
+type Parts = (JoinHandle<()>, JoinHandle<()>, JoinHandle<()>, JoinHandle<()>, JoinHandle<()>);
 
 async fn stop(kernel: &Kernel) {
     let engine = kernel.part::<Engine>();

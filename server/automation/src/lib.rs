@@ -18,6 +18,7 @@ pub mod operations;
 pub mod output;
 pub mod releases;
 pub mod render;
+pub mod retention;
 pub mod scripts;
 pub mod settings;
 pub mod source;

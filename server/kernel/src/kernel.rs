@@ -19,6 +19,7 @@ use crate::jobs::Work;
 use crate::metrics::Metrics;
 use crate::proxies::Proxies;
 use crate::resources::Resources;
+use crate::retention::Retention;
 use crate::room::RESERVE_BYTES;
 use crate::secrets::{KeyText, Sealer};
 
@@ -41,6 +42,8 @@ pub struct Settings {
     pub disk_reserve_bytes: u64,
     /// Output of one execution that is kept, in bytes; beyond it the hook goes on and its output is thrown away.
     pub output_bytes_max: u64,
+    /// How long what is over is kept.
+    pub retention: Retention,
 }
 
 impl Default for Settings {
@@ -54,6 +57,7 @@ impl Default for Settings {
             proxies: Proxies::default(),
             disk_reserve_bytes: RESERVE_BYTES,
             output_bytes_max: OUTPUT_BYTES_MAX_DEFAULT,
+            retention: Retention::default(),
         }
     }
 }

@@ -21,6 +21,7 @@ pub mod page;
 mod panics;
 pub mod proxies;
 pub mod resources;
+pub mod retention;
 pub mod room;
 pub mod routes;
 pub mod secrets;

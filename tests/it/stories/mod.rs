@@ -17,6 +17,7 @@ mod order;
 mod output;
 mod releases;
 mod restarts;
+mod retention;
 mod reverting;
 mod rollouts;
 mod secrets;

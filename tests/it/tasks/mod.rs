@@ -11,6 +11,7 @@ mod preparing;
 mod previewing;
 mod reading;
 mod rendering;
+mod retention;
 mod returning;
 mod reverting;
 mod rollouts;

@@ -22,17 +22,23 @@ async fn keep(server: &TestServer, instance: i64, version: &str, current: bool, 
     server.run(sql, args![instance, name, version, digest, current, installed_at]).await;
 }
 
-const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+pub(super) const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
 /// Puts an archive into the server's store.
-fn store_artifact(server: &TestServer, bytes: &[u8]) -> Digest {
+pub(super) fn store_artifact(server: &TestServer, bytes: &[u8]) -> Digest {
     let mut writer = server.kernel().part::<Engine>().artifacts.create(1_000).expect("a writer");
     writer.write_all(bytes).expect("room");
     writer.commit().expect("the archive").digest
 }
 
 /// Says that an update installed this version on these instances.
-async fn installed(server: &TestServer, shop: &Shop, instances: &[i64], version: &str, artifact: Digest) {
+pub(super) async fn installed(
+    server: &TestServer,
+    shop: &Shop,
+    instances: &[i64],
+    version: &str,
+    artifact: Digest,
+) -> i64 {
     let deploy_task = shop.started().await;
     let source = json!({"url": "/nowhere/shop.git", "branch": "main", "version": version, "path": "dist"});
     let task = sql!(
@@ -56,6 +62,7 @@ async fn installed(server: &TestServer, shop: &Shop, instances: &[i64], version:
         tx.run(execution, args![id, task, ordinal, *instance, shop.hosts[at], artifact]).await.expect("an execution");
     }
     tx.finish(Audit::none("a test prepares something")).await.expect("the commit");
+    task
 }
 
 both_engines! {

@@ -45,6 +45,14 @@ impl Viewer {
     /// # Panics
     /// When it is refused.
     pub async fn open(url: &str, token: &str) -> Self {
+        Self::try_open(url, token).await.unwrap_or_else(|error| panic!("{url}: {error}"))
+    }
+
+    /// As [`open`](Self::open), for what may be refused.
+    ///
+    /// # Errors
+    /// What the server answers in place of a view.
+    pub async fn try_open(url: &str, token: &str) -> Result<Self, String> {
         Self::connect(url, token, false).await
     }
 
@@ -53,10 +61,10 @@ impl Viewer {
     /// # Panics
     /// When it is refused.
     pub async fn open_slow(url: &str, token: &str) -> Self {
-        Self::connect(url, token, true).await
+        Self::connect(url, token, true).await.unwrap_or_else(|error| panic!("{url}: {error}"))
     }
 
-    async fn connect(url: &str, token: &str, slow: bool) -> Self {
+    async fn connect(url: &str, token: &str, slow: bool) -> Result<Self, String> {
         let mut request = url.into_client_request().expect("the address of a channel");
         let authorization = HeaderValue::from_str(&format!("Token {token}")).expect("a token");
         request.headers_mut().insert("authorization", authorization);
@@ -69,8 +77,8 @@ impl Viewer {
         }
         let stream = socket.connect(address).await.expect("the server answers");
         let opened = client_async_with_config(request, stream, Some(config)).await;
-        let (socket, _) = opened.unwrap_or_else(|error| panic!("{url}: {error}"));
-        Self { socket }
+        let (socket, _) = opened.map_err(|error| error.to_string())?;
+        Ok(Self { socket })
     }
 
     /// What comes next.

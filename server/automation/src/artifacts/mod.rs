@@ -22,7 +22,7 @@ use sha2::{Digest as _, Sha256};
 use tempfile::NamedTempFile;
 
 pub use needed::sweep;
-pub(crate) use needed::{Naming, remove_unneeded};
+pub(crate) use needed::{Naming, remove_unneeded, unneeded};
 
 /// Most bytes that one [`ArtifactFile::read_at`] gives.
 pub const READ_BYTES_MAX: usize = 1024 * 1024;
@@ -114,6 +114,12 @@ impl ArtifactStore {
         Ok(store)
     }
 
+    /// The store in `folder` for looking into it, beside a server that works with it.
+    #[must_use]
+    pub fn beside(folder: &Path) -> Self {
+        Self { folder: folder.to_owned(), room: None }
+    }
+
     /// Lets nothing be written to what this keeps in reserve.
     #[must_use]
     pub fn within(self, room: Arc<Room>) -> Self {
@@ -200,6 +206,14 @@ impl ArtifactStore {
             }
         }
         Ok(())
+    }
+
+    /// How many bytes an artifact takes with its index, if it is there.
+    #[must_use]
+    pub fn bytes_on_disk(&self, digest: Digest) -> Option<u64> {
+        let bytes = |path: PathBuf| std::fs::metadata(path).map(|about| about.len());
+        let artifact = bytes(self.path(digest)).ok()?;
+        Some(artifact + bytes(self.index_path(digest)).unwrap_or(0))
     }
 
     /// Whether the artifact is there.

@@ -6,12 +6,14 @@
 
 use std::collections::HashSet;
 
-use drover_kernel::{Error, Kernel, Result, args, sql};
+use drover_kernel::db::Read;
+use drover_kernel::{Error, Kernel, Result, args, row, sql};
 use drover_shared::Digest;
 use tokio::sync::OwnedMutexGuard;
 
 use super::ArtifactStore;
 use crate::engine::Engine;
+use crate::retention::Counted;
 
 /// Artifacts that are looked for in the tables at a time.
 const LOOKED_FOR: usize = 500;
@@ -61,32 +63,82 @@ pub(crate) async fn remove_unneeded(kernel: &Kernel, digest: Digest) {
     }
 }
 
-/// Removes every artifact that no row names: those of applications that were deleted, and what a crash left.
+/// Removes every artifact that no row names: those of applications that were deleted, those that retention gave up, and
+/// what a crash left. Gives what went.
 ///
 /// # Errors
 /// When the database or the disk is not available; the next round does what this one left.
-pub async fn sweep(kernel: &Kernel) -> Result<()> {
+pub async fn sweep(kernel: &Kernel) -> Result<Counted> {
     let artifacts = kernel.part::<Engine>().artifacts.clone();
+    let mut removed = Counted::default();
     for first in 0..=u8::MAX {
-        let artifacts = artifacts.clone();
-        let all = tokio::task::spawn_blocking(move || artifacts.beginning_with(first)).await;
+        let store = artifacts.clone();
+        let all = tokio::task::spawn_blocking(move || store.beginning_with(first)).await;
         let all = all.map_err(Error::internal)?.map_err(Error::internal)?;
         for some in all.chunks(LOOKED_FOR) {
             let naming = Naming::begin(kernel).await;
-            let named = named(kernel, some).await?;
-            naming.remove(some.iter().filter(|digest| !named.contains(&digest.to_string())).copied().collect()).await?;
+            let named = named(&mut kernel.work().read().await?, some, &HashSet::new()).await?;
+            let unnamed: Vec<Digest> =
+                some.iter().filter(|digest| !named.contains(&digest.to_string())).copied().collect();
+            if !unnamed.is_empty() {
+                let gone = measured(&artifacts, unnamed.clone()).await?;
+                naming.remove(unnamed).await?;
+                removed.add(gone);
+            }
         }
     }
-    Ok(())
+    Ok(removed)
 }
 
-/// Those of these artifacts that a row names. A task that is over counts: a revert may want what it installed.
-async fn named(kernel: &Kernel, digests: &[Digest]) -> Result<HashSet<String>> {
+/// What [`sweep`] would remove once these tasks name nothing any more.
+///
+/// # Errors
+/// When the database or the disk is not available.
+pub(crate) async fn unneeded(read: &mut Read, artifacts: &ArtifactStore, without: &HashSet<i64>) -> Result<Counted> {
+    let mut unneeded = Counted::default();
+    for first in 0..=u8::MAX {
+        let store = artifacts.clone();
+        let all = tokio::task::spawn_blocking(move || store.beginning_with(first)).await;
+        let all = all.map_err(Error::internal)?.map_err(Error::internal)?;
+        for some in all.chunks(LOOKED_FOR) {
+            let named = named(read, some, without).await?;
+            let unnamed = some.iter().filter(|digest| !named.contains(&digest.to_string())).copied().collect();
+            unneeded.add(measured(artifacts, unnamed).await?);
+        }
+    }
+    Ok(unneeded)
+}
+
+/// How many artifacts these are, with their bytes.
+async fn measured(artifacts: &ArtifactStore, digests: Vec<Digest>) -> Result<Counted> {
+    let artifacts = artifacts.clone();
+    let measure = move || {
+        let mut counted = Counted::default();
+        for digest in digests {
+            if let Some(bytes) = artifacts.bytes_on_disk(digest) {
+                counted.add(Counted { count: 1, bytes });
+            }
+        }
+        counted
+    };
+    tokio::task::spawn_blocking(measure).await.map_err(Error::internal)
+}
+
+/// Those of these artifacts that a row names. A task that is over counts, because a revert may want what it installed,
+/// until retention gives its artifact up.
+async fn named(read: &mut Read, digests: &[Digest], without: &HashSet<i64>) -> Result<HashSet<String>> {
+    row! {
+        struct Names {
+            id: i64,
+            artifact_digest: String,
+        }
+    }
     let digests: Vec<String> = digests.iter().map(Digest::to_string).collect();
-    let mut read = kernel.work().read().await?;
     let by_archives = sql!("SELECT DISTINCT artifact_digest FROM archives WHERE artifact_digest IN ($1)");
-    let by_tasks = sql!("SELECT DISTINCT artifact_digest FROM tasks WHERE artifact_digest IN ($1)");
+    let by_tasks =
+        sql!("SELECT id, artifact_digest FROM tasks WHERE artifact_digest IN ($1) AND artifact_removed_at IS NULL");
     let mut named: HashSet<String> = read.values(by_archives, args![digests.clone()]).await?.into_iter().collect();
-    named.extend(read.values::<String>(by_tasks, args![digests]).await?);
+    let tasks: Vec<Names> = read.all(by_tasks, args![digests]).await?;
+    named.extend(tasks.into_iter().filter(|task| !without.contains(&task.id)).map(|task| task.artifact_digest));
     Ok(named)
 }

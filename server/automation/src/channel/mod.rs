@@ -20,7 +20,6 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::engine::Engine;
 use crate::logs::{Format, LogReader};
 use crate::output::Form;
 use crate::tasks::store as task_store;
@@ -100,7 +99,7 @@ async fn follow(
         // A crash between the end of a task and the end of its log is repaired here at the latest.
         crate::engine::advance(&kernel, task.id).await?;
     }
-    let log = kernel.part::<Engine>().logs.task(task.id).await.map_err(Error::internal)?;
+    let log = crate::output::kept(&kernel, task.id).await?;
     let format = if json { Format::Json(Arc::new(move |source| names.get(&source).cloned())) } else { Format::Text };
     let reader = log.reader(from, format);
     Ok(upgrade.max_message_size(INCOMING_BYTES_MAX).max_frame_size(INCOMING_BYTES_MAX).on_upgrade(

@@ -283,6 +283,9 @@ pub(crate) async fn advance(kernel: &Kernel, task_id: i64) -> Result<()> {
     for _ in 0..16 {
         let mut read = work.read().await?;
         let Some(task) = task_store::find(&mut read, task_id).await? else { return Ok(()) };
+        if task.output_removed_at.is_some() {
+            return Ok(());
+        }
         if let Some(outcome) = task.outcome {
             return close_log(&engine, task_id, outcome).await;
         }

@@ -10,6 +10,7 @@ mod error;
 mod file;
 mod lines;
 mod reader;
+mod removing;
 mod scan;
 mod search;
 mod text;
@@ -32,6 +33,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 pub use error::{AppendError, OpenError, ReadError};
 pub use lines::{Line, Lines};
 pub use reader::{Describe, Format, Frame, LogReader};
+pub use removing::stored;
 pub use scan::{Entry, Scan, Sources};
 pub use search::{Bounds, Cursor, Hit, Pattern, Search, Shown};
 pub use writer::Appended;
@@ -194,8 +196,12 @@ impl Shared {
         Some(file)
     }
 
+    fn path(&self, id: u64) -> PathBuf {
+        self.folder.join((id / 1000).to_string()).join(format!("{id}.{SUFFIX}"))
+    }
+
     async fn open_file(&self, id: u64) -> Result<Arc<LogFile>, OpenError> {
-        let path = self.folder.join((id / 1000).to_string()).join(format!("{id}.{SUFFIX}"));
+        let path = self.path(id);
         let shown = path.display().to_string();
         let opening = tokio::task::spawn_blocking(move || LogFile::open(id, path));
         let file = opening.await.map_err(|error| OpenError::Storage { path: shown, reason: error.to_string() })??;

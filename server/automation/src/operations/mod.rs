@@ -15,11 +15,11 @@ use drover_shared::words::{Action, Word as _};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::engine::Engine;
+use crate::output;
 use crate::tasks::control;
 use crate::tasks::rollout::{Rollout, Share};
 use crate::tasks::view::{Status, SubTaskReceipt, shown, with_executions};
-use crate::tasks::{OUTPUT_SHOWN_BYTES, SubTaskOut, create, required, store};
+use crate::tasks::{SubTaskOut, create, required, store};
 
 permission!(pub Operate, "instances.operate", "Start, stop and restart instances of an application",
     Resource { kind: "application", right: "restart_app" });
@@ -184,7 +184,6 @@ async fn detail(call: Call<Read>, id: Path<i64>) -> Result<Reply<SubTaskOut>> {
     let executions = store::execution_views(&mut read, vec![id.0]).await?;
     let after = required::shown(&call, &mut read, vec![id.0]).await?.remove(&id.0).unwrap_or_default();
     drop(read);
-    let log = call.kernel().part::<Engine>().logs.task(id.0).await.map_err(Error::internal)?;
-    let output = log.text(OUTPUT_SHOWN_BYTES).await.map_err(Error::internal)?.to_string();
+    let output = output::excerpt(call.kernel(), id.0).await?;
     Ok(Reply::new(shown(&call, task, executions, after).with_output(output)))
 }

@@ -15,7 +15,7 @@ use axum::http::HeaderMap;
 use axum::response::Response;
 use drover_kernel::fields::{Flag, Name, Number, Words};
 use drover_kernel::resources::{ResourceKind, Resources};
-use drover_kernel::{Call, Error, Path, Query, Reply, Result, Routes, Time, api_words, permission, sql};
+use drover_kernel::{Call, Error, Kernel, Path, Query, Reply, Result, Routes, Time, api_words, permission, sql};
 use drover_shared::record::Stream;
 use drover_shared::words::Word as _;
 use schemars::JsonSchema;
@@ -25,6 +25,7 @@ use tokio::time::timeout;
 use crate::channel::Viewers;
 use crate::engine::Engine;
 use crate::logs::{Bounds, Cursor, Format, Hit, Pattern, Search, Shown, Sources, TaskLog};
+use crate::tasks::OUTPUT_SHOWN_BYTES;
 use crate::tasks::store::{self as task_store, Speaker};
 use download::{Producer, View};
 use marked::Marked;
@@ -138,6 +139,37 @@ async fn download(call: Call<ReadOutput>, id: Path<i64>, wish: Query<Wish>, head
     Ok(view.respond(call.kernel(), call.permit(), place))
 }
 
+/// Opens the output of a task. It stays as long as it is open.
+///
+/// # Errors
+/// Gone, with the time, when retention has removed it.
+pub(crate) async fn kept(kernel: &Kernel, task_id: i64) -> Result<TaskLog> {
+    let (log, removed_at) = opened(kernel, task_id).await?;
+    match removed_at {
+        None => Ok(log),
+        Some(at) => {
+            let at = kernel.show(at);
+            Err(Error::coded(410, 10004, format!("the output of this task was removed by retention at {at}")))
+        }
+    }
+}
+
+/// The beginning and the end of the output, for a detail; none when retention has removed it.
+pub(crate) async fn excerpt(kernel: &Kernel, task_id: i64) -> Result<Option<String>> {
+    let (log, removed_at) = opened(kernel, task_id).await?;
+    if removed_at.is_some() {
+        return Ok(None);
+    }
+    Ok(Some(log.text(OUTPUT_SHOWN_BYTES).await.map_err(Error::internal)?.to_string()))
+}
+
+/// The log of a task, and when it was removed. Asked in this order: what is not removed once it is open stays open.
+async fn opened(kernel: &Kernel, task_id: i64) -> Result<(TaskLog, Option<Time>)> {
+    let log = kernel.part::<Engine>().logs.task(task_id).await.map_err(Error::internal)?;
+    let task = task_store::find(&mut kernel.work().read().await?, task_id).await?;
+    Ok((log, task.ok_or_else(|| Error::not_found("task"))?.output_removed_at))
+}
+
 /// The log of a task, who speaks in it, and who of them is wanted.
 async fn open(
     call: &Call<ReadOutput>,
@@ -145,6 +177,7 @@ async fn open(
     host: Option<Name>,
     execution: Option<Name>,
 ) -> Result<(TaskLog, Vec<Speaker>, Sources)> {
+    let log = kept(call.kernel(), task_id).await?;
     let speakers = task_store::speakers(&mut call.read().await?, task_id).await?;
     let mut sources = Sources::all();
     if host.is_some() || execution.is_some() {
@@ -161,7 +194,6 @@ async fn open(
         }
         sources = Sources::these(found);
     }
-    let log = call.kernel().part::<Engine>().logs.task(task_id).await.map_err(Error::internal)?;
     Ok((log, speakers, sources))
 }
 

@@ -320,7 +320,9 @@ async fn retry<P: Permission>(call: Call<P>, which: Which, body: RetryNew) -> Re
         deploy_rules::step(deploy_task.status, deploy_rules::Event::MakeSubTask, deploy_rules::Facts::default())?;
         deploy_store::lock(&mut tx, &deploy_task).await?;
     }
-    let task = which.load(&mut tx).await?;
+    which.load(&mut tx).await?;
+    // It stays as long as something is made from it.
+    let task = store::lock(&mut tx, which.id).await?.ok_or_else(|| Error::not_found("task"))?;
     if task.outcome.is_none() {
         return Err(Error::conflict("this task is not over"));
     }

@@ -23,7 +23,7 @@ pub(crate) mod view;
 use drover_kernel::db::Condition;
 use drover_kernel::fields::{Flag, Line, Many, Name, Number, Reference};
 use drover_kernel::resources::{ResourceKind, Resources};
-use drover_kernel::{Body, Call, Error, Page, Paging, Path, Query, Reply, Result, Routes, permission, sql, when};
+use drover_kernel::{Body, Call, Page, Paging, Path, Query, Reply, Result, Routes, permission, sql, when};
 use drover_shared::words::Action;
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -31,7 +31,7 @@ use serde::Deserialize;
 use self::create::{Asked, Wanted, create, look, wanted_instances, wanted_timeout};
 use self::rollout::Rollout;
 use self::view::{Status, shown, with_executions};
-use crate::engine::Engine;
+use crate::output;
 
 pub use self::view::SubTaskOut;
 pub(crate) use self::view::of_deploy_task;
@@ -138,8 +138,7 @@ async fn detail(call: Call<ReadSubTask>, (deploy_task_id, id): (i64, i64), kind:
     let executions = store::execution_views(&mut read, vec![id]).await?;
     let after = required::shown(&call, &mut read, vec![id]).await?.remove(&id).unwrap_or_default();
     drop(read);
-    let log = call.kernel().part::<Engine>().logs.task(id).await.map_err(Error::internal)?;
-    let output = log.text(OUTPUT_SHOWN_BYTES).await.map_err(Error::internal)?.to_string();
+    let output = output::excerpt(call.kernel(), id).await?;
     Ok(Reply::new(shown(&call, task, executions, after).with_output(output)))
 }
 

@@ -47,6 +47,8 @@ row! {
         pub origin: Option<Origin>,
         pub origin_task_id: Option<i64>,
         pub waits: bool,
+        pub output_removed_at: Option<Time>,
+        pub artifact_removed_at: Option<Time>,
     }
 }
 

@@ -93,7 +93,9 @@ pub struct SubTaskOut {
     created_time: String,
     finished_time: Option<String>,
     task_output: String,
-    /// Output so far, cut in the middle if it is long; in the detail only.
+    /// When retention removed the output.
+    output_removed_time: Option<String>,
+    /// Output so far, cut in the middle if it is long; in the detail only, and not when it was removed.
     #[serde(skip_serializing_if = "Option::is_none")]
     output: Option<String>,
     /// Commit that the version was resolved to.
@@ -105,8 +107,8 @@ pub struct SubTaskOut {
 }
 
 impl SubTaskOut {
-    pub(crate) fn with_output(self, output: String) -> Self {
-        Self { output: Some(output), ..self }
+    pub(crate) fn with_output(self, output: Option<String>) -> Self {
+        Self { output, ..self }
     }
 }
 
@@ -188,6 +190,7 @@ pub(crate) fn shown<P: drover_kernel::call::Permission>(
         created_time: kernel.show(task.created_at),
         finished_time: task.finished_at.map(|time| kernel.show(time)),
         task_output: channel::addresses(call).of(&task.channel),
+        output_removed_time: task.output_removed_at.map(|time| kernel.show(time)),
         output: None,
         commit: task.resolved_commit,
         artifact_digest: task.artifact_digest.map(|digest| digest.to_string()),

@@ -34,7 +34,8 @@ migrations!(
     "0014_task_order",
     "0015_environments",
     "0016_artifacts",
-    "0017_answers"
+    "0017_answers",
+    "0018_retention"
 );
 
 /// Key of the advisory lock that lets one server migrate at a time.

@@ -2,6 +2,7 @@
 
 mod late;
 mod recovery;
+mod removing;
 mod searching;
 mod viewers;
 
