@@ -51,7 +51,7 @@ async fn what_is_removed_is_what_was_foreseen_and_a_revert_works_after_it() {
     shop.api().get(&first.path).await.expect(404);
     let detail = shop.api().get(&second.path).await.expect(200);
     assert!(detail["output_removed_time"].is_string() && detail.get("output").is_none(), "{detail:#}");
-    let refused = Viewer::try_open(&second.channel, shop.api().token()).await.expect_err("no output");
+    let refused = Viewer::try_open(&second.channel, shop.api().token()).await.err().expect("no output");
     assert!(refused.contains("410"), "{refused}");
     shop.processes.kill_server().await;
     shop.processes.start_server().await;

@@ -337,13 +337,17 @@ impl Reader {
     /// keep the host from everything else.
     async fn open_output(&mut self, channel: u32, known: &Known) -> Result<Option<Arc<Output>>, Ended> {
         let Some(log) = self.log(known.task_id).await else { return Ok(None) };
-        // Whose outcome is taken in needs no channel, and its task's file may be closed.
         if self.channels.len() >= CHANNELS_SWEPT {
-            self.channels.retain(|_, output| !output.is_over());
+            self.close_channels();
         }
         let output = Arc::new(Output::new(log, known)?);
         self.channels.insert(channel, output.clone());
         Ok(Some(output))
+    }
+
+    /// Whose outcome is taken in needs no channel, and its task's file may be closed, and removed.
+    fn close_channels(&mut self) {
+        self.channels.retain(|_, output| !output.is_over());
     }
 
     async fn log(&self, task_id: i64) -> Option<TaskLog> {
@@ -411,7 +415,10 @@ impl Reader {
                 }
             }
             ToServer::FetchDone { channel } => drop(self.transfers.remove(&channel)),
-            ToServer::Heartbeat { .. } => drop(self.session.send(ToAgent::HeartbeatAck {}).await),
+            ToServer::Heartbeat { .. } => {
+                self.close_channels();
+                let _ = self.session.send(ToAgent::HeartbeatAck {}).await;
+            }
             ToServer::Enrol { .. } | ToServer::Hello(_) => return Err(Ended("said hello twice".to_owned())),
             ToServer::Inspected(answer) => self.session.questions.answered(Answer::Inspected(*answer)),
             ToServer::Log(answer) => self.session.questions.answered(Answer::Log(*answer)),

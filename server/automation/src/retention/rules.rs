@@ -17,7 +17,7 @@ pub const VERSIONS_KEPT: usize = 5;
 /// How long output stays however large all of it is: what a host says late finds its place.
 pub const OUTPUT_LEAST: Duration = Duration::from_hours(1);
 
-/// What an instance has of tasks.
+/// What an instance has of tasks of one kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Newest {
     /// Its newest task.
@@ -37,7 +37,7 @@ pub struct Had {
     pub update_task_id: Option<i64>,
 }
 
-/// Tasks that a revert or a retry needs: what every instance was given last, and the updates to the versions that it had
+/// Tasks that a plan, a revert or a retry needs: what every instance was given last, and the updates to the versions that it had
 /// last.
 #[must_use]
 pub fn needed(newest: &[Newest], had: &[Had]) -> BTreeSet<i64> {

@@ -108,8 +108,8 @@ pub(super) async fn histories(work: &Work, application_id: i64, mut take: impl F
     }
     let instances = sql!("SELECT id FROM instances WHERE application_id = $1 AND id > $2 ORDER BY id LIMIT $3");
     let newest = sql!(
-        "SELECT MAX(task_id) AS task_id, MAX(CASE WHEN dispatched_at IS NOT NULL THEN task_id END) AS sent_task_id \
-         FROM executions WHERE instance_id IN ($1) GROUP BY instance_id"
+        "SELECT MAX(t.id) AS task_id, MAX(CASE WHEN e.dispatched_at IS NOT NULL THEN t.id END) AS sent_task_id \
+         FROM executions e JOIN tasks t ON t.id = e.task_id WHERE e.instance_id IN ($1) GROUP BY e.instance_id, t.kind"
     );
     // As `tasks::former` looks for what is installed again.
     let had = sql!(
