@@ -41,7 +41,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Serve API, console and agents
-    Serve(ServeArgs),
+    Serve(Box<ServeArgs>),
     /// Write database and data directory into one file, while the server works
     Backup {
         /// The file; it holds keys, and only this account can read it
@@ -118,7 +118,7 @@ async fn main() -> Result<()> {
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let arguments = Arguments::parse();
     match arguments.command {
-        Command::Serve(serve_arguments) => run(Config::settle(arguments.data, serve_arguments)?).await,
+        Command::Serve(serve_arguments) => run(Config::settle(arguments.data, *serve_arguments)?).await,
         Command::Backup { file } => {
             let config = Config::settle(arguments.data, ServeArgs::default())?;
             let written = backup::backup(&config, &file).await?;
