@@ -336,6 +336,8 @@ tasks.cancelled boolean NOT NULL
 tasks.origin text
 tasks.origin_task_id bigint
 tasks.waits boolean NOT NULL
+tasks.output_removed_at bigint
+tasks.artifact_removed_at bigint
 users.id bigint NOT NULL IDENTITY
 users.organisation_id bigint NOT NULL
 users.username text NOT NULL
@@ -542,6 +544,8 @@ CREATE INDEX tasks_at_work ON public.tasks USING btree (phase) WHERE (phase <> '
 CREATE INDEX tasks_by_application ON public.tasks USING btree (application_id, id)
 CREATE INDEX tasks_by_artifact ON public.tasks USING btree (artifact_digest) WHERE (artifact_digest IS NOT NULL)
 CREATE INDEX tasks_by_deploy_task ON public.tasks USING btree (deploy_task_id, id)
+CREATE INDEX tasks_by_origin ON public.tasks USING btree (origin_task_id) WHERE (origin_task_id IS NOT NULL)
+CREATE INDEX tasks_with_output ON public.tasks USING btree (finished_at, id) WHERE ((phase = 'over'::text) AND (output_removed_at IS NULL))
 CREATE UNIQUE INDEX agents_host_id_key ON public.agents USING btree (host_id)
 CREATE UNIQUE INDEX agents_pkey ON public.agents USING btree (id)
 CREATE UNIQUE INDEX application_persons_pkey ON public.application_persons USING btree (application_id, user_id)

@@ -500,7 +500,7 @@ CREATE TABLE "tasks" (
     stop_reason TEXT,
     cancelled BOOLEAN NOT NULL DEFAULT FALSE,
     origin TEXT CHECK (origin IN ('retry', 'auto_revert')),
-    origin_task_id BIGINT, waits BOOLEAN NOT NULL DEFAULT FALSE,
+    origin_task_id BIGINT, waits BOOLEAN NOT NULL DEFAULT FALSE, output_removed_at BIGINT, artifact_removed_at BIGINT,
     CHECK (deploy_task_id IS NOT NULL OR kind NOT IN ('upgrade', 'revert'))
 );
 
@@ -511,6 +511,10 @@ CREATE INDEX tasks_by_application ON tasks (application_id, id);
 CREATE INDEX tasks_by_artifact ON tasks (artifact_digest) WHERE artifact_digest IS NOT NULL;
 
 CREATE INDEX tasks_by_deploy_task ON tasks (deploy_task_id, id);
+
+CREATE INDEX tasks_by_origin ON tasks (origin_task_id) WHERE origin_task_id IS NOT NULL;
+
+CREATE INDEX tasks_with_output ON tasks (finished_at, id) WHERE phase = 'over' AND output_removed_at IS NULL;
 
 CREATE TABLE users (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
