@@ -171,11 +171,11 @@ both_engines! {
         let tasks = history(&server, &shop, 11).await;
         // Of the first six none is needed for a revert.
         let [lost, origin, awaited, running, _, newest_of_them, ..] = tasks[..] else { panic!("too few") };
-        server.run(sql!("UPDATE executions SET state = 'lost' WHERE task_id = $1"), args![lost]).await;
         let made = sql!("UPDATE tasks SET origin = 'retry', origin_task_id = $1 WHERE id = $2");
         server.run(made, args![origin, tasks[10]]).await;
         let deploy_task = shop.started().await;
         let waiting = upgrade(&shop, deploy_task, &shop.instances).await;
+        server.run(sql!("UPDATE executions SET state = 'lost' WHERE task_id = $1"), args![lost]).await;
         let goes_after = sql!("INSERT INTO task_requirements (organisation_id, task_id, required_id) VALUES (1, $1, $2)");
         server.run(goes_after, args![waiting, awaited]).await;
         let open = sql!("UPDATE tasks SET phase = 'instances', outcome = NULL WHERE id = $1");
