@@ -1,25 +1,16 @@
 //! Masking: known secret values are taken out of a hook's output before it is kept.
 //!
-//! A value is looked for as it is, line by line, in base64 (any place in a longer text, and any eight characters of it,
-//! since a text may be wrapped anywhere), URL-encoded, JSON-escaped and quoted for a shell. Values shorter than [`MASKED_BYTES_MIN`] are left alone.
+//! A value is looked for in all its [forms]. Values shorter than [`MASKED_BYTES_MIN`] are left alone.
 //! Invariant: whatever the pieces in which output comes, what leaves a [`Masker`] is the same, and contains no pattern
 //! as a whole; what may still become one is held back until it is decided.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::{STANDARD, URL_SAFE};
 use drover_shared::secret::{MASK, MASKED_BYTES_MIN, Secrets};
 
-/// Lines of a value that are shorter than this are not patterns of their own, in bytes.
-const LINE_BYTES_MIN: usize = 8;
-/// Columns at which programs wrap base64.
-const WRAPS: [usize; 2] = [64, 76];
-/// Bytes of a value whose base64 is a pattern of its own: eight characters, between any two line breaks.
-const WINDOW_BYTES: usize = 6;
-/// A window with fewer different bytes is too common to be a pattern.
-const WINDOW_VARIETY_MIN: usize = 3;
+use super::forms;
+
 /// Bytes that lead to the patterns that begin with them.
 const PREFIX: usize = MASKED_BYTES_MIN;
 
@@ -39,7 +30,7 @@ impl Patterns {
     pub(crate) fn new(secrets: &Secrets) -> Option<Arc<Self>> {
         let mut all = BTreeSet::new();
         for value in secrets.0.values() {
-            add_forms(value.trim_end_matches(['\r', '\n']), &mut all);
+            forms::add(value.trim_end_matches(['\r', '\n']), &mut all);
         }
         all.retain(|pattern| pattern.len() >= MASKED_BYTES_MIN);
         let longest = all.iter().map(Vec::len).max()?;
@@ -83,136 +74,6 @@ impl Patterns {
 fn place(first: u8, second: u8) -> (usize, u64) {
     let index = usize::from(first) << 8 | usize::from(second);
     (index / 64, 1 << (index % 64))
-}
-
-fn add_forms(value: &str, all: &mut BTreeSet<Vec<u8>>) {
-    if value.len() < MASKED_BYTES_MIN {
-        return;
-    }
-    let mut add = |form: String| {
-        all.insert(form.into_bytes());
-    };
-    add(value.to_owned());
-    for line in value.lines().map(str::trim) {
-        // The frame of a key is no secret.
-        if line.len() >= LINE_BYTES_MIN && !line.starts_with("-----") {
-            add(line.to_owned());
-        }
-    }
-    for form in [base64_within, url_encoded, escaped] {
-        form(value).into_iter().for_each(&mut add);
-    }
-}
-
-/// What is certain of the base64 of any text that contains the value, and the lines of the value's own base64.
-fn base64_within(value: &str) -> Vec<String> {
-    let mut forms = Vec::new();
-    for engine in [&STANDARD, &URL_SAFE] {
-        for before in 0..3 {
-            let whole = [&[0; 2][..before], value.as_bytes()].concat();
-            // A character of base64 is six bits: the first ones and the last one are shared with what is around.
-            let certain = (before * 8).div_ceil(6)..whole.len() * 8 / 6;
-            forms.push(engine.encode(&whole)[certain].to_owned());
-        }
-        let own = engine.encode(value);
-        for columns in WRAPS {
-            let lines = own.as_bytes().chunks(columns).filter(|line| line.len() >= LINE_BYTES_MIN);
-            forms.extend(lines.map(|line| String::from_utf8_lossy(line).into_owned()));
-        }
-        forms.extend(windows(value).map(|window| engine.encode(window)));
-    }
-    forms
-}
-
-/// What is found wherever a line of base64 breaks: neighbours overlap, so that a line is covered from end to end.
-fn windows(value: &str) -> impl Iterator<Item = &[u8]> {
-    let starts = value.split_inclusive('\n').scan(0, |next, line| {
-        let start = *next;
-        *next += line.len();
-        Some((start, line))
-    });
-    let frames: Vec<_> = starts
-        // The frame of a key is no secret.
-        .filter(|(_, line)| line.starts_with("-----"))
-        .map(|(start, line)| start..start + line.len())
-        .collect();
-    let is_framed = move |at: usize| frames.iter().any(|frame| frame.start <= at && at + WINDOW_BYTES <= frame.end);
-    let windows = value.as_bytes().windows(WINDOW_BYTES).enumerate();
-    windows
-        .filter(move |(at, window)| {
-            let kinds = window.iter().enumerate().filter(|(index, byte)| !window[..*index].contains(byte)).count();
-            kinds >= WINDOW_VARIETY_MIN && !is_framed(*at)
-        })
-        .map(|(_, window)| window)
-}
-
-fn url_encoded(value: &str) -> Vec<String> {
-    const HEX: [&[u8; 16]; 2] = [b"0123456789ABCDEF", b"0123456789abcdef"];
-    let mut forms = Vec::new();
-    // As RFC 3986 says, as `encodeURIComponent` does, and as `encodeURI` does.
-    for kept in ["-._~", "-._~!'()*", "-._~!'()*;/?:@&=+$,#"] {
-        for hex in HEX {
-            for blank in ["%20", "+"] {
-                let mut form = String::new();
-                for byte in value.bytes() {
-                    if byte.is_ascii_alphanumeric() || kept.as_bytes().contains(&byte) {
-                        form.push(char::from(byte));
-                    } else if byte == b' ' {
-                        form.push_str(blank);
-                    } else {
-                        let digit = |half: u8| char::from(hex[usize::from(half)]);
-                        form.extend(['%', digit(byte >> 4), digit(byte & 15)]);
-                    }
-                }
-                forms.push(form);
-            }
-        }
-    }
-    forms
-}
-
-/// Inside the quotes of JSON, as its encoders differ, and of a shell.
-fn escaped(value: &str) -> Vec<String> {
-    let json = serde_json::to_string(value).unwrap_or_default();
-    let json = json.trim_start_matches('"').strip_suffix('"').unwrap_or_default().to_owned();
-    let mut ascii = String::new();
-    for letter in json.chars() {
-        if letter.is_ascii() {
-            ascii.push(letter);
-        } else {
-            for unit in letter.encode_utf16(&mut [0; 2]) {
-                ascii.push_str(&format!("\\u{unit:04x}"));
-            }
-        }
-    }
-    let slashes = |form: &str| form.replace('/', "\\/");
-    let markup = |form: &str| form.replace('<', "\\u003c").replace('>', "\\u003e").replace('&', "\\u0026");
-    vec![
-        slashes(&json),
-        slashes(&ascii),
-        markup(&json),
-        markup(&ascii),
-        value.replace('\'', "'\\''"),
-        value.replace('\'', "'\"'\"'"),
-        behind_backslashes(value, "\\\"$`"),
-        // As `printf %q` of bash does.
-        behind_backslashes(value, " \t'\"\\|&;()<>!{}*[]?^$`,"),
-        behind_backslashes(value, " \t'\"\\|&;()<>!{}*[]?^$`"),
-        value.replace('\\', "\\\\").replace('\'', "\\'"),
-        json,
-        ascii,
-    ]
-}
-
-fn behind_backslashes(value: &str, special: &str) -> String {
-    let mut form = String::with_capacity(value.len());
-    for letter in value.chars() {
-        if special.contains(letter) {
-            form.push('\\');
-        }
-        form.push(letter);
-    }
-    form
 }
 
 /// Masks one stream of output.
@@ -276,7 +137,11 @@ impl Masker {
 
 #[cfg(test)]
 mod tests {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::{STANDARD, URL_SAFE};
+
     use super::*;
+    use forms::WRAPS;
 
     fn patterns(values: &[&str]) -> Arc<Patterns> {
         let named = values.iter().enumerate().map(|(index, value)| (format!("S{index}"), (*value).to_owned()));
@@ -314,6 +179,56 @@ mod tests {
         assert_eq!(masked(&[secret], "P=\"p\u{e4}ss/w<o>rd&\\\"x'? 100%\""), "P=\"******\"");
         assert_eq!(masked(&[secret], "p\u{e4}ss/w\\<o\\>rd\\&\\\"x\\'\\?\\ 100%"), "******");
         assert_eq!(masked(&[secret], "+ echo 'p\u{e4}ss/w<o>rd&\"x'\\''? 100%'"), "+ echo '******'");
+    }
+
+    /// What the encoders of other languages made of it, as they printed it.
+    #[test]
+    fn every_languages_way_into_a_url_is_masked() {
+        let secret = "p\u{e4}ss/w<o>rd&\"x'? 100%+=~*@;,:$(y)`";
+        for url in [
+            // Python: quote(v), quote_plus(v, safe="/"), quote(v, safe="").
+            "p%C3%A4ss/w%3Co%3Erd%26%22x%27%3F%20100%25%2B%3D~%2A%40%3B%2C%3A%24%28y%29%60",
+            "p%C3%A4ss/w%3Co%3Erd%26%22x%27%3F+100%25%2B%3D~%2A%40%3B%2C%3A%24%28y%29%60",
+            "p%C3%A4ss%2Fw%3Co%3Erd%26%22x%27%3F%20100%25%2B%3D~%2A%40%3B%2C%3A%24%28y%29%60",
+            // Java's URLEncoder, URLSearchParams, Ruby's encode_www_form_component.
+            "p%C3%A4ss%2Fw%3Co%3Erd%26%22x%27%3F+100%25%2B%3D%7E*%40%3B%2C%3A%24%28y%29%60",
+            // PHP's urlencode.
+            "p%C3%A4ss%2Fw%3Co%3Erd%26%22x%27%3F+100%25%2B%3D%7E%2A%40%3B%2C%3A%24%28y%29%60",
+            // Go: QueryEscape, PathEscape, a URL's path, a URL's password.
+            "p%C3%A4ss%2Fw%3Co%3Erd%26%22x%27%3F+100%25%2B%3D~%2A%40%3B%2C%3A%24%28y%29%60",
+            "p%C3%A4ss%2Fw%3Co%3Erd&%22x%27%3F%20100%25+=~%2A@%3B%2C:$%28y%29%60",
+            "p%C3%A4ss/w%3Co%3Erd&%22x%27%3F%20100%25+=~%2A@;,:$%28y%29%60",
+            "p%C3%A4ss%2Fw%3Co%3Erd&%22x%27%3F%20100%25+=~%2A%40;,%3A$%28y%29%60",
+            // new URL(...).password = v.
+            "p%C3%A4ss%2Fw%3Co%3Erd&%22x'%3F%20100%+%3D~*%40%3B,%3A$(y)%60",
+        ] {
+            assert_eq!(masked(&[secret], &format!("/{url}#")), "/******#");
+        }
+        assert_eq!(masked(&["abc/def+ghi=jkl"], "https://h/?t=abc/def%2Bghi%3Djkl"), "https://h/?t=******");
+    }
+
+    #[test]
+    fn every_languages_way_into_json_is_masked() {
+        let secret = "p\u{e4}\u{1f680}s/w<o>rd&\"x'=+`\\\u{1f}";
+        for json in [
+            // Python, jq -a; jq, JavaScript; Jackson with ESCAPE_NON_ASCII.
+            r#"p\u00e4\ud83d\ude80s/w<o>rd&\"x'=+`\\\u001f"#,
+            "p\u{e4}\u{1f680}s/w<o>rd&\\\"x'=+`\\\\\\u001f",
+            r#"p\u00E4\uD83D\uDE80s/w<o>rd&\"x'=+`\\\u001F"#,
+            // System.Text.Json.
+            r"p\u00E4\uD83D\uDE80s/w\u003Co\u003Erd\u0026\u0022x\u0027=\u002B\u0060\\\u001F",
+            // PHP: json_encode, with all of JSON_HEX_*, with JSON_UNESCAPED_SLASHES, with JSON_HEX_TAG.
+            r#"p\u00e4\ud83d\ude80s\/w<o>rd&\"x'=+`\\\u001f"#,
+            r"p\u00e4\ud83d\ude80s\/w\u003Co\u003Erd\u0026\u0022x\u0027=+`\\\u001f",
+            r"p\u00e4\ud83d\ude80s/w\u003Co\u003Erd\u0026\u0022x\u0027=+`\\\u001f",
+            r#"p\u00e4\ud83d\ude80s\/w\u003Co\u003Erd&\"x'=+`\\\u001f"#,
+            // Gson; Go and Rails; Newtonsoft with EscapeHtml.
+            "p\u{e4}\u{1f680}s/w\\u003co\\u003erd\\u0026\\\"x\\u0027\\u003d+`\\\\\\u001f",
+            "p\u{e4}\u{1f680}s/w\\u003co\\u003erd\\u0026\\\"x'=+`\\\\\\u001f",
+            "p\u{e4}\u{1f680}s/w\\u003co\\u003erd\\u0026\\u0022x\\u0027=+`\\\\\\u001f",
+        ] {
+            assert_eq!(masked(&[secret], &format!("{{\"k\":\"{json}\"}}")), "{\"k\":\"******\"}");
+        }
     }
 
     #[test]

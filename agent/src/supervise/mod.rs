@@ -4,6 +4,7 @@
 //! most one supervisor works on a folder, it starts the steps only if nobody has before, and it leaves a status
 //! unless it is killed.
 
+mod forms;
 mod health;
 pub(crate) mod lost;
 mod mask;
