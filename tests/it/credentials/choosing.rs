@@ -9,6 +9,15 @@ use crate::deploys::{grant, id};
 
 const URL: &str = "https://git.example.com/shop.git";
 
+/// Keys of a host; only their form matters here.
+const HOST_KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
+const OTHER_HOST_KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEB";
+
+/// Another one each time.
+fn certificate() -> String {
+    rcgen::generate_simple_self_signed(vec!["git.example.com".to_owned()]).expect("a certificate").cert.pem()
+}
+
 async fn application(server: &TestServer, name: &str) -> (i64, String) {
     let shop = id(&server.admin().post("/applications/", json!({"name": name})).await.expect(200));
     (shop, format!("/applications/{shop}/deploy-settings/"))
@@ -122,6 +131,25 @@ both_engines! {
             user.patch(&settings, json!({"repository": repository})).await.expect_error(403, 10003);
         }
         assert_eq!(admin.get(&settings).await.expect(200), seen, "nothing was changed");
+        // Neither is another host that claims to be at that place.
+        admin.patch(&settings, json!({"repository": {"ca_certificate": certificate()}})).await.expect(200);
+        let seen = user.patch(&settings, json!({"repository": {"branch": "more"}})).await.expect(200);
+        assert_eq!(user.patch(&settings, seen.clone()).await.expect(200), seen);
+        for pin in [Value::Null, json!(certificate())] {
+            let kept = json!({"repository": {"ca_certificate": pin}});
+            user.patch(&settings, kept).await.expect_error(403, 10003);
+            let named = json!({"repository": {"ca_certificate": pin, "credential": number}});
+            user.patch(&settings, named).await.expect_error(403, 10003);
+        }
+        let ssh = json!({"repository": {"url": "ssh://git@git.example.com/x.git", "ca_certificate": null, "host_key": HOST_KEY,
+            "credential": {"username": "git", "password": "s3cret"}}});
+        admin.patch(&settings, ssh).await.expect(200);
+        for key in [Value::Null, json!(OTHER_HOST_KEY)] {
+            user.patch(&settings, json!({"repository": {"host_key": key}})).await.expect_error(403, 10003);
+        }
+        let own = json!({"repository": {"host_key": null, "credential": {"username": "git", "password": "own"}}});
+        user.patch(&settings, own).await.expect(200);
+        admin.patch(&settings, json!({"repository": {"url": URL, "host_key": null, "credential": number}})).await.expect(200);
         // With a secret of one's own, or with none.
         let own = json!({"repository": {"url": elsewhere, "credential": {"username": "ann", "password": "own"}}});
         user.patch(&settings, own).await.expect(200);

@@ -61,6 +61,74 @@ both_engines! {
         assert!(diff.contains("\n-echo first\n+echo second\n echo kept\n"), "{diff}");
     }
 
+    async fn every_setting_that_the_digest_covers_is_a_difference(server: TestServer) {
+        let shop = Shop::new(&server, 2).await;
+        let script = shop.hook("pre_exec", "echo same\n").await;
+        shop.set(json!({"deploy_path": "/srv/shop", "shared_paths": ["uploads/"], "keep_backups": 4})).await;
+        let health = |interval: i64| json!({"rollout": {"health": {"command": "true", "interval": interval}}});
+        let deploy_task = shop.started().await;
+        let mut body = json!({"instances": references(&shop.instances)});
+        body.as_object_mut().expect("an object").extend(health(2).as_object().expect("an object").clone());
+        let receipt = shop.admin.post(&upgrades(deploy_task), body).await.expect(200);
+        let task: i64 = receipt["task_id"].as_str().expect("text").parse().expect("digits");
+        report(&server, task, "web-1", "succeeded").await;
+        report(&server, task, "web-2", "succeeded").await;
+        let same = look(&shop, deploy_task, health(2)).await;
+        assert_eq!(same["changes"], json!([]));
+        let settings = async |digest: &Value, more: Value, lines: &[&str]| {
+            let plan = look(&shop, deploy_task, more).await;
+            assert_ne!(&plan["digest"], digest, "{lines:?}");
+            let changes = &plan["changes"];
+            assert_eq!(changes.as_array().map(Vec::len), Some(1), "{lines:?}: {changes:#}");
+            assert_eq!(changes[0]["step"], "settings");
+            assert_eq!((&changes[0]["kind"], &changes[0]["hostnames"]), (&json!("changed"), &json!(["web-1", "web-2"])));
+            let diff = changes[0]["diff"].as_str().expect("text");
+            assert!(lines.iter().all(|line| diff.contains(&format!("\n{line}\n"))), "{lines:?} in {diff}");
+            plan["digest"].clone()
+        };
+        let digest = settings(&same["digest"], health(3), &["-health: command, every 2000 ms, answered within 5000 ms, 1 good of 15",
+            "+health: command, every 3000 ms, answered within 5000 ms, 1 good of 15"]).await;
+        let mut late = health(2);
+        late["timeout"] = json!(777);
+        let digest = settings(&digest, late, &["+timeout: 777 s"]).await;
+        shop.set(json!({"running_user": "app"})).await;
+        let digest = settings(&digest, health(2), &["+pre_exec: bash, as app"]).await;
+        shop.set(json!({"deploy_path": "/srv/other"})).await;
+        let digest = settings(&digest, health(2), &["-deploy path: /srv/shop", "+deploy path: /srv/other"]).await;
+        shop.set(json!({"shared_paths": ["cache/"]})).await;
+        let digest = settings(&digest, health(2), &["-shared path: uploads/", "+shared path: cache/"]).await;
+        shop.set(json!({"keep_backups": 1})).await;
+        let digest = settings(&digest, health(2), &["-kept releases: 4", "+kept releases: 1"]).await;
+        let path = format!("/applications/deploy-scripts/{script}/");
+        shop.admin.patch(&path, json!({"language": "python"})).await.expect(200);
+        let digest = settings(&digest, health(2), &["+pre_exec: python, as app"]).await;
+        let mut other = health(2);
+        other["version"] = json!("1.1");
+        settings(&digest, other, &["-version: 1.0", "+version: 1.1"]).await;
+    }
+
+    async fn a_hook_that_runs_once_is_compared_too(server: TestServer) {
+        let shop = Shop::new(&server, 1).await;
+        let script = shop.hook("global_pre_exec", "echo first\n").await;
+        shop.hook("pre_exec", "echo same\n").await;
+        let deploy_task = shop.started().await;
+        let first = look(&shop, deploy_task, json!({})).await;
+        assert_eq!((&first["changes"][0]["step"], &first["changes"][0]["kind"]), (&json!("global_pre_exec"), &json!("added")));
+        let task = upgrade(&shop, deploy_task, &shop.instances).await;
+        server.run(sql!("UPDATE executions SET state = 'succeeded', dispatched_at = 1 WHERE task_id = $1"), args![task]).await;
+        assert_eq!(look(&shop, deploy_task, json!({})).await["changes"], json!([]));
+        let path = format!("/applications/deploy-scripts/{script}/");
+        shop.admin.patch(&path, json!({"content": "echo second\n"})).await.expect(200);
+        let changes = look(&shop, deploy_task, json!({})).await["changes"].clone();
+        assert_eq!(changes.as_array().map(Vec::len), Some(1), "{changes:#}");
+        let diff = changes[0]["diff"].as_str().expect("text");
+        assert!(diff.contains("\n-echo first\n+echo second\n"), "{diff}");
+        assert_eq!(changes[0]["hostnames"], json!(["web-1"]));
+        shop.set(json!({"lifecycle_hooks": {"global_pre_exec": null}})).await;
+        let changes = look(&shop, deploy_task, json!({})).await["changes"].clone();
+        assert_eq!((&changes[0]["step"], &changes[0]["kind"]), (&json!("global_pre_exec"), &json!("removed")), "{changes:#}");
+    }
+
     async fn a_plan_names_the_commit_that_it_would_fetch(server: TestServer) {
         let shop = Shop::new(&server, 1).await;
         let repository = Repository::new();
@@ -82,7 +150,10 @@ both_engines! {
         let more = json!({"version": "main", "update_source": ""});
         let first = look(&shop, deploy_task, more.clone()).await;
         assert_eq!(first["changes"][0]["step"], "fetch", "it was never deployed");
-        let task = upgrade(&shop, deploy_task, &shop.instances).await;
+        let mut body = more.clone();
+        body["instances"] = references(&shop.instances).into();
+        let receipt = shop.admin.post(&upgrades(deploy_task), body).await.expect(200);
+        let task: i64 = receipt["task_id"].as_str().expect("text").parse().expect("digits");
         let commit = first["commit"].as_str().expect("a commit");
         server.run(sql!("UPDATE tasks SET resolved_commit = $2 WHERE id = $1"), args![task, commit]).await;
         server.run(sql!("UPDATE executions SET state = 'succeeded', dispatched_at = 1 WHERE task_id = $1"), args![task]).await;

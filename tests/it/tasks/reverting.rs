@@ -96,6 +96,45 @@ both_engines! {
         assert_eq!(shop.admin.get(&reverts(deploy_task)).await.expect(200)["count"], 1);
     }
 
+    async fn a_plan_to_go_back_shows_release_and_scripts_and_stores_nothing(server: TestServer) {
+        let shop = Shop::new(&server, 1).await;
+        let script = shop.hook("pre_exec", "stop\nfor {{ action }}\n").await;
+        shop.set(json!({"deploy_path": "/srv/shop"})).await;
+        let instance = shop.instances[0];
+        keep(&server, instance, "1.0", false, 1).await;
+        keep(&server, instance, "2.0", true, 2).await;
+        let deploy_task = shop.started().await;
+        let body = json!({"instances": references(&[instance]), "version": "1.0"});
+        let dry_run = format!("{}?dry_run=true", reverts(deploy_task));
+        let before = counts(&server).await;
+        let plan = shop.admin.post(&dry_run, body.clone()).await.expect(200);
+        assert_eq!(counts(&server).await, before);
+        assert_eq!(instances(&shop).await, ["stopped"]);
+        assert_eq!((&plan["kind"], &plan["version"]), (&json!("revert"), &json!("1.0")));
+        let step = &plan["targets"][0]["steps"][1];
+        let text = &plan["scripts"][step["script"].as_str().expect("a digest")]["content"];
+        assert_eq!((&step["name"], text.as_str().map(str::trim_end)), (&json!("pre_exec"), Some("stop\nfor revert")));
+        let steps = |plan: &Value| -> Vec<Value> {
+            plan["changes"].as_array().expect("changes").iter().map(|change| change["step"].clone()).collect()
+        };
+        assert_eq!(steps(&plan), ["pre_exec", "switch"]);
+        let diff = plan["changes"][1]["diff"].as_str().expect("text");
+        assert!(diff.contains("\n-release 2.0-2\n+release 1.0-1\n"), "{diff}");
+        // After it ran and was superseded, the same scripts are no difference; where it leads is one again.
+        let receipt = shop.admin.post(&reverts(deploy_task), body.clone()).await.expect(200);
+        let task: i64 = receipt["task_id"].as_str().expect("text").parse().expect("digits");
+        server.run(sql!("UPDATE executions SET state = 'succeeded', dispatched_at = 1 WHERE task_id = $1"), args![task]).await;
+        assert_eq!(steps(&shop.admin.post(&dry_run, body.clone()).await.expect(200)), ["switch"]);
+        let path = format!("/applications/deploy-scripts/{script}/");
+        shop.admin.patch(&path, json!({"content": "halt\nfor {{ action }}\n"})).await.expect(200);
+        let plan = shop.admin.post(&dry_run, body.clone()).await.expect(200);
+        let diff = plan["changes"][0]["diff"].as_str().expect("text");
+        assert!(diff.contains("\n-stop\n+halt\n for revert"), "{diff}");
+        let there = sql!("UPDATE instance_releases SET is_current = (version = '1.0') WHERE instance_id = $1");
+        server.run(there, args![instance]).await;
+        assert_eq!(steps(&shop.admin.post(&dry_run, body).await.expect(200)), ["pre_exec"]);
+    }
+
     async fn a_version_that_is_not_kept_is_refused(server: TestServer) {
         let shop = Shop::new(&server, 2).await;
         shop.set(json!({"deploy_path": "/srv/shop"})).await;

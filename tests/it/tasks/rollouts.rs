@@ -47,6 +47,16 @@ pub(super) async fn act(shop: &Shop, deploy_task: i64, task: i64, action: &str, 
     shop.admin.post(&format!("{}{task}/actions/{action}/", upgrades(deploy_task)), body).await
 }
 
+/// Says of everything that was done to tasks, by these actions, what the audit tells of it.
+async fn audited(server: &TestServer, actions: &[&str]) -> Vec<String> {
+    let mut told = Vec::new();
+    for action in actions {
+        let sql = sql!("SELECT detail FROM audit_entries WHERE object_type = 'task' AND action = $1 ORDER BY id");
+        told.extend(server.read().await.values::<String>(sql, args![*action]).await.expect("the audit"));
+    }
+    told
+}
+
 /// The batch that has its turn, and why nothing more starts.
 async fn at(shop: &Shop, deploy_task: i64, task: i64) -> (i64, Value) {
     let told = detail(shop, deploy_task, task).await;
@@ -99,6 +109,7 @@ both_engines! {
         report(&server, task, "web-3", "succeeded").await;
         let told = detail(&shop, deploy_task, task).await;
         assert_eq!((&told["status"], &told["promoted"]), (&json!("finished"), &json!(true)));
+        assert_eq!(audited(&server, &["promote"]).await, ["admin says promote: looks good"], "what was refused is not told");
     }
 
     async fn a_refused_canary_leaves_the_others_alone(server: TestServer) {
@@ -112,6 +123,7 @@ both_engines! {
         assert_eq!(at(&shop, deploy_task, task).await.1, "refused by admin: too slow");
         assert_eq!(states(&shop, deploy_task, task).await, ["succeeded", "cancelled", "cancelled"]);
         assert_eq!(instances(&shop).await, ["running", "stopped", "stopped"]);
+        assert_eq!(audited(&server, &["refuse"]).await, ["admin says refuse: too slow"]);
     }
 
     async fn a_held_task_starts_nothing_more(server: TestServer) {
@@ -127,7 +139,8 @@ both_engines! {
         server.advance(std::time::Duration::from_secs(3_600));
         sweep_once(server.kernel(), true).await.expect("a round");
         assert_eq!(at(&shop, deploy_task, task).await, (1, Value::Null));
-        act(&shop, deploy_task, task, "resume", json!({})).await.expect(200);
+        act(&shop, deploy_task, task, "resume", json!({"reason": "back from lunch"})).await.expect(200);
+        assert_eq!(audited(&server, &["pause", "resume"]).await, ["admin says pause", "admin says resume: back from lunch"]);
         wait_until("the second batch", async || at(&shop, deploy_task, task).await.0 == 2).await;
         server.advance(std::time::Duration::from_secs(119));
         sweep_once(server.kernel(), true).await.expect("a round");
@@ -152,6 +165,7 @@ both_engines! {
         assert_eq!(told["status"], "finished", "{told:#}");
         assert_eq!(told["instances"][1]["excluded"], true);
         assert_eq!(told["instances"][1]["error"], "taken out by admin: under repair");
+        assert_eq!(audited(&server, &["skip"]).await, ["admin takes out web-2: under repair"]);
     }
 
     async fn a_cancelled_task_ends_and_frees_its_instances(server: TestServer) {
@@ -188,6 +202,8 @@ both_engines! {
         shop.set(json!({"lifecycle_hooks": {"post_exec": null}})).await;
         let receipt = act(&shop, deploy_task, task, "retry", json!({"reason": "disk was full"})).await.expect(200);
         let again: i64 = receipt["task_id"].as_str().expect("text").parse().expect("digits");
+        let audit = audited(&server, &["retry"]).await;
+        assert_eq!(audit, [format!("tries again what failed in sub-task {task}: disk was full")]);
         let told = detail(&shop, deploy_task, again).await;
         assert_eq!((&told["origin"], &told["origin_task_id"]), (&json!("retry"), &json!(task)));
         let drafts = entries(&server, again).await;

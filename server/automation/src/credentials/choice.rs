@@ -1,8 +1,8 @@
 //! The credential of one repository: which of the stored ones, or one of its own.
 //!
 //! Invariant: nobody sends a secret that they could not read to a place of their choosing. So a stored credential is
-//! named, and a repository that has a credential is moved, only by who may manage credentials; everybody else gives a
-//! secret anew.
+//! named, and a repository that has a credential is moved or has its host's key or certificate changed, only by who may
+//! manage credentials; everybody else gives a secret anew.
 
 use drover_kernel::fields::{Id, Name, Patch, Secret};
 use drover_kernel::{Error, Result, Tx};
@@ -128,7 +128,11 @@ pub(crate) async fn settle(tx: &mut Tx, values: &mut Values, mut asked: Asked<'_
         };
     }
     let before = asked.before.repository.as_ref();
-    let has_moved = before.is_some_and(|before| before.url != repository.url);
+    // Whom a secret is sent to is said by what the host is known by as well.
+    let has_moved = before.is_some_and(|before| {
+        (&before.url, &before.host_key, &before.ca_certificate)
+            != (&repository.url, &repository.host_key, &repository.ca_certificate)
+    });
     let organisation_id = tx.organisation_id();
     let present = match before.and_then(|before| before.credential_id) {
         Some(id) => store::find(tx, organisation_id, id).await?,
@@ -188,7 +192,10 @@ fn forbidden(what: &str) -> Error {
 /// Refuses to send a present secret elsewhere.
 fn check_move(present: Option<&CredentialRow>, has_moved: bool, may_manage: bool) -> Result<()> {
     if has_moved && !may_manage && present.is_some() {
-        return Err(forbidden("to move a repository and keep its credential, rather than to give one anew,"));
+        return Err(forbidden(
+            "to move a repository, or to change what its host is known by, and keep its credential, rather than to give \
+             one anew,",
+        ));
     }
     Ok(())
 }

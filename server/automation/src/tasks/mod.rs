@@ -7,6 +7,7 @@ mod answer;
 pub(crate) mod binding;
 pub(crate) mod control;
 pub(crate) mod create;
+mod difference;
 pub(crate) mod follow_up;
 pub(crate) mod former;
 pub mod health;

@@ -1,9 +1,12 @@
 //! What planning reads of applications, instances and hosts. SQL alone.
 
-use drover_kernel::db::Read;
+use drover_kernel::db::{Json, Read};
 use drover_kernel::{Result, Time, args, row, sql};
 use drover_shared::Digest;
 use drover_shared::words::Action;
+
+use super::rules::Role;
+use super::store::Source;
 
 row! {
     /// An application as planning needs it.
@@ -100,12 +103,17 @@ pub(crate) async fn instance_statuses(read: &mut Read, ids: &[i64]) -> Result<Ve
 }
 
 row! {
-    /// What was last sent to an instance.
+    /// What was last sent to an instance, or as a hook that runs once.
     pub struct LastEntry {
-        pub instance_id: i64,
+        /// None for such a hook.
+        pub instance_id: Option<i64>,
+        pub role: Role,
         pub entry: String,
         /// Commit of its source, if it had one.
         pub resolved_commit: Option<String>,
+        pub source: Option<Json<Source>>,
+        pub timeout_s: i64,
+        pub keep_backups: i64,
     }
 }
 
@@ -113,7 +121,8 @@ row! {
 /// was done before: what it followed counts, if that was sent at all.
 pub(crate) async fn last_entries(read: &mut Read, kind: Action, instance_ids: Vec<i64>) -> Result<Vec<LastEntry>> {
     let sql = sql!(
-        "SELECT e.instance_id, e.entry, k.resolved_commit FROM executions e JOIN tasks k ON k.id = e.task_id \
+        "SELECT e.instance_id, e.role, e.entry, k.resolved_commit, k.source, k.timeout_s, k.keep_backups \
+         FROM executions e JOIN tasks k ON k.id = e.task_id \
          WHERE e.id IN (SELECT MAX(x.id) FROM executions x \
          JOIN tasks t ON t.id = x.task_id WHERE x.instance_id IN ($2) AND x.dispatched_at IS NOT NULL AND t.kind = $1 \
          AND NOT (t.origin IS NOT NULL AND t.origin = 'retry' AND EXISTS (SELECT 1 FROM executions o \
@@ -121,4 +130,16 @@ pub(crate) async fn last_entries(read: &mut Read, kind: Action, instance_ids: Ve
          GROUP BY x.instance_id)"
     );
     Ok(read.all(sql, args![kind, instance_ids]).await?)
+}
+
+/// What was last sent as hooks that run once, by a task of this kind.
+pub(crate) async fn last_hooks(read: &mut Read, kind: Action, application_id: i64) -> Result<Vec<LastEntry>> {
+    let sql = sql!(
+        "SELECT e.instance_id, e.role, e.entry, k.resolved_commit, k.source, k.timeout_s, k.keep_backups \
+         FROM executions e JOIN tasks k ON k.id = e.task_id \
+         WHERE e.id IN (SELECT MAX(x.id) FROM executions x JOIN tasks t ON t.id = x.task_id \
+         WHERE t.application_id = $2 AND t.kind = $1 AND x.instance_id IS NULL AND x.dispatched_at IS NOT NULL \
+         GROUP BY x.role)"
+    );
+    Ok(read.all(sql, args![kind, application_id]).await?)
 }

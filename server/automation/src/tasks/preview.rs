@@ -1,8 +1,8 @@
-//! What a sub-task would do: every rendered script, and how it differs from what last ran. Nothing is stored.
+//! What a sub-task would do: every rendered script, and how all of it differs from what last ran. Nothing is stored.
 //!
 //! Invariant: equal texts are shown once, and all of them together are bounded; the digest covers what is left out too.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use drover_kernel::call::Caller;
 use drover_kernel::db::Read;
@@ -16,6 +16,7 @@ use serde::Serialize;
 
 use super::binding::Binding;
 use super::create::Planned;
+use super::difference::{self, Terms};
 use super::former;
 use super::plan;
 use super::premises;
@@ -60,7 +61,8 @@ pub(crate) struct Preview {
     way_back: Vec<TargetOut>,
     /// Every script once, by its SHA-256.
     scripts: BTreeMap<String, ScriptText>,
-    /// How scripts and the commit differ from those of the last sub-task of the same kind.
+    /// How scripts, what is fetched and the settings (`settings`) differ from those of the last sub-task of the same
+    /// kind, and the release that is gone back to (`switch`) from the one that serves.
     changes: Vec<Change>,
     /// Whether texts of scripts or of differences were left out because there are too many.
     truncated: bool,
@@ -201,22 +203,15 @@ pub(crate) async fn preview(read: &mut Read, caller: &Caller, planned: Planned, 
             way_back.push(shown.target(draft, entry));
         }
     }
-    for some in drafts.chunks(COMPARED_AT_ONCE) {
-        let ids = some.iter().filter_map(|draft| draft.instance_id).collect();
-        let last = premises::last_entries(read, input.action, ids).await?;
-        for draft in some.iter().filter(|draft| draft.role == Role::Instance) {
-            let before = last.iter().find(|last| Some(last.instance_id) == draft.instance_id);
-            let entry = before.map(|last| serde_json::from_str::<Entry>(&last.entry)).transpose();
-            shown.compare(entry.map_err(Error::internal)?.as_ref(), draft);
-            if let Some(commit) = &commit {
-                let before = before.and_then(|last| last.resolved_commit.as_deref()).map(at_commit).unwrap_or_default();
-                let now = at_commit(commit);
-                if before != now {
-                    shown.change("fetch", &before, &now, &draft.host_name);
-                }
-            }
-        }
-    }
+    let now = Now {
+        terms: Terms { timeout_s, keep_backups: input.settings.keep_backups() },
+        fetched: difference::fetched(source.as_ref(), commit.as_deref()),
+        // Where it comes out of a known archive, so is its name.
+        release: source.as_ref().and_then(|source| source.artifact).map(|artifact| {
+            plan::release_name(&input.version, artifact, input.settings.shared_paths.as_deref().unwrap_or_default())
+        }),
+    };
+    compare_all(read, &mut shown, &input, &drafts, &now).await?;
     Ok(Preview {
         digest,
         kind: input.action,
@@ -234,9 +229,64 @@ pub(crate) async fn preview(read: &mut Read, caller: &Caller, planned: Planned, 
     })
 }
 
-/// What a step that fetches brings, in words that can be compared.
-fn at_commit(commit: &str) -> String {
-    format!("commit {commit}\n")
+/// What is planned besides the entries.
+struct Now {
+    terms: Terms,
+    fetched: String,
+    release: Option<String>,
+}
+
+/// Tells how every entry differs from what last ran in its place.
+async fn compare_all(
+    read: &mut Read,
+    shown: &mut Shown,
+    input: &plan::Input,
+    drafts: &[plan::Draft],
+    now: &Now,
+) -> Result<()> {
+    let hooks = premises::last_hooks(read, input.action, input.application.id).await?;
+    for role in [Role::GlobalPre, Role::GlobalPost] {
+        let draft = drafts.iter().find(|draft| draft.role == role);
+        let before = hooks
+            .iter()
+            .find(|last| last.role == role)
+            .map(|last| entry_of(last).map(|entry| (entry, last)))
+            .transpose()?;
+        // Where it ran before is where it no longer runs.
+        let host =
+            draft.map(|draft| draft.host_name.clone()).or_else(|| before.as_ref().map(|(old, _)| old.host.clone()));
+        let before = before.as_ref().map(|(entry, last)| (entry, Terms::of_last(last)));
+        shown.compare(before, (draft.map(|draft| &draft.entry), now.terms), &host.unwrap_or_default());
+    }
+    for some in drafts.chunks(COMPARED_AT_ONCE) {
+        let ids: Vec<i64> = some.iter().filter_map(|draft| draft.instance_id).collect();
+        let kept = if input.action == Action::Revert { premises::kept_releases(read, &ids).await? } else { Vec::new() };
+        let last = premises::last_entries(read, input.action, ids).await?;
+        for draft in some.iter().filter(|draft| draft.role == Role::Instance) {
+            let last = last.iter().find(|last| last.instance_id == draft.instance_id);
+            let before = last.map(entry_of).transpose()?;
+            let terms = last.zip(before.as_ref()).map(|(last, entry)| (entry, Terms::of_last(last)));
+            shown.compare(terms, (Some(&draft.entry), now.terms), &draft.host_name);
+            let returns_to = difference::switched(&draft.entry);
+            if returns_to.is_none() && !now.fetched.is_empty() {
+                let source = last.and_then(|last| last.source.as_ref()).map(|source| &source.0);
+                let before = difference::fetched(source, last.and_then(|last| last.resolved_commit.as_deref()));
+                shown.change_if("fetch", &before, &now.fetched, &draft.host_name);
+            }
+            if let (Action::Revert, Some(release)) = (input.action, returns_to.or(now.release.as_deref())) {
+                // Not the last revert counts here but what serves.
+                let current = kept.iter().find(|one| one.is_current && Some(one.instance_id) == draft.instance_id);
+                let line = |release: &str| format!("release {release}\n");
+                let current = current.map(|one| line(&one.release_name)).unwrap_or_default();
+                shown.change_if("switch", &current, &line(release), &draft.host_name);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn entry_of(last: &premises::LastEntry) -> Result<Entry> {
+    serde_json::from_str(&last.entry).map_err(Error::internal)
 }
 
 /// Language, text and account of what a step runs.
@@ -303,20 +353,28 @@ impl Shown {
         StepOut { name: step.name().to_owned(), script: digest, running_user }
     }
 
-    fn compare(&mut self, before: Option<&Entry>, draft: &plan::Draft) {
+    /// Compares the texts of scripts; and the settings, where something ran before with which they can be compared.
+    fn compare(&mut self, before: Option<(&Entry, Terms)>, (now, terms): (Option<&Entry>, Terms), host: &str) {
         let texts = |entry: &Entry| {
             let text = |step: &Step| script(step).map(|(_, text, _)| (step.name().to_owned(), text.to_owned()));
             entry.steps.iter().filter_map(text).collect::<BTreeMap<String, String>>()
         };
-        let (before, after) = (before.map(texts).unwrap_or_default(), texts(&draft.entry));
-        let mut names: Vec<&String> = before.keys().chain(after.keys()).collect();
-        names.sort();
-        names.dedup();
+        let old = before.map(|(entry, _)| texts(entry)).unwrap_or_default();
+        let new = now.map(texts).unwrap_or_default();
+        let names: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+        let text = |texts: &BTreeMap<String, String>, name: &String| texts.get(name).cloned().unwrap_or_default();
         for name in names {
-            let (old, new) = (before.get(name), after.get(name));
-            if old != new {
-                self.change(name, old.map_or("", String::as_str), new.map_or("", String::as_str), &draft.host_name);
-            }
+            self.change_if(name, &text(&old, name), &text(&new, name), host);
+        }
+        if let (Some(before), Some(now)) = (before, now) {
+            let (old, new) = difference::settings(before, (now, terms));
+            self.change_if("settings", &old, &new, host);
+        }
+    }
+
+    fn change_if(&mut self, step: &str, old: &str, new: &str, host: &str) {
+        if old != new {
+            self.change(step, old, new, host);
         }
     }
 
