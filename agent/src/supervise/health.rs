@@ -27,11 +27,13 @@ pub(crate) fn check(context: &mut Context, index: u16, step: &Step) -> StepEnd {
     let mut good = 0;
     let mut last = "it was never asked".to_owned();
     for attempt in 1..=*retries {
+        let asked = clock::monotonic_ms();
         let answer = match probe {
             Probe::Command { content } => {
                 match command(context, index, content, *timeout_ms, running_user.as_deref()) {
                     StepEnd::Succeeded { .. } => Ok(()),
-                    StepEnd::Failed { exit_code: Some(124 | 137), .. } => {
+                    // Not told by its status, which a command may have of its own accord.
+                    StepEnd::Failed { .. } if clock::monotonic_ms() >= asked + limit_s(*timeout_ms) * 1_000 => {
                         Err(format!("no answer within {timeout_ms} ms"))
                     }
                     StepEnd::Failed { error, .. } => Err(format!("the command {error}")),
@@ -83,9 +85,13 @@ pub(crate) fn check(context: &mut Context, index: u16, step: &Step) -> StepEnd {
 
 /// A command under a time limit of its own, so that nothing else of the execution has to end with it.
 fn command(context: &mut Context, index: u16, content: &str, timeout_ms: u64, user: Option<&str>) -> StepEnd {
-    let limit_s = Some(timeout_ms.div_ceil(1000).max(1));
+    let limit_s = Some(limit_s(timeout_ms));
     let script = Script { index, name: "health", language: Language::Bash, content, running_user: user, limit_s };
     script::run(context, script)
+}
+
+fn limit_s(timeout_ms: u64) -> u64 {
+    timeout_ms.div_ceil(1000).max(1)
 }
 
 /// Asks on a thread of its own; none when the execution has to stop meanwhile. A thread that hangs ends with the

@@ -49,6 +49,9 @@ fn a_command_runs_to_its_end() {
         ("read line\ntest -z \"$line\"", None),
         ("cat <<'DROVER_HEALTH'\nDROVER_HEALTH\nexit 3", Some("the command exited with status 3")),
         ("cat > /dev/null\ntest \"$DROVER_STEP\" = health", None),
+        // As `timeout` ends, which was not the reason here.
+        ("exit 124", Some("the command exited with status 124")),
+        ("exit 137", Some("the command exited with status 137")),
     ] {
         let (told, said) = ended(vec![command(content, 2)]);
         match (reason, &told) {
@@ -77,10 +80,28 @@ fn a_command_that_hangs_is_ended_and_asked_again() {
     }
 }
 
+const GOOD: &str = "HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n";
+const BAD: &str = "HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+
+#[test]
+fn good_answers_count_in_a_row() {
+    let asked = |answers: &'static [&'static str], retries: u32, successes: u32, interval_ms: u64| {
+        let probe = Probe::Http { url: answering(answers) };
+        ended(vec![Step::Health { probe, interval_ms, timeout_ms: TIMEOUT_MS, retries, successes, running_user: None }])
+    };
+    let (reason, said) = asked(&[GOOD, BAD, GOOD, GOOD, BAD], 9, 2, 10);
+    assert_eq!(reason, None, "{said}");
+    assert!(said.contains("good answer, attempt 4 of 9") && !said.contains("attempt 5"), "{said}");
+    let (reason, said) = asked(&[GOOD, BAD, GOOD, BAD], 3, 2, 10);
+    assert!(reason.is_some_and(|reason| reason.contains("not healthy after 3 questions")), "{said}");
+    // Between three questions there are two intervals.
+    let begun = std::time::Instant::now();
+    assert_eq!(asked(&[GOOD], 3, 3, 300).0, None);
+    assert!(begun.elapsed() >= std::time::Duration::from_millis(600), "{:?}", begun.elapsed());
+}
+
 #[test]
 fn an_address_that_answers_well_is_healthy() {
-    const GOOD: &str = "HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n";
-    const BAD: &str = "HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
     const ELSEWHERE: &str = "HTTP/1.1 302 Found\r\nlocation: /\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
     let (reason, said) = ended(vec![health(Probe::Http { url: answering(&[BAD, GOOD]) }, 3, TIMEOUT_MS)]);
     assert_eq!(reason, None);

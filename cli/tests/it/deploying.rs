@@ -222,7 +222,7 @@ fn a_person_acts_on_the_newest_sub_task() {
     let at = |action: &str| format!("POST /applications/deploy-tasks/7/sub-upgrade-tasks/34/actions/{action}/");
     let success = json!({ "message": "success" });
     server.with_shop("running");
-    for action in ["pause", "promote", "skip"] {
+    for action in ["pause", "resume", "proceed", "promote", "refuse", "cancel", "skip"] {
         server.on(&at(action), 200, success.clone());
     }
     assert_eq!(Person::at(&server).run("pause 7 --reason lunch").code, 0);
@@ -230,13 +230,40 @@ fn a_person_acts_on_the_newest_sub_task() {
         server.body("POST /api/v1/applications/deploy-tasks/7/sub-upgrade-tasks/34/actions/pause/")["reason"],
         "lunch"
     );
-    assert_eq!(Person::at(&server).run("promote 7/34").output, "7/34: promote\n");
+    for action in ["resume", "proceed", "promote", "refuse", "cancel"] {
+        let ended = Person::at(&server).run(&format!("{action} 7/34 --reason because"));
+        assert_eq!((ended.code, ended.output), (0, format!("7/34: {action}\n")), "{}", ended.errors);
+        let asked =
+            server.body(&format!("POST /api/v1/applications/deploy-tasks/7/sub-upgrade-tasks/34/actions/{action}/"));
+        assert_eq!(asked, json!({"reason": "because"}));
+    }
     assert_eq!(Person::at(&server).run("skip 7 --hosts web-2").code, 0);
     let body = server.body("POST /api/v1/applications/deploy-tasks/7/sub-upgrade-tasks/34/actions/skip/");
     assert_eq!(body["instances"], json!([{"id": 12}]));
     let strange = Person::at(&server).run("skip 7 --hosts web-9");
     assert!(strange.code == 2 && strange.errors.contains("it is for web-1, web-2"), "{}", strange.errors);
     assert_eq!(Person::at(&server).run("pause 7/35").code, 4);
+}
+
+#[test]
+fn what_failed_is_tried_again_and_followed() {
+    let path = "POST /applications/deploy-tasks/7/sub-upgrade-tasks/34/actions/retry/";
+    let asked = "POST /api/v1/applications/deploy-tasks/7/sub-upgrade-tasks/34/actions/retry/";
+    let receipt = json!({"task_id": "34", "task_output": "/ws/x"});
+    for (status, code) in [("finished", 0), ("failed", 1)] {
+        let server = Server::start();
+        server.with_shop(status).on(path, 200, receipt.clone()).channel(vec![Step::Close(1000, status)]);
+        let ended = Person::at(&server).run("retry 7 --reason again");
+        assert_eq!(ended.code, code, "{ended:?}");
+        assert_eq!(server.body(asked), json!({"reason": "again", "from_failed_step": true}));
+    }
+    let server = Server::start();
+    server.with_shop("failed").on(path, 200, receipt);
+    let ended = Person::at(&server).run("retry 7/34 --hosts web-2 --from-the-beginning --batch 1 --no-follow");
+    assert_eq!((ended.code, ended.output.as_str()), (0, "7/34\n"), "{ended:?}");
+    let body = server.body(asked);
+    assert_eq!((&body["instances"], &body["from_failed_step"]), (&json!([{"id": 12}]), &json!(false)));
+    assert_eq!(body["rollout"], json!({"batch": "1"}));
 }
 
 #[test]

@@ -91,7 +91,7 @@ both_engines! {
         let mut late = health(2);
         late["timeout"] = json!(777);
         let digest = settings(&digest, late, &["+timeout: 777 s"]).await;
-        shop.set(json!({"running_user": "app"})).await;
+        shop.set(json!({"lifecycle_hooks": {"running_user": "app"}})).await;
         let digest = settings(&digest, health(2), &["+pre_exec: bash, as app"]).await;
         shop.set(json!({"deploy_path": "/srv/other"})).await;
         let digest = settings(&digest, health(2), &["-deploy path: /srv/shop", "+deploy path: /srv/other"]).await;
@@ -151,7 +151,7 @@ both_engines! {
         let first = look(&shop, deploy_task, more.clone()).await;
         assert_eq!(first["changes"][0]["step"], "fetch", "it was never deployed");
         let mut body = more.clone();
-        body["instances"] = references(&shop.instances).into();
+        body["instances"] = references(&shop.instances);
         let receipt = shop.admin.post(&upgrades(deploy_task), body).await.expect(200);
         let task: i64 = receipt["task_id"].as_str().expect("text").parse().expect("digits");
         let commit = first["commit"].as_str().expect("a commit");

@@ -28,6 +28,8 @@ const TARGET_BYTES_MAX: u64 = 4096;
 const UNSUSPICIOUS_BYTES: u64 = 1024 * 1024 * 1024;
 const RATIO_MAX: u64 = 200;
 
+const SPARSE: Kind = Kind::Other("it is a sparse file; make the archive without --sparse");
+
 api_words! {
     /// Form of an archive.
     pub enum Format {
@@ -170,6 +172,8 @@ fn add_tar(
     let mut archive = Archive::new(Bounded { inner: stream, left: left.clone(), stop: stop.clone() });
     for member in archive.entries().map_err(unreadable)? {
         let mut member = member.map_err(unreadable)?;
+        // Its content begins with a map of its holes, and its name is another one.
+        let is_sparse = has_sparse_notes(&mut member).map_err(unreadable)?;
         let header = member.header();
         let kind = header.entry_type();
         if kind == EntryType::XGlobalHeader {
@@ -181,6 +185,7 @@ fn add_tar(
         let name = member.path_bytes().into_owned();
         let target = member.link_name_bytes().map(std::borrow::Cow::into_owned);
         let kind = match (kind, target) {
+            _ if is_sparse => SPARSE,
             (EntryType::Directory, _) => Kind::Folder,
             (EntryType::Regular | EntryType::Continuous, _) => Kind::File { executable },
             (EntryType::Symlink, Some(target)) => Kind::Link(target),
@@ -188,7 +193,7 @@ fn add_tar(
             (EntryType::Link, _) => Kind::Other("it is a hard link; only files, folders and symbolic links are taken"),
             (EntryType::Char | EntryType::Block, _) => Kind::Other("it is a device"),
             (EntryType::Fifo, _) => Kind::Other("it is a named pipe"),
-            (EntryType::GNUSparse, _) => Kind::Other("it is a sparse file; make the archive without --sparse"),
+            (EntryType::GNUSparse, _) => SPARSE,
             _ => Kind::Other("it is no file, folder or symbolic link"),
         };
         let size = member.size();
@@ -206,6 +211,16 @@ fn add_tar(
         left.set(DESCRIPTION_BYTES_MAX);
     }
     Ok(())
+}
+
+/// Whether what stands before a member says that its content has holes, as `tar --sparse --format=posix` does.
+fn has_sparse_notes<R: Read>(member: &mut tar::Entry<'_, R>) -> io::Result<bool> {
+    for note in member.pax_extensions()?.into_iter().flatten() {
+        if note?.key_bytes().starts_with(b"GNU.sparse.") {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Adds the members of a zip file, of which one at a time is looked at.

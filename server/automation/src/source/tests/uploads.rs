@@ -165,6 +165,29 @@ async fn members_of_a_zip_file_that_are_refused() {
     assert_eq!(scene.artifacts(), 0);
 }
 
+/// Its members look like files with another name and other content.
+#[tokio::test]
+async fn sparse_files_of_every_form_are_refused() {
+    let scene = Scene::new();
+    let folder = tempfile::tempdir().unwrap();
+    let file = std::fs::File::create(folder.path().join("holes")).unwrap();
+    file.set_len(4 << 20).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, b"data", 2 << 20).unwrap();
+    file.sync_all().unwrap();
+    for form in [&["--format=gnu"][..], &["--format=posix"], &["--format=posix", "--sparse-version=0.1"]] {
+        let mut tar = Command::new("tar");
+        tar.args(["--create", "--file=-", "--sparse"]).args(form).arg("--directory").arg(folder.path()).arg("holes");
+        let made = tar.output().unwrap();
+        assert!(made.status.success() && made.stdout.len() < 1 << 20, "{form:?}: it has no holes");
+        let error = pack(&scene, &made.stdout).await.unwrap_err();
+        assert!(
+            error.to_string().contains("it is a sparse file; make the archive without --sparse"),
+            "{form:?}: {error}"
+        );
+    }
+    assert_eq!(scene.artifacts(), 0);
+}
+
 #[tokio::test]
 async fn what_breaks_off_or_is_damaged_is_refused() {
     let scene = Scene::new();
