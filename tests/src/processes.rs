@@ -30,6 +30,7 @@ pub use viewer::{Closing, Seen, Viewer};
 use crate::database::{Database, Engine};
 use crate::server::ADMIN_PASSWORD;
 use crate::waiting::{wait_until, wait_within};
+use crate::wire::Wire;
 
 /// Folder of the programs; `cargo xtask test` sets it.
 const BIN_DIR: &str = "DROVER_BIN_DIR";
@@ -301,6 +302,18 @@ impl Processes {
         command.stdout(log.try_clone().expect("the log")).stderr(log).process_group(0);
         let child = command.spawn().expect("the agent starts");
         assert!(self.agents.insert(host.to_owned(), child).is_none(), "the agent of {host} runs already");
+    }
+
+    /// Has an agent connect through a wire from its next start on.
+    ///
+    /// # Panics
+    /// When it is not enrolled.
+    pub fn redirect_agent(&self, host: &str, wire: &Wire) {
+        let path = self.agent_folder(host).join("identity.json");
+        let text = std::fs::read_to_string(&path).expect("the agent is enrolled");
+        let changed = text.replace(&self.agent_address().to_string(), &wire.address().to_string());
+        assert_ne!(text, changed, "the address is another one");
+        std::fs::write(&path, changed).expect("the identity is written");
     }
 
     /// Data directory of an agent.

@@ -13,8 +13,12 @@ use drover_automation::engine::Engine;
 use drover_automation::link;
 use drover_automation::link::enrol::JoinTokenOptions;
 use drover_automation::link::keys::certificate_names;
-use drover_shared::message::{Abilities, Hello, Holding, ToAgent, ToServer, hello_bytes};
+use drover_shared::message::{
+    Abilities, Finished, Hello, Holding, ProcessVerdict, ToAgent, ToServer, hello_bytes,
+};
+use drover_shared::order::Statement;
 use drover_shared::token::JoinToken;
+use drover_shared::words::ExecutionState;
 use futures_util::{SinkExt as _, StreamExt as _};
 use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
@@ -50,6 +54,22 @@ pub async fn listen_with(server: &TestServer, patience: link::Patience) -> Socke
     let tls = kernel.part::<Engine>().keys.server_config(certificate_names("127.0.0.1")).expect("a certificate");
     kernel.spawn(link::serve(kernel.clone(), listener, tls, patience));
     address
+}
+
+/// How an order ended, with nothing more to say of it: no output, no steps.
+#[must_use]
+pub fn finished(statement: &Statement, state: ExecutionState) -> Finished {
+    Finished {
+        execution_id: statement.execution_id.clone(),
+        attempt: statement.attempt,
+        state,
+        reason: (state != ExecutionState::Succeeded).then(|| "it did not work".to_owned()),
+        steps: Vec::new(),
+        log_length: 0,
+        output_truncated: false,
+        processes: ProcessVerdict::default(),
+        releases: None,
+    }
 }
 
 /// An enrolled agent.
@@ -96,6 +116,11 @@ impl StubAgent {
         (agent.agent_id, agent.ca_pem) = (agent_id, ca_pem);
         agent.hello(&nonce, Vec::new()).await;
         agent
+    }
+
+    /// As [`enrol`](Self::enrol), for the only agent of a test: the server listens for it, and it can do nothing special.
+    pub async fn alone(server: &TestServer, host: &str) -> Self {
+        Self::enrol(server, listen(server).await, host, &[]).await
     }
 
     /// Comes back in a new session with these executions in its spool.
@@ -177,6 +202,63 @@ impl StubAgent {
                 Message::Text(text) => return serde_json::from_str(&text).expect("a message"),
                 Message::Close(_) => panic!("the session is closed"),
                 _ => {}
+            }
+        }
+    }
+
+    /// The next order, before which nothing else is said.
+    ///
+    /// # Panics
+    /// When something else is.
+    pub async fn order(&mut self) -> Statement {
+        let ToAgent::Run { order, .. } = self.hear().await else { panic!("no order") };
+        serde_json::from_str(&order.statement).expect("a statement")
+    }
+
+    /// Accepts an order, whose output comes on this channel.
+    pub async fn accept_on(&mut self, statement: &Statement, channel: u32) {
+        let Statement { execution_id, attempt, .. } = statement.clone();
+        self.say(&ToServer::Accepted { execution_id, attempt, channel }).await;
+    }
+
+    /// Accepts an order.
+    pub async fn accept(&mut self, statement: &Statement) {
+        self.accept_on(statement, 1).await;
+    }
+
+    /// Says how an order ended.
+    pub async fn end(&mut self, finished: Finished) {
+        self.say(&ToServer::Finished(Box::new(finished))).await;
+    }
+
+    /// Says that an order ended well.
+    pub async fn succeed(&mut self, statement: &Statement) {
+        self.end(finished(statement, ExecutionState::Succeeded)).await;
+    }
+
+    /// Waits until the server says that it may forget an execution.
+    ///
+    /// # Panics
+    /// When that is another one.
+    pub async fn archived(&mut self, statement: &Statement) {
+        loop {
+            if let ToAgent::Archived { execution_id, .. } = self.hear().await {
+                assert_eq!(execution_id, statement.execution_id);
+                return;
+            }
+        }
+    }
+
+    /// What the server has said up to now: it is asked something, and what comes before its answer is all there is.
+    pub async fn heard(&mut self) -> Vec<ToAgent> {
+        let nobodys = "0190a5a0-0000-7000-8000-000000000001";
+        let (execution_id, attempt) = (nobodys.to_owned(), 1);
+        self.say(&ToServer::Accepted { execution_id, attempt, channel: u32::MAX }).await;
+        let mut heard = Vec::new();
+        loop {
+            match self.hear().await {
+                ToAgent::Archived { execution_id, .. } if execution_id == nobodys => return heard,
+                message => heard.push(message),
             }
         }
     }

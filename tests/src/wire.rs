@@ -5,6 +5,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -24,10 +25,17 @@ struct State {
     frozen: bool,
 }
 
+/// Bytes that were passed on, in both directions together, and after how many of them nothing more is.
+struct Count {
+    passed: AtomicU64,
+    most: AtomicU64,
+}
+
 /// Listens in place of a server, and passes on what comes.
 pub struct Wire {
     address: SocketAddr,
     state: Arc<watch::Sender<State>>,
+    count: Arc<Count>,
     listening: JoinHandle<()>,
 }
 
@@ -40,13 +48,14 @@ impl Wire {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("an address");
         let state = Arc::new(watch::Sender::new(State { generation: 0, frozen: false }));
-        let of_connections = Arc::clone(&state);
+        let count = Arc::new(Count { passed: AtomicU64::new(0), most: AtomicU64::new(u64::MAX) });
+        let (of_connections, counted) = (Arc::clone(&state), Arc::clone(&count));
         let listening = tokio::spawn(async move {
             while let Ok((near, _)) = listener.accept().await {
-                tokio::spawn(pass_on(near, to, of_connections.subscribe()));
+                tokio::spawn(pass_on(near, to, Arc::clone(&of_connections), Arc::clone(&counted)));
             }
         });
-        Self { address, state, listening }
+        Self { address, state, count, listening }
     }
 
     /// Where it listens.
@@ -65,8 +74,20 @@ impl Wire {
         self.state.send_modify(|state| state.frozen = true);
     }
 
+    /// Freezes by itself when so many more bytes have passed, but for what is just under way.
+    pub fn freeze_after(&self, bytes: u64) {
+        self.count.most.store(self.passed() + bytes, Ordering::SeqCst);
+    }
+
+    /// Bytes that were passed on so far, in both directions together.
+    #[must_use]
+    pub fn passed(&self) -> u64 {
+        self.count.passed.load(Ordering::SeqCst)
+    }
+
     /// Lets what waits go on.
     pub fn thaw(&self) {
+        self.count.most.store(u64::MAX, Ordering::SeqCst);
         self.state.send_modify(|state| state.frozen = false);
     }
 }
@@ -78,7 +99,7 @@ impl Drop for Wire {
     }
 }
 
-async fn pass_on(near: TcpStream, to: SocketAddr, state: watch::Receiver<State>) {
+async fn pass_on(near: TcpStream, to: SocketAddr, state: Arc<watch::Sender<State>>, count: Arc<Count>) {
     let born = state.borrow().generation;
     let Ok(far) = TcpStream::connect(to).await else { return };
     // Small frames are not kept back for larger ones.
@@ -87,13 +108,13 @@ async fn pass_on(near: TcpStream, to: SocketAddr, state: watch::Receiver<State>)
     let (far_read, far_write) = far.into_split();
     let both = async {
         tokio::select! {
-            () = one_way(near_read, far_write, state.clone()) => {}
-            () = one_way(far_read, near_write, state.clone()) => {}
+            () = one_way(near_read, far_write, &state, &count) => {}
+            () = one_way(far_read, near_write, &state, &count) => {}
         }
     };
     tokio::select! {
         () = both => {}
-        () = cut_after(state.clone(), born) => {}
+        () = cut_after(state.subscribe(), born) => {}
     }
 }
 
@@ -101,7 +122,8 @@ async fn cut_after(mut state: watch::Receiver<State>, born: u64) {
     let _ = state.wait_for(|state| state.generation > born).await;
 }
 
-async fn one_way(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut state: watch::Receiver<State>) {
+async fn one_way(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, owner: &watch::Sender<State>, counted: &Count) {
+    let mut state = owner.subscribe();
     let mut piece = vec![0; PIECE_BYTES];
     loop {
         if state.wait_for(|state| !state.frozen).await.is_err() {
@@ -113,6 +135,10 @@ async fn one_way(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut state: wat
         }
         if to.write_all(&piece[..count]).await.is_err() {
             return;
+        }
+        let before = counted.passed.fetch_add(count as u64, Ordering::SeqCst);
+        if before + count as u64 >= counted.most.load(Ordering::SeqCst) {
+            owner.send_modify(|state| state.frozen = true);
         }
     }
 }
@@ -137,6 +163,15 @@ mod tests {
         wire.thaw();
         far.read_exact(&mut seen).await.expect("they arrive");
         assert_eq!(&seen, b"there");
+
+        assert_eq!(wire.passed(), 10);
+        wire.freeze_after(3);
+        near.write_all(b"again").await.expect("it takes bytes");
+        far.read_exact(&mut seen).await.expect("what was under way arrives");
+        near.write_all(b"later").await.expect("it takes bytes");
+        wire.thaw();
+        far.read_exact(&mut seen).await.expect("they arrive");
+        assert_eq!((&seen, wire.passed()), (b"later", 20));
 
         wire.cut();
         assert_eq!(near.read(&mut seen).await.unwrap_or(0), 0, "it is over on both sides");

@@ -7,6 +7,7 @@ mod following;
 mod reaching;
 mod server;
 mod signing_in;
+mod uploading;
 
 use std::io::Write as _;
 use std::process::{Child, Command, Output, Stdio};

@@ -26,6 +26,8 @@ pub(crate) struct Asked {
     /// Method and path with query.
     pub(crate) line: String,
     pub(crate) authorization: String,
+    /// All headers.
+    pub(crate) head: String,
     pub(crate) body: Value,
 }
 
@@ -194,6 +196,7 @@ impl Server {
         let asked = Asked {
             line,
             authorization: header("authorization").unwrap_or_default(),
+            head: head.clone(),
             body: serde_json::from_slice(&body).unwrap_or_default(),
         };
         let (state, changed) = &*self.state;

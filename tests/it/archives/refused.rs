@@ -76,6 +76,23 @@ both_engines! {
         assert_eq!(uploading.end().await["state"], "ready");
     }
 
+    async fn eight_gibibytes_are_taken_and_no_byte_more(server: TestServer) {
+        let shop = Shop::new(&server, 0).await;
+        let digest = Digest::of(b"").to_string();
+        let error = announce(&shop, (8 << 30) + 1, &metadata("1.0", &digest)).await.expect_error(413, 10007);
+        assert_eq!(error["field"], "Upload-Length", "{error}");
+        assert!(error["message"].as_str().is_some_and(|why| why.contains("at most 8589934592 bytes")), "{error}");
+        let answer = announce(&shop, 8 << 30, &metadata("1.0", &digest)).await;
+        if answer.status == 503 {
+            // This machine has no room for it, and says so before anything comes.
+            assert!(answer.body["message"].as_str().is_some_and(|why| why.contains("disk")), "{}", answer.body);
+            return;
+        }
+        answer.expect(201);
+        let found = shop.admin.get(&format!("/applications/{}/archives/", shop.application)).await.expect(200);
+        assert_eq!((&found["results"][0]["size_bytes"], &found["results"][0]["offset"]), (&json!(8_i64 << 30), &json!(0)));
+    }
+
     async fn there_are_so_many_unfinished_ones_and_no_more(server: TestServer) {
         let shop = Shop::new(&server, 0).await;
         let content = tar(&[("index.html", b"one")]);

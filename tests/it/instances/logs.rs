@@ -90,6 +90,18 @@ both_engines! {
         asked.await.expect("no panic").expect(200);
     }
 
+    async fn a_path_that_never_ends_says_so(server: TestServer) {
+        let shop = shop(&server).await;
+        let endless = "/{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}x.log";
+        let texts = json!({"stdout_path": endless, "stderr_path": "/var/log/{{ 'x' * 1000000000 }}"});
+        shop.admin.patch(&format!("/applications/{}/", shop.application), texts).await.expect(200);
+        for (query, member) in [("", "stdout_path"), ("?log_type=error", "stderr_path")] {
+            let error = shop.admin.get(&path(&shop, query)).await.expect_error(409, 10006);
+            let wanted = "rendering the paths of an instance takes more than 2000 steps together";
+            assert!(message(&error).contains(member) && message(&error).contains(wanted), "{error}");
+        }
+    }
+
     async fn what_cannot_be_read_says_why(server: TestServer) {
         let shop = shop(&server).await;
         let address = listen(&server).await;

@@ -2,9 +2,7 @@
 
 use drover_kernel::{args, sql};
 use drover_shared::instance::{FEATURE, Observation, ProcessState, Watched};
-use drover_shared::message::{Finished, ProcessVerdict, ToAgent, ToServer};
-use drover_shared::order::Statement;
-use drover_shared::words::ExecutionState;
+use drover_shared::message::{ToAgent, ToServer};
 use drover_tests::stub_agent::{StubAgent, listen};
 use drover_tests::{both_engines, wait_until};
 use serde_json::{Value, json};
@@ -69,21 +67,10 @@ async fn succeed(agent: &mut StubAgent, meanwhile: Observation) {
             break order;
         }
     };
-    let Statement { execution_id, attempt, .. } = serde_json::from_str(&order.statement).expect("a statement");
-    agent.say(&ToServer::Accepted { execution_id: execution_id.clone(), attempt, channel: 1 }).await;
+    let statement = serde_json::from_str(&order.statement).expect("a statement");
+    agent.accept(&statement).await;
     say(agent, vec![meanwhile]).await;
-    let finished = Finished {
-        execution_id,
-        attempt,
-        state: ExecutionState::Succeeded,
-        reason: None,
-        steps: Vec::new(),
-        log_length: 0,
-        output_truncated: false,
-        processes: ProcessVerdict::default(),
-        releases: None,
-    };
-    agent.say(&ToServer::Finished(Box::new(finished))).await;
+    agent.succeed(&statement).await;
 }
 
 both_engines! {
@@ -165,9 +152,7 @@ both_engines! {
         let path = format!("/applications/{}/instances/{first}/variables/", shop.application);
         shop.admin.patch(&path, json!({"variables": {"a": 1}})).await.expect(200);
         wait_until("the session", async || shown(&shop).await["reason"].as_str().is_some_and(|why| why.contains("too old"))).await;
-        let (execution_id, attempt) = ("0190a5a0-0000-7000-8000-000000000001".to_owned(), 1);
-        old.say(&ToServer::Accepted { execution_id, attempt, channel: 1 }).await;
-        assert!(matches!(old.hear().await, ToAgent::Archived { .. }));
+        assert!(old.heard().await.is_empty());
     }
 
     async fn a_host_is_told_again_when_something_changes(server: TestServer) {
@@ -208,6 +193,41 @@ both_engines! {
         wait_until("the reason", async || shown(&shop).await["reason"].as_str().is_some_and(|why| why.contains("absolute"))).await;
         set(&shop, json!({"pid_path": "{{ secrets.TOKEN }}"})).await;
         wait_until("the reason", async || shown(&shop).await["reason"].as_str().is_some_and(|why| why.contains("TOKEN"))).await;
+    }
+
+    async fn a_path_that_never_ends_is_told_and_keeps_no_other_waiting(server: TestServer) {
+        let shop = Shop::new(&server, 2).await;
+        server.kernel().spawn(drover_server::jobs().run(server.kernel().clone()));
+        let address = listen(&server).await;
+        let mut first = StubAgent::enrol(&server, address, "web-1", &[FEATURE]).await;
+        let mut second = StubAgent::enrol(&server, address, "web-2", &[FEATURE]).await;
+        // Another application on the first host, which can be watched as ever.
+        let body = json!({"name": "mail", "pid_path": "/run/mail.pid"});
+        let other = id(&shop.admin.post("/applications/", body).await.expect(200));
+        let path = format!("/applications/{other}/instances/");
+        let mail = id(&shop.admin.post(&path, json!([{"hostid": shop.hosts[0]}])).await.expect(200)[0]);
+        assert_eq!(told(&mut first).await, [watched(mail, "/run/mail.pid", None)]);
+        for (text, deploy_path) in [
+            ("/run/{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}x.pid", "/srv/shop"),
+            ("/run/{{ 'x' * 1000000000 }}.pid", "/srv/shop"),
+            // Long before a script would be stopped.
+            ("{% for a in range(9999) %}{% endfor %}/run/x.pid", "/srv/shop"),
+            ("{{ deploy_path }}/x.pid", "/srv/{% for a in range(9999) %}{% endfor %}shop"),
+        ] {
+            shop.set(json!({"deploy_path": deploy_path})).await;
+            set(&shop, json!({"pid_path": text})).await;
+            wait_until("the reason", async || {
+                let reason = shown(&shop).await["reason"].as_str().unwrap_or_default().to_owned();
+                reason.contains("rendering the paths of an instance takes more than 2000 steps")
+            })
+            .await;
+            shop.set(json!({"deploy_path": "/srv/shop"})).await;
+            set(&shop, json!({"pid_path": "/run/shop.pid"})).await;
+            let expected = watched(shop.instances[0], "/run/shop.pid", None);
+            wait_until("the path", async || told(&mut first).await.contains(&expected)).await;
+        }
+        let expected = [watched(shop.instances[1], "/run/shop.pid", None)];
+        wait_until("the path", async || told(&mut second).await == expected).await;
     }
 
     async fn what_crashed_may_be_started_and_what_runs_be_stopped(server: TestServer) {

@@ -96,7 +96,17 @@ both_engines! {
         set(&shop, json!({"startup_cmd": "echo {{ nothing }}"})).await;
         let refused = shop.admin.post(&actions(&shop, "start"), json!(shop.instances)).await.expect(400);
         assert_eq!(refused["field"], "startup_cmd");
-        set(&shop, json!({"startup_cmd": "", "stop_cmd": ""})).await;
+        let endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}";
+        for field in ["startup_cmd", "stop_cmd", "pid_path"] {
+            let mut texts = json!({"startup_cmd": "true", "stop_cmd": "true", "pid_path": ""});
+            texts[field] = endless.into();
+            set(&shop, texts).await;
+            let refused = shop.admin.post(&actions(&shop, "restart"), json!(shop.instances)).await.expect(400);
+            assert_eq!(refused["field"], field);
+            let reason = refused["message"].as_str().expect("a reason");
+            assert!(reason.contains("rendering takes more than 500000 steps"), "{reason}");
+        }
+        set(&shop, json!({"startup_cmd": "", "stop_cmd": "", "pid_path": ""})).await;
         for action in ["start", "restart"] {
             let refused = shop.admin.post(&actions(&shop, action), json!(shop.instances)).await.expect_error(409, 10006);
             assert!(refused["message"].as_str().is_some_and(|text| text.contains("no startup_cmd")), "{refused}");

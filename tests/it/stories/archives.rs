@@ -5,6 +5,7 @@ use std::io::Write as _;
 use std::process::Command;
 
 use drover_shared::Digest;
+use drover_tests::wire::Wire;
 
 use super::*;
 
@@ -51,9 +52,14 @@ fn upload(shop: &Shop, archive: &Path, version: &str) -> String {
 }
 
 fn drover(shop: &Shop, arguments: &[&str]) -> std::process::Output {
+    drover_at(shop, &shop.processes.url(), arguments).output().expect("the command line starts")
+}
+
+/// `drover` with the server at this address.
+fn drover_at(shop: &Shop, url: &str, arguments: &[&str]) -> Command {
     let mut command = shop.processes.program("drover");
-    command.env("DROVER_URL", shop.processes.url()).env("DROVER_TOKEN", shop.api().token());
-    command.args(arguments).output().expect("the command line starts")
+    command.env("DROVER_URL", url).env("DROVER_TOKEN", shop.api().token()).args(arguments);
+    command
 }
 
 /// Bytes of artifacts that an agent has, complete or not.
@@ -73,14 +79,29 @@ async fn an_archive_reaches_ten_hosts_though_an_agent_is_killed_in_the_middle() 
     let told = upload(&shop, &archive, "1.0");
     assert!(told.contains("version 1.0 is ready: 2 files"), "{told}");
     let victim = hosts[HOSTS / 2];
+    let wire = Wire::to(shop.processes.agent_address()).await;
+    shop.processes.stop_agent(victim).await;
+    shop.processes.redirect_agent(victim, &wire);
+    shop.processes.start_agent(victim).await;
+    // A third of it comes, and no more while the agent lives.
+    let whole = MANY_BYTES as u64;
+    wire.freeze_after(whole / 3);
     let sub_task = shop.deploy("1.0").await;
-    wait_until("a part of the download", async || cached(&shop, victim) > 0).await;
+    wait_until("a part of the download", async || cached(&shop, victim) > whole / 6).await;
     shop.processes.kill_agent(victim).await;
     let part = cached(&shop, victim);
-    assert!(part > 0);
+    assert!(part < whole / 2, "{part} bytes are not the middle");
+    wire.cut();
+    wire.thaw();
+    let before = wire.passed();
     shop.processes.start_agent(victim).await;
     let detail = shop.end_of(&sub_task).await;
     assert_eq!(detail["status"], "finished", "{detail:#}");
+    let again = wire.passed() - before;
+    assert!(again < whole - part / 2, "it began anew: {again} bytes moved after {part} were there");
+    let told = shop.output(&sub_task, "?format=json").await.records();
+    let goes_on = |record: &Value| record["host"] == victim && record.to_string().contains("fetch: goes on");
+    assert!(told.iter().any(goes_on), "{told:?}");
     let wanted = Digest::of(&content);
     for host in &hosts {
         let current = shop.deploy_path(host).join("current");
@@ -121,27 +142,41 @@ async fn an_upload_goes_on_after_the_server_was_killed() {
     let mut shop = Shop::open(Engine::Sqlite, &["web-1"]).await;
     shop.set(json!({"repository": {"type": "ARCHIVE"}})).await;
     let archive = packed(&shop, "shop.tar", &[("data.bin", &noise(3, 60_000_000))]);
+    let size = fs::metadata(&archive).expect("the archive").len();
     let arguments = ["archive", "upload", "shop", &archive.display().to_string(), "--version", "1.0"];
-    let mut command = shop.processes.program("drover");
-    command.env("DROVER_URL", shop.processes.url()).env("DROVER_TOKEN", shop.api().token()).args(arguments);
+    let address = shop.processes.url().trim_start_matches("http://").parse().expect("an address");
+    let wire = Wire::to(address).await;
+    let url = format!("http://{}", wire.address());
+    wire.freeze_after(size / 3);
+    let mut command = drover_at(&shop, &url, &arguments);
     let uploading = command.stdout(std::process::Stdio::piped()).spawn().expect("the command line starts");
     let uploads = shop.folder().join("server/uploads");
     let came = || -> u64 {
         let items = fs::read_dir(&uploads).into_iter().flatten().flatten();
         items.filter_map(|item| item.metadata().ok()).map(|meta| meta.len()).sum()
     };
-    wait_until("some of the upload", async || came() > 0).await;
+    wait_until("a part of the upload", async || came() > size / 6).await;
     shop.processes.kill_server().await;
     let before = came();
+    assert!(before > size / 6 && before < size / 2, "{before} bytes are not the middle");
     shop.processes.start_server().await;
+    // What came is there after the restart, and is what the upload goes on from.
+    let path = format!("/applications/{}/archives/", shop.application);
+    let found = shop.api().get(&path).await.expect(200);
+    assert_eq!(found["results"][0]["offset"], before, "{found}");
+    let sent = wire.passed();
+    wire.cut();
+    wire.thaw();
     let waiting = tokio::task::spawn_blocking(move || uploading.wait_with_output());
     let output = waiting.await.expect("no panic").expect("its output");
     // Whether it noticed in time or has to be run again: nothing that came is sent twice, and nothing is lost.
     if !output.status.success() {
-        upload(&shop, &archive, "1.0");
+        let again = drover_at(&shop, &url, &arguments).output().expect("the command line starts");
+        assert!(again.status.success(), "{again:?}");
     }
-    assert!(before > 0);
-    let found = shop.api().get(&format!("/applications/{}/archives/", shop.application)).await.expect(200);
+    let again = wire.passed() - sent;
+    assert!(again >= size - before && again < size - before / 2, "{again} bytes moved after {before} were there");
+    let found = shop.api().get(&path).await.expect(200);
     assert_eq!((&found["count"], &found["results"][0]["state"]), (&json!(1), &json!("ready")), "{found}");
     let list = drover(&shop, &["archive", "list", "shop"]);
     assert!(String::from_utf8_lossy(&list.stdout).contains("shop.tar"), "{list:?}");

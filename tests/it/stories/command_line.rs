@@ -116,3 +116,56 @@ async fn what_a_reviewer_saw_is_what_runs() {
     let shown = says(0, &["task", "show", "3"]).await;
     assert!(shown.contains("by itself") && shown.contains("running"), "{shown}");
 }
+
+#[tokio::test]
+async fn a_person_leads_a_rollout_to_its_end() {
+    let hosts = ["web-1", "web-2", "web-3", "web-4", "web-5"];
+    let shop = Shop::with_versions(&hosts).await;
+    // It fails where a file asks for that, and on v2 goes on until it is ended.
+    let folder = shop.folder().display().to_string();
+    let hook = format!(
+        "echo \"$DROVER_HOST $DROVER_VERSION\" >> '{folder}/ran'\n\
+         test ! -e '{folder}/fail-on-{{{{ host.name }}}}' || exit 7\n\
+         test {{{{ version }}}} != v2 || exec sleep 1000"
+    );
+    shop.hook("post_exec", "bash", &hook).await;
+    let ran = || fs::read_to_string(shop.folder().join("ran")).unwrap_or_default().lines().count();
+    let token = shop.api().token().to_owned();
+    let says = async |code: i32, arguments: &[&str]| shop.says(code, &[&["--token", &token], arguments].concat()).await;
+    let states = async |sub_task: i64| {
+        let path = format!("/applications/deploy-tasks/1/sub-upgrade-tasks/{sub_task}/");
+        let detail = shop.api().get(&path).await.expect(200);
+        let states = detail["instances"].as_array().expect("instances").iter().map(|one| text(&one["status"]));
+        (text(&detail["status"]), states.collect::<Vec<String>>())
+    };
+    let rollout = ["--canary", "1", "--batch", "25%", "--yes", "--no-follow"];
+    assert_eq!(says(0, &[&["deploy", "shop", "--version", "v1"], &rollout[..]].concat()).await, "1/1\n");
+    wait_until("the canary", async || states(1).await.1[0] == "succeeded").await;
+    let waiting = ["succeeded", "queued", "queued", "queued", "queued"];
+    assert_eq!(states(1).await, ("running".to_owned(), waiting.map(str::to_owned).to_vec()));
+    assert_eq!(says(0, &["pause", "1/1", "--reason", "lunch"]).await, "1/1: pause\n");
+    says(2, &["pause", "1/1"]).await;
+    assert_eq!(says(0, &["promote", "1", "--reason", "looks good"]).await, "1/1: promote\n");
+    assert_eq!(states(1).await.1, waiting, "it is held");
+    fs::write(shop.folder().join("fail-on-web-3"), "").expect("a file");
+    assert_eq!(says(0, &["resume", "1"]).await, "1/1: resume\n");
+    // A quarter of five is two.
+    wait_until("the end", async || states(1).await.0 == "failed").await;
+    assert_eq!(states(1).await.1, ["succeeded", "succeeded", "failed", "cancelled", "cancelled"]);
+    assert_eq!(ran(), 3);
+    fs::remove_file(shop.folder().join("fail-on-web-3")).expect("the file");
+    says(0, &["retry", "1/1", "--reason", "it is mended"]).await;
+    for host in hosts {
+        assert_eq!(shop.current(host, "index.html").as_deref(), Some("one\n"), "{host}");
+    }
+    assert_eq!(ran(), 6, "what went well is not done again");
+
+    says(0, &["deploy", "shop", "--version", "v2", "--batch", "1", "--yes", "--no-follow"]).await;
+    wait_until("the hook", async || ran() == 7).await;
+    says(0, &["cancel", "2", "--reason", "wrong one"]).await;
+    says(1, &["logs", "--follow", "2"]).await;
+    let shown = says(0, &["task", "show", "2", "--json"]).await;
+    assert!(shown.contains("cancelled by admin: wrong one"), "{shown}");
+    assert_eq!(shop.current("web-2", "index.html").as_deref(), Some("one\n"), "it was never touched");
+    says(2, &["cancel", "2"]).await;
+}

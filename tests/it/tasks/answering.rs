@@ -7,7 +7,7 @@ use drover_shared::order::Statement;
 use drover_tests::{both_engines, wait_until};
 use serde_json::{Value, json};
 
-use super::returning::{given_up, state, succeed};
+use super::returning::{given_up, state};
 use super::{detail, instances, references, upgrades};
 use crate::deploys::{PATH, Shop, grant};
 
@@ -86,7 +86,7 @@ both_engines! {
 
     async fn the_hosts_own_word_answers_too(server: TestServer) {
         let (shop, mut agent, statement, deploy_task, task) = Box::pin(given_up(&server)).await;
-        succeed(&mut agent, &statement).await;
+        agent.succeed(&statement).await;
         wait_until("the word of the host", async || {
             detail(&shop, deploy_task, task).await["instances"][0]["status"] == "succeeded"
         })
@@ -114,7 +114,7 @@ both_engines! {
         }
         sweep_once(server.kernel(), true).await.expect("a round");
         assert_eq!(state(&shop, deploy_task, again).await, "queued");
-        succeed(&mut agent, &statement).await;
+        agent.succeed(&statement).await;
         let next = loop {
             if let ToAgent::Run { order, .. } = agent.hear().await {
                 break serde_json::from_str::<Statement>(&order.statement).expect("a statement");

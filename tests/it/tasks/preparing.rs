@@ -84,6 +84,32 @@ both_engines! {
         drop(shop.admin);
     }
 
+    async fn what_was_there_before_goes_only_after_health_is_proved(server: TestServer) {
+        let shop = Shop::new(&server, 1).await;
+        let repository = Repository::new();
+        shop.set(json!({"repository": repository.settings(), "deploy_path": "/srv/shop", "keep_backups": 0})).await;
+        shop.hook("pre_exec", "stop").await;
+        shop.hook("post_exec", "start").await;
+        let deploy_task = shop.started().await;
+        let rollout = json!({"health": {"command": "true"}, "auto_revert": true});
+        let body = json!({"instances": references(&shop.instances), "version": "main", "rollout": rollout});
+        let receipt = shop.admin.post(&upgrades(deploy_task), body).await.expect(200);
+        let task = receipt["task_id"].as_str().expect("text").parse().expect("digits");
+        wait_until("the plan", async || {
+            sweep_once(server.kernel(), true).await.expect("a round");
+            let told = detail(&shop, deploy_task, task).await;
+            assert_ne!(told["phase"], "over", "{told:#}");
+            told["phase"] == "instances"
+        })
+        .await;
+        let entry = &entries(&server, task).await[0];
+        let steps = entry["steps"].as_array().expect("steps");
+        let kinds: Vec<&str> = steps.iter().filter_map(|step| step["kind"].as_str()).collect();
+        assert_eq!(kinds, ["fetch", "script", "unpack", "switch", "script", "health", "prune"], "{entry}");
+        assert_eq!((&steps[1]["name"], &steps[4]["name"]), (&json!("pre_exec"), &json!("post_exec")));
+        assert_eq!(steps[6]["keep"], 0);
+    }
+
     async fn nobody_holds_a_task_for_ever(server: TestServer) {
         let shop = Shop::new(&server, 1).await;
         shop.hook("pre_exec", "true").await;

@@ -6,50 +6,25 @@ use std::time::Duration;
 use drover_automation::engine::sweep_once;
 use drover_automation::executions::store::mark_sent;
 use drover_kernel::{args, sql};
-use drover_shared::message::{Finished, Holding, ProcessVerdict, ToAgent, ToServer};
+use drover_shared::message::{Finished, Holding, StepOutcome};
 use drover_shared::order::Statement;
-use drover_shared::words::ExecutionState;
-use drover_tests::stub_agent::{StubAgent, listen};
+use drover_shared::words::{ExecutionState, StepState};
+use drover_tests::stub_agent::{StubAgent, finished, listen};
 use drover_tests::{TestServer, both_engines, wait_until};
 use serde_json::{Value, json};
 
 use super::{detail, instances, upgrade, upgrades};
 use crate::deploys::Shop;
 
-pub(super) async fn order(agent: &mut StubAgent) -> Statement {
-    let ToAgent::Run { order, .. } = agent.hear().await else { panic!("no order") };
-    serde_json::from_str(&order.statement).expect("a statement")
-}
-
-pub(super) async fn accept(agent: &mut StubAgent, statement: &Statement) {
-    let Statement { execution_id, attempt, .. } = statement.clone();
-    agent.say(&ToServer::Accepted { execution_id, attempt, channel: 1 }).await;
-}
-
-pub(super) async fn succeed(agent: &mut StubAgent, statement: &Statement) {
-    let finished = Finished {
-        execution_id: statement.execution_id.clone(),
-        attempt: statement.attempt,
-        state: ExecutionState::Succeeded,
-        reason: None,
-        steps: Vec::new(),
-        log_length: 0,
-        output_truncated: false,
-        processes: ProcessVerdict::default(),
-        releases: None,
-    };
-    agent.say(&ToServer::Finished(Box::new(finished))).await;
-}
-
 /// A shop whose update was taken by its host and given up, because the host said nothing more.
 pub(super) async fn given_up(server: &TestServer) -> (Shop, StubAgent, Statement, i64, i64) {
     let shop = Shop::new(server, 1).await;
     shop.hook("pre_exec", "true").await;
-    let mut agent = StubAgent::enrol(server, listen(server).await, "web-1", &[]).await;
+    let mut agent = StubAgent::alone(server, "web-1").await;
     let deploy_task = shop.started().await;
     let task = upgrade(&shop, deploy_task, &shop.instances).await;
-    let statement = order(&mut agent).await;
-    accept(&mut agent, &statement).await;
+    let statement = agent.order().await;
+    agent.accept(&statement).await;
     wait_until("the order to be taken", async || state(&shop, deploy_task, task).await == "running").await;
     server.advance(Duration::from_secs(700));
     sweep_once(server.kernel(), true).await.expect("a round");
@@ -63,21 +38,11 @@ pub(super) async fn state(shop: &Shop, deploy_task: i64, task: i64) -> String {
     told["instances"][0]["status"].as_str().expect("a state").to_owned()
 }
 
-/// Waits until the server says that the agent may forget an execution.
-pub(super) async fn archived(agent: &mut StubAgent, statement: &Statement) {
-    loop {
-        if let ToAgent::Archived { execution_id, .. } = agent.hear().await {
-            assert_eq!(execution_id, statement.execution_id);
-            return;
-        }
-    }
-}
-
 both_engines! {
     async fn the_hosts_own_word_replaces_lost(server: TestServer) {
         let (shop, mut agent, statement, deploy_task, task) = Box::pin(given_up(&server)).await;
-        succeed(&mut agent, &statement).await;
-        archived(&mut agent, &statement).await;
+        agent.succeed(&statement).await;
+        agent.archived(&statement).await;
         assert_eq!(state(&shop, deploy_task, task).await, "succeeded");
         let page = shop.admin.get(&format!("/applications/{}/instances/", shop.application)).await.expect(200);
         assert_eq!((&page["results"][0]["status"], &page["results"][0]["version"]), (&json!("running"), &json!("1.0")));
@@ -93,24 +58,24 @@ both_engines! {
         let (shop, mut agent, statement, deploy_task, task) = Box::pin(given_up(&server)).await;
         let path = format!("/applications/{}/instances/", shop.application);
         shop.admin.delete_with(&path, json!(shop.instances)).await.expect(200);
-        succeed(&mut agent, &statement).await;
-        archived(&mut agent, &statement).await;
+        agent.succeed(&statement).await;
+        agent.archived(&statement).await;
         assert_eq!(state(&shop, deploy_task, task).await, "succeeded");
         // The host goes on to be of use, in the same session.
         let hosts = json!([{"hostid": shop.hosts[0]}]);
         let made = shop.admin.post(&path, hosts).await.expect(200);
         upgrade(&shop, deploy_task, &[made[0]["id"].as_i64().expect("an id")]).await;
-        order(&mut agent).await;
+        agent.order().await;
     }
 
     async fn a_damaged_file_of_output_keeps_no_host_from_its_other_work(server: TestServer) {
         let shop = Shop::new(&server, 1).await;
         shop.hook("pre_exec", "true").await;
-        let mut agent = StubAgent::enrol(&server, listen(&server).await, "web-1", &[]).await;
+        let mut agent = StubAgent::alone(&server, "web-1").await;
         let deploy_task = shop.started().await;
         let task = upgrade(&shop, deploy_task, &shop.instances).await;
-        let statement = order(&mut agent).await;
-        accept(&mut agent, &statement).await;
+        let statement = agent.order().await;
+        agent.accept(&statement).await;
         wait_until("the order to be taken", async || state(&shop, deploy_task, task).await == "running").await;
         // Another application is deployed to the same host after the server started anew over a broken file.
         let other = shop.admin.post("/applications/", json!({"name": "other"})).await.expect(200)["id"].as_i64().expect("an id");
@@ -139,7 +104,7 @@ both_engines! {
         let Statement { execution_id, attempt, .. } = statement.clone();
         let holding = Holding { execution_id, attempt, channel: 1, log_length: 0, finished: false, needs_order: false };
         agent.come_back(vec![holding]).await;
-        let next = order(&mut agent).await;
+        let next = agent.order().await;
         assert_ne!(next.execution_id, statement.execution_id);
         drop(shop.admin);
     }
@@ -171,17 +136,12 @@ both_engines! {
         let body = json!({"instances": crate::tasks::references(&shop.instances), "rollout": {"max_failures": 0}});
         let receipt = shop.admin.post(&upgrades(deploy_task), body).await.expect(200);
         let task: i64 = receipt["task_id"].as_str().expect("text").parse().expect("digits");
-        let statement = order(&mut good).await;
+        let statement = good.order().await;
         // The order of the other one is under way when its connection breaks: it never holds it.
-        order(&mut deaf).await;
+        deaf.order().await;
         deaf.leave();
-        accept(&mut good, &statement).await;
-        let failed = Finished {
-            execution_id: statement.execution_id.clone(), attempt: statement.attempt, state: ExecutionState::Failed,
-            reason: Some("broken".to_owned()), steps: Vec::new(), log_length: 0, output_truncated: false,
-            processes: ProcessVerdict::default(), releases: None,
-        };
-        good.say(&ToServer::Finished(Box::new(failed))).await;
+        good.accept(&statement).await;
+        good.end(finished(&statement, ExecutionState::Failed)).await;
         wait_until("the stop", async || !detail(&shop, deploy_task, task).await["stop_reason"].is_null()).await;
         deaf.come_back(Vec::new()).await;
         wait_until("the end", async || detail(&shop, deploy_task, task).await["status"] == "failed").await;
@@ -194,23 +154,17 @@ both_engines! {
         let shop = Shop::new(&server, 1).await;
         shop.hook("pre_exec", "true").await;
         server.run(sql!("UPDATE instances SET status = 'running', version = 'old'"), args![]).await;
-        let mut agent = StubAgent::enrol(&server, listen(&server).await, "web-1", &[]).await;
+        let mut agent = StubAgent::alone(&server, "web-1").await;
         let deploy_task = shop.started().await;
         let task = upgrade(&shop, deploy_task, &shop.instances).await;
-        let statement = order(&mut agent).await;
-        accept(&mut agent, &statement).await;
-        let step = |name: &str, state| drover_shared::message::StepOutcome {
+        let statement = agent.order().await;
+        agent.accept(&statement).await;
+        let step = |name: &str, state| StepOutcome {
             name: name.to_owned(), state, exit_code: None, signal: None, error: None, started_ms: None, duration_ms: None,
             log_start: 0, log_end: 0,
         };
-        use drover_shared::words::StepState;
-        let failed = Finished {
-            execution_id: statement.execution_id.clone(), attempt: statement.attempt, state: ExecutionState::Failed,
-            reason: Some("fetch: the disk is full".to_owned()),
-            steps: vec![step("fetch", StepState::Failed), step("pre_exec", StepState::Skipped)], log_length: 0,
-            output_truncated: false, processes: ProcessVerdict::default(), releases: None,
-        };
-        agent.say(&ToServer::Finished(Box::new(failed))).await;
+        let steps = vec![step("fetch", StepState::Failed), step("pre_exec", StepState::Skipped)];
+        agent.end(Finished { steps, ..finished(&statement, ExecutionState::Failed) }).await;
         wait_until("the end", async || detail(&shop, deploy_task, task).await["status"] == "failed").await;
         assert_eq!(instances(&shop).await, ["running"], "nothing was stopped there");
     }

@@ -5,11 +5,17 @@
 use drover_automation::engine::sweep_once;
 use drover_kernel::db::Sql;
 use drover_kernel::{args, sql};
+use drover_shared::message::ToServer;
+use drover_shared::order::Statement;
+use drover_tests::stub_agent::{StubAgent, listen};
 use drover_tests::{Engine, TestServer, both_engines, wait_until};
 use serde_json::{Value, json};
 
 use super::{counts, detail, entries, instances, references, upgrade, upgrades};
 use crate::deploys::Shop;
+
+/// A template that never ends.
+const ENDLESS: &str = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}";
 
 /// A running sub-task with this rollout on all instances.
 pub(super) async fn roll_out(shop: &Shop, deploy_task: i64, rollout: Value) -> i64 {
@@ -150,6 +156,37 @@ both_engines! {
         act(&shop, deploy_task, task, "pause", json!({})).await.expect_error(409, 10006);
     }
 
+    async fn while_a_task_is_held_no_agent_hears_of_it(server: TestServer) {
+        let shop = Shop::new(&server, 2).await;
+        shop.hook("pre_exec", "true").await;
+        let deploy_task = shop.started().await;
+        let address = listen(&server).await;
+        let mut second = StubAgent::enrol(&server, address, "web-2", &[]).await;
+        let task = roll_out(&shop, deploy_task, json!({"batch": 1})).await;
+        act(&shop, deploy_task, task, "pause", json!({})).await.expect(200);
+        // One that comes meanwhile is told nothing, neither at once nor by the sweep.
+        let mut first = StubAgent::enrol(&server, address, "web-1", &[]).await;
+        sweep_once(server.kernel(), true).await.expect("a round");
+        assert_eq!(first.heard().await, []);
+        act(&shop, deploy_task, task, "resume", json!({})).await.expect(200);
+        let statement = first.order().await;
+        // What has begun goes on; nobody follows.
+        act(&shop, deploy_task, task, "pause", json!({})).await.expect(200);
+        first.accept(&statement).await;
+        first.succeed(&statement).await;
+        first.archived(&statement).await;
+        sweep_once(server.kernel(), true).await.expect("a round");
+        assert_eq!(second.heard().await, []);
+        assert_eq!(states(&shop, deploy_task, task).await, ["succeeded", "queued"]);
+        act(&shop, deploy_task, task, "resume", json!({})).await.expect(200);
+        let statement = second.order().await;
+        second.accept(&statement).await;
+        second.succeed(&statement).await;
+        second.archived(&statement).await;
+        wait_until("the end", async || detail(&shop, deploy_task, task).await["status"] == "finished").await;
+        assert_eq!((first.heard().await, second.heard().await), (vec![], vec![]), "one order for each");
+    }
+
     async fn what_is_taken_out_is_no_failure(server: TestServer) {
         let shop = Shop::new(&server, 3).await;
         shop.hook("pre_exec", "true").await;
@@ -237,6 +274,17 @@ both_engines! {
             let body = json!({"instances": references(&shop.instances), "rollout": rollout});
             assert_eq!(shop.admin.post(&upgrades(deploy_task), body).await.expect(400)["field"], field);
         }
+        for (member, text) in [
+            ("command", ENDLESS.to_owned()),
+            ("http", format!("http://localhost/{ENDLESS}")),
+            ("tcp", "{{ 'x' * 1000000000 }}:80".to_owned()),
+        ] {
+            let rollout = json!({"health": {member: text}});
+            let body = json!({"instances": references(&shop.instances), "rollout": rollout});
+            let refused = shop.admin.post(&upgrades(deploy_task), body).await.expect(400);
+            assert_eq!(refused["field"], format!("rollout.health.{member}"));
+            assert!(refused["message"].as_str().is_some_and(|text| text.contains("takes more than")), "{refused}");
+        }
         assert_eq!(counts(&server).await, before);
     }
 }
@@ -290,6 +338,28 @@ both_engines! {
         sweep_once(server.kernel(), true).await.expect("a round");
         sweep_once(server.kernel(), true).await.expect("a round");
         assert_eq!(detail(&shop, deploy_task, task).await["status"], "failed", "the task waits for another");
+    }
+
+    async fn what_never_began_is_not_taken_back(server: TestServer) {
+        let shop = Shop::new(&server, 2).await;
+        shop.hook("pre_exec", "true").await;
+        let address = listen(&server).await;
+        let deploy_task = shop.started().await;
+        let task = roll_out(&shop, deploy_task, json!({})).await;
+        set_rule(&server, task, json!({"auto_revert": true})).await;
+        let mut first = StubAgent::enrol(&server, address, "web-1", &[]).await;
+        let mut second = StubAgent::enrol(&server, address, "web-2", &[]).await;
+        let (began, refused) = (first.order().await, second.order().await);
+        first.accept(&began).await;
+        first.succeed(&began).await;
+        first.archived(&began).await;
+        let (Statement { execution_id, attempt, .. }, reason) = (refused, "another one is at work".to_owned());
+        second.say(&ToServer::Rejected { execution_id, attempt, reason }).await;
+        // What the one did is taken back; the other one hears nothing more, and is as it was.
+        first.order().await;
+        sweep_once(server.kernel(), true).await.expect("a round");
+        assert_eq!(second.heard().await, []);
+        assert_eq!(instances(&shop).await, ["reverting", "stopped"]);
     }
 
     async fn failures_that_are_allowed_take_nothing_back(server: TestServer) {

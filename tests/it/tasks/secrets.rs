@@ -2,11 +2,11 @@
 
 use drover_automation::engine::sweep_once;
 use drover_kernel::{args, sql};
-use drover_shared::message::{Finished, Holding, SHARED_PATHS_FEATURE, ToAgent, ToServer};
+use drover_shared::message::{Holding, SHARED_PATHS_FEATURE, ToAgent};
 use drover_shared::order::{Order, Statement};
 use drover_shared::secret::FEATURE;
 use drover_shared::words::ExecutionState;
-use drover_tests::stub_agent::{StubAgent, listen};
+use drover_tests::stub_agent::{StubAgent, finished, listen};
 use drover_tests::{TestServer, both_engines, wait_until};
 use serde_json::{Value, json};
 
@@ -36,22 +36,6 @@ async fn order(agent: &mut StubAgent) -> (Statement, Order, Value) {
     let ToAgent::Run { order, secrets } = agent.hear().await else { panic!("no order") };
     let statement = serde_json::from_str(&order.statement).expect("a statement");
     (statement, order, serde_json::to_value(secrets).expect("secrets"))
-}
-
-/// Says how an order ended.
-async fn end(agent: &mut StubAgent, statement: &Statement, state: ExecutionState) {
-    let finished = Finished {
-        execution_id: statement.execution_id.clone(),
-        attempt: statement.attempt,
-        state,
-        reason: (state != ExecutionState::Succeeded).then(|| "it did not work".to_owned()),
-        steps: Vec::new(),
-        log_length: 0,
-        output_truncated: false,
-        processes: drover_shared::message::ProcessVerdict::default(),
-        releases: None,
-    };
-    agent.say(&ToServer::Finished(Box::new(finished))).await;
 }
 
 /// Waits until a task is over and gives its instance's part.
@@ -118,7 +102,7 @@ both_engines! {
         let mut second = StubAgent::enrol(&server, address, "web-2", &[FEATURE]).await;
         let (statement, _, secrets) = order(&mut first).await;
         assert_eq!(secrets, json!({"TOKEN": "the first host's"}), "a global hook sees its host's");
-        end(&mut first, &statement, ExecutionState::Succeeded).await;
+        first.end(finished(&statement, ExecutionState::Succeeded)).await;
         let archived = first.hear().await;
         assert!(matches!(archived, ToAgent::Archived { .. }), "{archived:?}");
         assert_eq!(order(&mut first).await.2, json!({"TOKEN": "the first host's", "FIRST": "of the first host"}));
@@ -179,8 +163,7 @@ both_engines! {
         // The order that never arrived, and the one whose secrets went with the agent's memory.
         agent.come_back(Vec::new()).await;
         assert_eq!(order(&mut agent).await.2, expected);
-        let (execution_id, attempt) = (statement.execution_id.clone(), statement.attempt);
-        agent.say(&ToServer::Accepted { execution_id, attempt, channel: 1 }).await;
+        agent.accept(&statement).await;
         wait_until("the acceptance", async || {
             detail(&shop, deploy_task, task).await["instances"][0]["status"] == "running"
         })
@@ -188,7 +171,7 @@ both_engines! {
         agent.come_back(vec![holding(&statement)]).await;
         assert_eq!(order(&mut agent).await.2, expected);
         // It failed, and a retry needs them once more.
-        end(&mut agent, &statement, ExecutionState::Failed).await;
+        agent.end(finished(&statement, ExecutionState::Failed)).await;
         assert_eq!(ended(&shop, deploy_task, task).await["status"], "failed");
         let path = format!("{}{task}/actions/retry/", upgrades(deploy_task));
         shop.admin.post(&path, json!({})).await.expect(200);
@@ -196,7 +179,7 @@ both_engines! {
         assert!(matches!(archived, ToAgent::Archived { .. }), "{archived:?}");
         let (statement, _, secrets) = order(&mut agent).await;
         assert_eq!(secrets, expected);
-        end(&mut agent, &statement, ExecutionState::Succeeded).await;
+        agent.end(finished(&statement, ExecutionState::Succeeded)).await;
         wait_until("the end", async || instances(&shop).await == ["running"]).await;
     }
 

@@ -1,9 +1,6 @@
 //! Sessions that last: what is over leaves nothing behind.
 
-use drover_shared::message::{Finished, ProcessVerdict, ToAgent, ToServer};
-use drover_shared::order::Statement;
-use drover_shared::words::ExecutionState;
-use drover_tests::stub_agent::{StubAgent, listen};
+use drover_tests::stub_agent::StubAgent;
 use drover_tests::{TestServer, both_engines, wait_until};
 
 use super::upgrade;
@@ -22,29 +19,17 @@ fn open_logs(server: &TestServer) -> usize {
 }
 
 async fn carry_out(agent: &mut StubAgent, channel: u32) {
-    let ToAgent::Run { order, .. } = agent.hear().await else { panic!("no order") };
-    let Statement { execution_id, attempt, .. } = serde_json::from_str(&order.statement).expect("a statement");
-    agent.say(&ToServer::Accepted { execution_id: execution_id.clone(), attempt, channel }).await;
-    let finished = Finished {
-        execution_id,
-        attempt,
-        state: ExecutionState::Succeeded,
-        reason: None,
-        steps: Vec::new(),
-        log_length: 0,
-        output_truncated: false,
-        processes: ProcessVerdict::default(),
-        releases: None,
-    };
-    agent.say(&ToServer::Finished(Box::new(finished))).await;
-    let ToAgent::Archived { .. } = agent.hear().await else { panic!("not taken in") };
+    let statement = agent.order().await;
+    agent.accept_on(&statement, channel).await;
+    agent.succeed(&statement).await;
+    agent.archived(&statement).await;
 }
 
 both_engines! {
     async fn a_session_keeps_no_file_of_what_is_over(server: TestServer) {
         let shop = Shop::new(&server, 1).await;
         shop.hook("pre_exec", "true").await;
-        let mut agent = StubAgent::enrol(&server, listen(&server).await, "web-1", &[]).await;
+        let mut agent = StubAgent::alone(&server, "web-1").await;
         let deploy_task = shop.started().await;
         for channel in 1..=TASKS {
             upgrade(&shop, deploy_task, &shop.instances).await;

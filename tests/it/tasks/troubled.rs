@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use drover_automation::engine::{Engine as Executive, sweep_once};
 use drover_kernel::{Audit, args, sql};
-use drover_shared::message::{Finished, Holding, ProcessVerdict, ToServer};
+use drover_shared::message::{Finished, Holding, ProcessVerdict};
 use drover_shared::words::ExecutionState;
-use drover_tests::stub_agent::{StubAgent, listen};
+use drover_tests::stub_agent::{StubAgent, finished, listen};
 use drover_tests::{Engine, TestServer, both_engines, wait_until, with_server};
 use serde_json::{Value, json};
 use sqlx::Connection as _;
 
-use super::returning::{accept, archived, given_up, order, state, succeed};
+use super::returning::{given_up, state};
 use super::{detail, instances, references, upgrade, upgrades};
 use crate::deploys::Shop;
 
@@ -35,14 +35,14 @@ both_engines! {
         let mut other = StubAgent::enrol(&server, address, "web-2", &[]).await;
         spoil(&server, shop.instances[0]).await;
         shop.admin.post(&act("resume"), Value::Null).await.expect(200);
-        let statement = order(&mut other).await;
+        let statement = other.order().await;
         wait_until("the other one to fail", async || state(&shop, deploy_task, task).await == "failed").await;
         let told = detail(&shop, deploy_task, task).await;
         let output = told["output"].as_str().expect("output");
         assert!(output.contains("web-1: not started: what is stored of it cannot be used"), "{output}");
-        accept(&mut other, &statement).await;
-        succeed(&mut other, &statement).await;
-        archived(&mut other, &statement).await;
+        other.accept(&statement).await;
+        other.succeed(&statement).await;
+        other.archived(&statement).await;
     }
 
     async fn one_execution_that_cannot_be_sent_again_keeps_no_round_of_the_sweep_from_its_end(server: TestServer) {
@@ -52,7 +52,7 @@ both_engines! {
         let mut agent = StubAgent::enrol(&server, address, "web-1", &[]).await;
         let deploy_task = shop.started().await;
         let task = upgrade(&shop, deploy_task, &shop.instances[..1]).await;
-        order(&mut agent).await;
+        agent.order().await;
         spoil(&server, shop.instances[0]).await;
         server.advance(Duration::from_secs(11));
         sweep_once(server.kernel(), true).await.expect("a whole round");
@@ -68,14 +68,14 @@ both_engines! {
     async fn an_instance_that_was_changed_by_hand_meanwhile_disturbs_nobody(server: TestServer) {
         let shop = Shop::new(&server, 1).await;
         shop.hook("pre_exec", "true").await;
-        let mut agent = StubAgent::enrol(&server, listen(&server).await, "web-1", &[]).await;
+        let mut agent = StubAgent::alone(&server, "web-1").await;
         let deploy_task = shop.started().await;
         let task = upgrade(&shop, deploy_task, &shop.instances).await;
-        let statement = order(&mut agent).await;
-        accept(&mut agent, &statement).await;
+        let statement = agent.order().await;
+        agent.accept(&statement).await;
         server.run(sql!("UPDATE instances SET status = 'stopped'"), args![]).await;
-        succeed(&mut agent, &statement).await;
-        archived(&mut agent, &statement).await;
+        agent.succeed(&statement).await;
+        agent.archived(&statement).await;
         assert_eq!(state(&shop, deploy_task, task).await, "succeeded");
         assert_eq!(instances(&shop).await, ["stopped"], "who changed it knows better");
         wait_until("a word in the output", async || {
@@ -88,30 +88,29 @@ both_engines! {
     async fn what_the_host_knows_of_a_lost_execution_is_kept(server: TestServer) {
         let (shop, mut agent, statement, deploy_task, task) = Box::pin(given_up(&server)).await;
         let lost = Finished {
-            execution_id: statement.execution_id.clone(), attempt: statement.attempt, state: ExecutionState::Lost,
-            reason: Some("the host was restarted while this ran".to_owned()), steps: Vec::new(), log_length: 0,
-            output_truncated: false, processes: ProcessVerdict { ended: 2, survivors: vec!["4711 sleep".to_owned()], ..ProcessVerdict::default() },
-            releases: None,
+            reason: Some("the host was restarted while this ran".to_owned()),
+            processes: ProcessVerdict { ended: 2, survivors: vec!["4711 sleep".to_owned()], ..ProcessVerdict::default() },
+            ..finished(&statement, ExecutionState::Lost)
         };
-        agent.say(&ToServer::Finished(Box::new(lost))).await;
-        archived(&mut agent, &statement).await;
+        agent.end(lost).await;
+        agent.archived(&statement).await;
         assert_eq!(state(&shop, deploy_task, task).await, "lost");
         let sql = sql!("SELECT COUNT(*) FROM executions WHERE reason = 'the host was restarted while this ran' AND processes IS NOT NULL");
         assert_eq!(server.count(sql, args![]).await, 1);
         // Nothing but how it ended takes its place.
-        succeed(&mut agent, &statement).await;
-        archived(&mut agent, &statement).await;
+        agent.succeed(&statement).await;
+        agent.archived(&statement).await;
         assert_eq!(state(&shop, deploy_task, task).await, "succeeded");
     }
 
     async fn a_host_is_sent_no_more_than_it_can_hold(server: TestServer) {
         let shop = Shop::new(&server, 1).await;
         shop.hook("pre_exec", "true").await;
-        let mut agent = StubAgent::enrol(&server, listen(&server).await, "web-1", &[]).await;
+        let mut agent = StubAgent::alone(&server, "web-1").await;
         let deploy_task = shop.started().await;
         let first = upgrade(&shop, deploy_task, &shop.instances).await;
-        let statement = order(&mut agent).await;
-        accept(&mut agent, &statement).await;
+        let statement = agent.order().await;
+        agent.accept(&statement).await;
         wait_until("the order to be taken", async || state(&shop, deploy_task, first).await == "running").await;
         // So many more of the kind.
         let one = sql!("INSERT INTO executions (id, organisation_id, task_id, ordinal, role, instance_id, host_id, host_name, \
@@ -140,7 +139,7 @@ both_engines! {
         assert_eq!(state(&shop, later, second).await, "queued", "it waits for its turn");
         server.run(sql!("UPDATE executions SET state = 'succeeded' WHERE ordinal > 1000"), args![]).await;
         sweep_once(server.kernel(), true).await.expect("a round");
-        let next = order(&mut agent).await;
+        let next = agent.order().await;
         assert_ne!(next.execution_id, statement.execution_id);
     }
 }
@@ -159,13 +158,13 @@ async fn waiting_for_locks() -> i64 {
 async fn check_superseded(server: TestServer) {
     let shop = Shop::new(&server, 1).await;
     shop.hook("pre_exec", "true").await;
-    let mut agent = StubAgent::enrol(&server, listen(&server).await, "web-1", &[]).await;
+    let mut agent = StubAgent::alone(&server, "web-1").await;
     let deploy_task = shop.started().await;
     let body = json!({"instances": references(&shop.instances), "rollout": {"max_failures": 0}});
     let receipt = shop.admin.post(&upgrades(deploy_task), body).await.expect(200);
     let task: i64 = receipt["task_id"].as_str().expect("text").parse().expect("digits");
-    let statement = order(&mut agent).await;
-    accept(&mut agent, &statement).await;
+    let statement = agent.order().await;
+    agent.accept(&statement).await;
     wait_until("the order to be taken", async || state(&shop, deploy_task, task).await == "running").await;
 
     let mut held = server.work().begin(1).await.expect("a transaction");
@@ -178,8 +177,8 @@ async fn check_superseded(server: TestServer) {
     drop(held);
     wait_until("the older session to be through", async || waiting_for_locks().await == 0).await;
     assert_eq!(state(&shop, deploy_task, task).await, "running");
-    succeed(&mut agent, &statement).await;
-    archived(&mut agent, &statement).await;
+    agent.succeed(&statement).await;
+    agent.archived(&statement).await;
     wait_until("the end", async || detail(&shop, deploy_task, task).await["status"] != "running").await;
     assert_eq!(detail(&shop, deploy_task, task).await["status"], "finished");
 }

@@ -1,7 +1,6 @@
 //! The blows: who is killed, cut or frozen, and how it comes back.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::time::Duration;
 
 use xtask::postgres::Postgres;
@@ -100,7 +99,7 @@ impl Blows {
             ids.push(processes.add_agent(&host).await);
             let wire = Wire::to(processes.agent_address()).await;
             processes.stop_agent(&host).await;
-            redirect(&processes, &host, &wire);
+            processes.redirect_agent(&host, &wire);
             processes.start_agent(&host).await;
             wires.insert(host.clone(), wire);
             hosts.push(host);
@@ -197,16 +196,4 @@ impl Blows {
             self.processes.wait_for_connection_within(host, true, super::SETTLING).await;
         }
     }
-}
-
-/// Has an agent connect through a wire from its next start on.
-fn redirect(processes: &Processes, host: &str, wire: &Wire) {
-    let path = processes.agent_folder(host).join("identity.json");
-    let text = fs::read_to_string(&path).expect("the agent is enrolled");
-    let mut identity: serde_json::Value = serde_json::from_str(&text).expect("an identity");
-    let url = identity["url"].as_str().expect("an address");
-    let changed = url.replace(&processes.agent_address().to_string(), &wire.address().to_string());
-    assert_ne!(url, changed, "the address is another one");
-    identity["url"] = changed.into();
-    fs::write(&path, identity.to_string()).expect("the identity is written");
 }

@@ -153,6 +153,14 @@ mod tests {
     }
 
     #[test]
+    fn eight_gibibytes_are_taken_and_no_byte_more() {
+        let text = metadata(&[("version", "1"), ("sha256", &Digest::of(b"x").to_string())]);
+        assert_eq!(announced(Some("8589934592"), Some(&text)).unwrap().size_bytes, 8 << 30);
+        let error = announced(Some("8589934593"), Some(&text)).unwrap_err();
+        assert!(matches!(error, Error::Coded { status: 413, .. }), "{error}");
+    }
+
+    #[test]
     fn nonsense_is_named() {
         let digest = Digest::of(b"x").to_string();
         let good = metadata(&[("version", "1"), ("sha256", &digest)]);

@@ -7,13 +7,11 @@ mod rules;
 
 use drover_kernel::{Call, Error, Path, Query, Reply, Result, Routes, permission};
 use drover_shared::instance::{LogEvent, LogOutcome};
-use drover_shared::words::Action;
 use schemars::JsonSchema;
 use serde::Serialize;
 
 use self::rules::Wish;
 use crate::engine::Engine;
-use crate::operations::make;
 use crate::operations::paths::{self, Place};
 
 permission!(
@@ -63,7 +61,7 @@ async fn read(
     Query(wish): Query<Wish>,
 ) -> Result<Reply<LogOut>> {
     let (of, piece) = wish.piece()?;
-    let input = make::input(&mut call.read().await?, id, "", (Action::Start, &[instance_id])).await?;
+    let input = paths::input(&mut call.read().await?, id, instance_id).await?;
     let rendering = tokio::task::spawn_blocking(move || {
         let place = input.targets.first().map(|target| paths::place(&input, target, of));
         (input, place)

@@ -43,25 +43,26 @@ impl Default for Limits {
     }
 }
 
-/// Work that all renderings of one request may take together, see [`Limits::fuel`]: four hundred of the largest, or
-/// the ordinary ones of ten thousand targets.
+/// Work that several renderings may take together, see [`Limits::fuel`]. When nothing else is said those of one request:
+/// four hundred of the largest, or the ordinary ones of ten thousand targets.
 #[derive(Debug)]
 pub struct Work {
+    of_what: &'static str,
     most: u64,
     done: AtomicU64,
 }
 
 impl Default for Work {
     fn default() -> Self {
-        Self::of(200_000_000)
+        Self::of("the scripts of all targets", 200_000_000)
     }
 }
 
 impl Work {
-    /// So much and no more.
+    /// So much and no more for what is named so in an error.
     #[must_use]
-    pub fn of(most: u64) -> Self {
-        Self { most, done: AtomicU64::new(0) }
+    pub fn of(of_what: &'static str, most: u64) -> Self {
+        Self { of_what, most, done: AtomicU64::new(0) }
     }
 
     fn left(&self) -> u64 {
@@ -98,7 +99,7 @@ pub fn render_within(script_name: &str, text: &str, context: &Context, work: &Wo
             Ok(text)
         }
         Err((error, true)) if left < limits.fuel => {
-            let reason = format!("rendering the scripts of all targets takes more than {} steps together", work.most);
+            let reason = format!("rendering {} takes more than {} steps together", work.of_what, work.most);
             Err(RenderError { reason, ..error })
         }
         Err((error, _)) => Err(error),

@@ -241,7 +241,7 @@ fn the_examples_of_the_page_render() {
 
 #[test]
 fn the_scripts_of_a_request_share_their_work() {
-    let work = Work::of(100_000);
+    let work = Work::of("the scripts of all targets", 100_000);
     let script = "{% for i in range(1000) %}{{ i }}{% endfor %}";
     let mut rendered = 0;
     let error = loop {
@@ -257,6 +257,6 @@ fn the_scripts_of_a_request_share_their_work() {
     let endless = "{% for i in range(10000) %}{% for j in range(1000) %}{% endfor %}{% endfor %}";
     let alone = render_within("loop.sh", endless, &context(), &Work::default()).unwrap_err();
     assert_eq!(alone.reason, "rendering takes more than 500000 steps");
-    let little = Work::of(10);
+    let little = Work::of("the scripts of all targets", 10);
     assert!((0..20).any(|_| render_within("empty.sh", "", &context(), &little).is_err()));
 }

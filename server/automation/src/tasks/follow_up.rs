@@ -7,7 +7,6 @@ use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use drover_inventory::instances;
-use drover_inventory::instances::rules::InstanceStatus;
 use drover_kernel::call::Caller;
 use drover_kernel::{Error, Result, Tx};
 use drover_shared::order::{Entry, Step, canonical};
@@ -18,7 +17,7 @@ use super::create::{self, busy};
 use super::plan;
 use super::premises;
 use super::required;
-use super::rollout::Rollout;
+use super::rollout::{Rollout, Standing, WayBack, way_back};
 use super::rules::{Phase, Role, first_phase};
 use super::store::{self, Execution, NewExecution, NewTask, Origin, Script, Source, Task};
 use crate::archives;
@@ -221,17 +220,14 @@ fn state_of(script: &Script, index: usize) -> Option<&str> {
 }
 
 /// Whether anything may have been done to what an instance serves. A host that told no steps leaves that open, unless it
-/// was never sent anything.
-fn touched(script: &Script) -> bool {
-    let Some(steps) = script.steps.as_ref().and_then(|steps| steps.0.as_array()).filter(|steps| !steps.is_empty())
-    else {
-        return true;
+/// never began: then it turned the order down, or never got it.
+fn touched(script: &Script, state: State) -> bool {
+    let Some(steps) = script.steps.as_ref().and_then(|steps| steps.0.as_array()) else { return state == State::Lost };
+    let waits = |index: usize| matches!(state_of(script, index), Some("pending" | "skipped") | None);
+    let changes = |step: &serde_json::Value| {
+        !UNTOUCHING.contains(&step.get("name").and_then(serde_json::Value::as_str).unwrap_or_default())
     };
-    steps.iter().enumerate().any(|(index, step)| {
-        let waits = matches!(state_of(script, index), Some("pending" | "skipped") | None);
-        let name = step.get("name").and_then(|name| name.as_str()).unwrap_or_default();
-        !waits && !UNTOUCHING.contains(&name)
-    })
+    steps.is_empty() || steps.iter().enumerate().any(|(index, step)| !waits(index) && changes(step))
 }
 
 /// What became of taking a rollout back.
@@ -257,20 +253,22 @@ pub(crate) async fn auto_revert(tx: &mut Tx, task: &Task, executions: &[Executio
     let ids: Vec<i64> = started.iter().filter_map(|one| one.instance_id).collect();
     let statuses: HashMap<i64, String> = premises::instance_statuses(tx, &ids).await?.into_iter().collect();
     for execution in started {
-        let Some(script) = scripts.remove(&execution.id).filter(touched) else { continue };
-        let host = &execution.host_name;
+        let Some(script) = scripts.remove(&execution.id) else { continue };
         let status = execution.instance_id.and_then(|id| statuses.get(&id));
-        let busy = status.and_then(|text| text.parse().ok()).is_some_and(InstanceStatus::is_busy);
-        match (script.revert_entry, execution.state) {
-            (_, State::Lost) => left.push(format!("{host} cannot say where it stands")),
-            _ if status.is_none() => left.push(format!("{host} is no instance any more")),
-            _ if busy => left.push(format!("another task is at work on {host}")),
-            _ if later.changed(execution.instance_id) => left.push(format!("{host} was changed since then")),
-            (None, _) => left.push(format!("{host} has no earlier release")),
-            (Some(entry), _) => {
+        let standing = Standing {
+            state: execution.state,
+            touched: touched(&script, execution.state),
+            status: status.and_then(|text| text.parse().ok()),
+            changed_since: later.changed(execution.instance_id),
+            has_former: script.revert_entry.is_some(),
+        };
+        match (way_back(standing), script.revert_entry) {
+            (WayBack::Goes, Some(entry)) => {
                 let entry = serde_json::from_str(&entry).map_err(Error::internal)?;
                 parts.push(part(execution, 0, entry));
             }
+            (WayBack::Left(why), _) => left.push(format!("{} {why}", execution.host_name)),
+            (WayBack::Untouched | WayBack::Goes, _) => {}
         }
     }
     let left: Vec<String> = left.into_iter().take(NAMED_MAX).collect();
@@ -356,3 +354,7 @@ async fn insert(tx: &mut Tx, follow_up: FollowUp<'_>) -> Result<Made> {
     create::begin(tx, task_id, &first).await?;
     Ok(Made { task_id, channel })
 }
+
+#[cfg(test)]
+#[path = "follow_up_tests.rs"]
+mod tests;

@@ -1,10 +1,12 @@
-//! Rollout rules: in which batches the instances of a task get their turn, and when no further one does. Pure.
+//! Rollout rules: in which batches the instances of a task get their turn, when no further one does, and which of them a
+//! stopped rollout takes back. Pure.
 //!
 //! Invariants: a batch is admitted only when everything admitted before is over; once more targets failed than allowed,
-//! or a canary failed, nothing more is admitted, ever.
+//! or a canary failed, nothing more is admitted, ever; where nobody knows how an instance stands, it is left alone.
 
 use std::time::Duration;
 
+use drover_inventory::instances::rules::InstanceStatus;
 use drover_kernel::fields::Id;
 use drover_kernel::{Error, Result, Time};
 use drover_shared::words::ExecutionState as State;
@@ -334,6 +336,46 @@ pub fn next(facts: &Facts<'_>) -> Move {
         (false, _) => seconds(rollout.pause),
     };
     if now < due { Move::Until(due) } else { Move::Admit(following) }
+}
+
+/// How an instance of a stopped rollout stands that had its turn.
+#[derive(Debug, Clone, Copy)]
+pub struct Standing {
+    /// State of its execution.
+    pub state: State,
+    /// Whether anything may have been done to what it serves.
+    pub touched: bool,
+    /// What it is doing; none when it is gone.
+    pub status: Option<InstanceStatus>,
+    /// Whether a later task did something to it.
+    pub changed_since: bool,
+    /// Whether there is a release to go back to.
+    pub has_former: bool,
+}
+
+/// What taking a rollout back does to an instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WayBack {
+    /// Nothing: it serves what it served.
+    Untouched,
+    /// It goes back to its former release.
+    Goes,
+    /// It is left alone; why, to be read behind the name of its host.
+    Left(&'static str),
+}
+
+/// Whether an instance goes back.
+#[must_use]
+pub fn way_back(standing: Standing) -> WayBack {
+    match standing {
+        Standing { touched: false, .. } => WayBack::Untouched,
+        Standing { state: State::Lost, .. } => WayBack::Left("cannot say where it stands"),
+        Standing { status: None, .. } => WayBack::Left("is no instance any more"),
+        Standing { status: Some(status), .. } if status.is_busy() => WayBack::Left("is in another task"),
+        Standing { changed_since: true, .. } => WayBack::Left("was changed since then"),
+        Standing { has_former: false, .. } => WayBack::Left("has no earlier release"),
+        Standing { .. } => WayBack::Goes,
+    }
 }
 
 #[cfg(test)]

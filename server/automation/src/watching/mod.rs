@@ -16,11 +16,9 @@ use drover_kernel::jobs::{Jobs, Work};
 use drover_kernel::{Audit, Error, Kernel, Result};
 use drover_shared::instance::{FEATURE, Observation, ProcessState, REASON_BYTES_MAX, WATCHED_MAX, Watched};
 use drover_shared::message::ToAgent;
-use drover_shared::words::Action;
 
 use crate::engine::Engine;
 use crate::link::hub::Session;
-use crate::operations::make;
 use crate::operations::paths::{self, PathOf};
 use crate::tasks::plan::Input;
 
@@ -161,7 +159,7 @@ async fn tell(kernel: &Kernel, session: &Session) -> Result<()> {
     let mut read = kernel.work().read().await?;
     let mut inputs = Vec::new();
     for (application_id, instance_id) in store::watched_on(&mut read, session.host_id, WATCHED_MAX).await? {
-        inputs.push(make::input(&mut read, application_id, "", (Action::Start, &[instance_id])).await?);
+        inputs.push(paths::input(&mut read, application_id, instance_id).await?);
     }
     drop(read);
     let rendering = tokio::task::spawn_blocking(move || render(&inputs));

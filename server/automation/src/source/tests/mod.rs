@@ -1,6 +1,7 @@
 //! Sources from real repositories.
 
 mod archives;
+mod bombs;
 mod fetching;
 mod servers;
 mod uploads;
