@@ -13,9 +13,7 @@ use drover_automation::engine::Engine;
 use drover_automation::link;
 use drover_automation::link::enrol::JoinTokenOptions;
 use drover_automation::link::keys::certificate_names;
-use drover_shared::message::{
-    Abilities, Finished, Hello, Holding, ProcessVerdict, ToAgent, ToServer, hello_bytes,
-};
+use drover_shared::message::{Abilities, Finished, Hello, Holding, ProcessVerdict, ToAgent, ToServer, hello_bytes};
 use drover_shared::order::Statement;
 use drover_shared::token::JoinToken;
 use drover_shared::words::ExecutionState;

@@ -225,6 +225,8 @@ both_engines! {
             set(&shop, json!({"pid_path": "/run/shop.pid"})).await;
             let expected = watched(shop.instances[0], "/run/shop.pid", None);
             wait_until("the path", async || told(&mut first).await.contains(&expected)).await;
+            say(&mut first, vec![seen(shop.instances[0], ProcessState::Stopped)]).await;
+            shown_as(&shop, "stopped").await;
         }
         let expected = [watched(shop.instances[1], "/run/shop.pid", None)];
         wait_until("the path", async || told(&mut second).await == expected).await;

@@ -87,6 +87,7 @@ both_engines! {
     async fn what_was_there_before_goes_only_after_health_is_proved(server: TestServer) {
         let shop = Shop::new(&server, 1).await;
         let repository = Repository::new();
+        repository.commit("dist/index.html", "one\n");
         shop.set(json!({"repository": repository.settings(), "deploy_path": "/srv/shop", "keep_backups": 0})).await;
         shop.hook("pre_exec", "stop").await;
         shop.hook("post_exec", "start").await;

@@ -360,7 +360,11 @@ fn batches_grow_as_they_are_told_to() {
             10,
             &[0, 1, 1, 1, 2, 2, 2, 3, 3, 3],
         ),
-        (Rollout { batch: Share::Percent(1), growth: 1_000, ..Rollout::default() }, 12, &[0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2]),
+        (
+            Rollout { batch: Share::Percent(1), growth: 1_000, ..Rollout::default() },
+            12,
+            &[0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2],
+        ),
         (Rollout { batch: Share::Count(2), ..Rollout::default() }, 5, &[0, 0, 1, 1, 2]),
         (Rollout::default(), 3, &[0, 0, 0]),
     ];
@@ -384,7 +388,10 @@ fn a_pause_begins_when_the_last_of_a_batch_has_ended() {
     let canary = Rollout { canary: Some(Share::Count(1)), ..rollout };
     let promoted = Facts { promoted: true, ..facts(&canary, 0, &[(0, Succeeded), (1, Queued), (2, Queued)], 101) };
     assert_eq!(next(&promoted), Move::Admit(1));
-    assert_eq!(next(&Facts { targets: targets(&[(0, Succeeded), (1, Succeeded), (2, Queued)]), admitted: 1, ..promoted }), Move::Until(Time::from_seconds(160)));
+    assert_eq!(
+        next(&Facts { targets: targets(&[(0, Succeeded), (1, Succeeded), (2, Queued)]), admitted: 1, ..promoted }),
+        Move::Until(Time::from_seconds(160))
+    );
 }
 
 #[test]

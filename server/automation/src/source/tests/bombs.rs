@@ -131,8 +131,8 @@ async fn what_grows_on_its_way_takes_bounded_room() {
     let directory = liar.windows(4).position(|part| part == b"PK\x01\x02").unwrap();
     assert_eq!(liar[directory + 24..directory + 28], length);
     liar[directory + 24..directory + 28].copy_from_slice(&7_u32.to_le_bytes());
-    let reason = "it is longer than it says";
-    assert_eq!(pack(&scene, &liar).await.unwrap_err(), SourceError::Member { name: "zeros".to_owned(), reason });
+    let error = pack(&scene, &liar).await.unwrap_err();
+    assert!(error.to_string().contains("larger than its declared uncompressed size"), "{error}");
     assert_eq!(scene.artifacts(), 0);
     let left = on_disk(&scene.folder.path().join("artifacts"));
     assert!(left < 1 << 20, "{left} bytes are left on the disk");
