@@ -2,11 +2,12 @@
 //! releases of a real repository, of which only what changed is moved.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 
 use crate::Size;
 use crate::client::Client;
@@ -28,14 +29,13 @@ pub(crate) async fn many(size: Size, report: &mut Report) -> Result<()> {
     let mut machines = Machines::start(HOSTS).await?;
     let mut client = Client::connect(&machines).await?;
     let archive = machines.folder().join("large.tar");
-    pack(&machines.folder().join("large"), &archive, megabytes * 1_000_000)?;
+    let source = pack(&machines.folder().join("large"), &archive, megabytes * 1_000_000)?;
     let shop = Shop::new(&mut client, &machines, json!({"type": "ARCHIVE"})).await?;
     let started = Instant::now();
     let output = machines.drover()?.args(["archive", "upload", "shop", "--version", "1"]).arg(&archive).output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let what = format!("{megabytes} MB uploaded by `drover`, checked and packed");
     report.add(Figure::new(what, "s", vec![started.elapsed().as_secs_f64()]));
-    std::fs::remove_file(archive)?;
     let started = Instant::now();
     let task = shop.deploy(&mut client, "1").await?;
     let cache = machines.folder().join("host-3/artifacts");
@@ -43,22 +43,45 @@ pub(crate) async fn many(size: Size, report: &mut Report) -> Result<()> {
     wait_until(|| (bytes_in(&cache) > enough).then_some(())).await.context("no download")?;
     machines.kill_agent(3)?;
     let part = bytes_in(&cache);
+    ensure!(part < std::fs::metadata(&archive)?.len(), "the agent was killed when it had everything");
     machines.start_agent_again(3)?;
     shop.end(&mut client, &task).await?;
     let seconds = started.elapsed().as_secs_f64();
     let (now, peak) = (machines.server_memory_mib()?, machines.server_peak_mib()?);
     let part = part / 1_000_000;
     let what = format!("the same on {HOSTS} hosts, one agent killed when it had {part} MB");
-    report.add(Figure::new(what, "s", vec![seconds]));
+    let figure = Figure::new(what, "s", vec![seconds]);
+    report
+        .add(figure.beside("copied and read as often by cp and sha256sum", vec![copied(&archive, machines.folder())?]));
     report.add(Figure::new("memory of the server behind that", "MiB", vec![now]));
     report.add(Figure::new("and the most that it had", "MiB", vec![peak]));
     report.add(Figure::new("the most that an agent had", "MiB", vec![machines.agents_peak_mib()?]));
-    let installed = |number: usize| machines.folder().join(format!("site/host-{number}/current/data"));
-    for number in 1..HOSTS {
-        let same = Command::new("cmp").arg(installed(0)).arg(installed(number)).status()?;
-        ensure!(same.success(), "host {number} has another file");
+    for number in 0..HOSTS {
+        let installed = machines.folder().join(format!("site/host-{number}/current/data"));
+        ensure!(digest(&installed)? == source, "host {number} has another file");
     }
     Ok(())
+}
+
+/// Seconds in which the archive is copied and read for each host by programs that do nothing else.
+fn copied(archive: &Path, folder: &Path) -> Result<f64> {
+    let copy = folder.join("copy");
+    let started = Instant::now();
+    for _ in 0..HOSTS {
+        let copied = Command::new("cp").arg(archive).arg(&copy).status()?;
+        let read = Command::new("sha256sum").arg(&copy).stdout(Stdio::null()).status()?;
+        ensure!(copied.success() && read.success(), "cp or sha256sum fails");
+        std::fs::File::open(&copy)?.sync_all()?;
+    }
+    let seconds = started.elapsed().as_secs_f64();
+    std::fs::remove_file(copy)?;
+    Ok(seconds)
+}
+
+fn digest(file: &Path) -> Result<Vec<u8>> {
+    let mut digest = Sha256::new();
+    std::io::copy(&mut std::fs::File::open(file)?, &mut digest)?;
+    Ok(digest.finalize().to_vec())
 }
 
 fn bytes_in(folder: &Path) -> u64 {
@@ -66,16 +89,17 @@ fn bytes_in(folder: &Path) -> u64 {
     items.filter_map(|item| item.metadata().ok()).map(|meta| meta.len()).sum()
 }
 
-/// Packs one file of noise.
-fn pack(folder: &Path, archive: &Path, bytes: usize) -> Result<()> {
+/// Packs one file of noise, and gives its SHA-256.
+fn pack(folder: &Path, archive: &Path, bytes: usize) -> Result<Vec<u8>> {
     std::fs::create_dir(folder)?;
     let mut noise = std::fs::File::open("/dev/urandom")?;
     let mut file = std::fs::File::create(folder.join("data"))?;
     std::io::copy(&mut std::io::Read::take(&mut noise, bytes as u64), &mut file)?;
+    let digest = digest(&folder.join("data"))?;
     let packed = Command::new("tar").arg("-cf").arg(archive).arg("-C").arg(folder).arg(".").status()?;
     ensure!(packed.success(), "tar fails");
     std::fs::remove_dir_all(folder)?;
-    Ok(())
+    Ok(digest)
 }
 
 /// Consecutive releases of a repository, each after the one before.

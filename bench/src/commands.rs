@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 
+use crate::bare::{self, Bare};
 use crate::client::Client;
 use crate::limits;
 use crate::machines::{Machines, Wanted};
@@ -13,6 +14,8 @@ use crate::{Size, rest};
 
 /// Agents, and applications on each of them, in the row for throughput.
 const AGENTS: usize = 10;
+/// What the server makes durable for a command that nobody shares a commit with: task, outcome, end of the output.
+const WAITS: f64 = 3.0;
 /// Agents in the rows for many.
 const MANY_AGENTS: usize = 50;
 
@@ -84,13 +87,13 @@ pub(crate) async fn throughput(size: Size, report: &mut Report) -> Result<()> {
 /// The same with PostgreSQL.
 pub(crate) async fn sustained(size: Size, database: Option<String>, report: &mut Report) -> Result<()> {
     let engine = if database.is_some() { "PostgreSQL" } else { "SQLite" };
-    let machines = Machines::start_wanted(Wanted { agents: AGENTS, database }).await?;
+    let machines = Machines::start_wanted(Wanted { agents: AGENTS, database, ..Wanted::default() }).await?;
     let mut client = Client::connect(&machines).await?;
     let hosts = work::hosts(&mut client).await?;
     let applications = work::applications(&mut client, 10, &hosts, NOTHING).await?;
     work::round(&mut client, &applications).await?;
     let (mut rates, mut server, mut agent, mut bare) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    let mut bare_cpu = Vec::new();
+    let (mut bare_cpu, mut sync_cpu) = (Vec::new(), Vec::new());
     for _ in 0..size.pick(5, 2) {
         let (server_before, agents_before) = (machines.server_cpu()?, machines.agents_cpu()?);
         let started = Instant::now();
@@ -104,10 +107,12 @@ pub(crate) async fn sustained(size: Size, database: Option<String>, report: &mut
         agent.push((machines.agents_cpu()? - agents_before) * 1000.0 / commands);
         bare.push(limits::spawns_per_second()?);
         bare_cpu.push(limits::spawn_cpu()?);
+        sync_cpu.push(limits::sync_cpu()? * WAITS);
     }
     let what = format!("no-op hooks over {AGENTS} agents, {engine}");
     report.add(Figure::new(what, "/s", rates).at_least(300.0).beside("bare bash, eight at a time", bare));
-    report.add(Figure::new("processor time for each command, server", "ms", server).at_most(1.5));
+    let figure = Figure::new("processor time for each command, server", "ms", server).at_most(1.5);
+    report.add(figure.beside("three durable appends", sync_cpu));
     let figure = Figure::new("the same, agent with supervisor and hook", "ms", agent).at_most(5.0);
     report.add(figure.beside("bare bash", bare_cpu));
     report.add(Figure::new("server after that, RSS", "MiB", vec![machines.server_memory_mib()?]));
@@ -135,11 +140,19 @@ pub(crate) async fn queued(size: Size, report: &mut Report) -> Result<()> {
 
 /// One no-op hook on fifty agents; and the server with so many that have nothing to do.
 pub(crate) async fn fifty(size: Size, report: &mut Report) -> Result<()> {
+    let (mut memory, mut bare) = (Vec::new(), Vec::new());
+    for _ in 1..size.pick(3, 1) {
+        let machines = Machines::start(MANY_AGENTS).await?;
+        rest(size).await;
+        memory.push(machines.server_memory_mib()?);
+    }
     let machines = Machines::start(MANY_AGENTS).await?;
     let mut client = Client::connect(&machines).await?;
     rest(size).await;
-    let memory = vec![machines.server_memory_mib()?];
-    report.add(Figure::new("server with 50 agents, at rest, RSS", "MiB", memory).at_most(48.0));
+    memory.push(machines.server_memory_mib()?);
+    bare.push(Bare::start()?.memory_mib().await?);
+    let figure = Figure::new("server with 50 agents, at rest, RSS", "MiB", memory).at_most(48.0);
+    report.add(figure.beside(bare::WHAT, bare));
     let hosts = work::hosts(&mut client).await?;
     let applications = work::applications(&mut client, 1, &hosts, NOTHING).await?;
     work::round(&mut client, &applications).await?;

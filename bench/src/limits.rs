@@ -41,6 +41,16 @@ pub(crate) fn spawns_per_second() -> Result<f64> {
 
 /// Milliseconds of processor time for each such.
 pub(crate) fn spawn_cpu() -> Result<f64> {
+    cpu_of_each(spawns)
+}
+
+/// Milliseconds of processor time for each durable append.
+pub(crate) fn sync_cpu() -> Result<f64> {
+    cpu_of_each(syncs)
+}
+
+/// Milliseconds of processor time for each of several.
+fn cpu_of_each(several: impl FnOnce() -> Result<Vec<f64>>) -> Result<f64> {
     let used = || -> Result<f64> {
         let (own, theirs) = (getrusage(UsageWho::RUSAGE_SELF)?, getrusage(UsageWho::RUSAGE_CHILDREN)?);
         let times = [own.user_time(), own.system_time(), theirs.user_time(), theirs.system_time()];
@@ -48,7 +58,7 @@ pub(crate) fn spawn_cpu() -> Result<f64> {
         Ok(float(usize::try_from(microseconds)?) / 1000.0)
     };
     let before = used()?;
-    let count = spawns()?.len();
+    let count = several()?.len();
     Ok((used()? - before) / float(count))
 }
 
@@ -125,6 +135,11 @@ pub(crate) fn echoes() -> Result<Vec<f64>> {
     drop(near);
     echoing.join().map_err(|_| anyhow!("the echo panicked"))?;
     times
+}
+
+/// Milliseconds at a percentile of what a line needs at least until a viewer has it: it is made durable, and sent.
+pub(crate) fn least_line(percent: usize) -> Result<f64> {
+    Ok(percentile(&mut syncs()?, percent) + percentile(&mut echoes()?, percent))
 }
 
 /// Milliseconds of one run of a program.

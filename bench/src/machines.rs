@@ -11,6 +11,8 @@ use tempfile::TempDir;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Unit of processor time in `/proc`: the same on every Linux that has users.
 const TICKS_PER_SECOND: f64 = 100.0;
+/// The agent as it is shipped.
+const AGENT: &str = "DROVER_BENCH_AGENT";
 
 /// What is started.
 #[derive(Debug, Clone, Default)]
@@ -19,6 +21,8 @@ pub(crate) struct Wanted {
     pub(crate) agents: usize,
     /// The database; SQLite in the data directory when there is none.
     pub(crate) database: Option<String>,
+    /// Another program than the agent that is shipped.
+    pub(crate) agent: Option<PathBuf>,
 }
 
 pub(crate) struct Machines {
@@ -28,6 +32,7 @@ pub(crate) struct Machines {
     agent_address: String,
     token: String,
     database: Option<String>,
+    agent: Option<PathBuf>,
     folder: TempDir,
 }
 
@@ -47,23 +52,24 @@ fn said(command: &mut Command) -> Result<String> {
 impl Machines {
     /// A server on SQLite with so many agents.
     pub(crate) async fn start(agents: usize) -> Result<Self> {
-        Self::start_wanted(Wanted { agents, database: None }).await
+        Self::start_wanted(Wanted { agents, ..Wanted::default() }).await
     }
 
     pub(crate) async fn start_wanted(wanted: Wanted) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let any = "127.0.0.1:0";
         let (server, address, agent_address) = serve(&folder, wanted.database.as_deref(), any, any).await?;
-        let (agents, token) = (Vec::new(), String::new());
-        let mut machines = Self { server, agents, address, agent_address, token, database: wanted.database, folder };
+        let (count, agents, token) = (wanted.agents, Vec::new(), String::new());
+        let Wanted { database, agent, .. } = wanted;
+        let mut machines = Self { server, agents, address, agent_address, token, database, agent, folder };
         machines.token = machines.ask(&["token", "create", "--user", "admin", "--name", "bench"])?;
-        if wanted.agents > 0 {
-            let join = machines.join_token(wanted.agents)?;
-            for number in 0..wanted.agents {
+        if count > 0 {
+            let join = machines.join_token(count)?;
+            for number in 0..count {
                 machines.start_agent(&join, number)?;
             }
             let path = machines.folder.path().to_owned();
-            wait_until(|| all_enrolled(&path, wanted.agents)).await.context("the agents do not enrol")?;
+            wait_until(|| all_enrolled(&path, count)).await.context("the agents do not enrol")?;
         }
         Ok(machines)
     }
@@ -127,10 +133,11 @@ impl Machines {
     fn spawn_agent(&self, join: Option<&str>, number: usize) -> Result<Child> {
         let name = format!("host-{number}");
         let data = self.folder.path().join(&name);
-        // Agents are shipped with a profile of their own.
-        let agent =
-            std::env::var_os("DROVER_BENCH_AGENT").map_or_else(|| program("drover-agent"), |file| Ok(file.into()));
-        let mut agent = Command::new(agent?);
+        let mut agent = Command::new(match &self.agent {
+            Some(agent) => agent.clone(),
+            // Agents are shipped with a profile of their own.
+            None => std::env::var_os(AGENT).map_or_else(|| program("drover-agent"), |file| Ok(file.into()))?,
+        });
         agent.args(["run", "--name", &name, "--data-dir"]).arg(data);
         if let Some(join) = join {
             agent.args(["--join", join]);
@@ -222,7 +229,7 @@ pub(crate) async fn wait_until<T>(mut condition: impl FnMut() -> Option<T>) -> O
 }
 
 /// Memory as the kernel tells it.
-fn memory_kib(process: u32, which: &str) -> Result<f64> {
+pub(crate) fn memory_kib(process: u32, which: &str) -> Result<f64> {
     let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix(which)).context("no such line of memory")?;
     Ok(line.trim().trim_end_matches(" kB").parse()?)

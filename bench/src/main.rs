@@ -5,6 +5,7 @@
 //! runs, and says how far they are apart.
 
 mod archives;
+mod bare;
 mod client;
 mod commands;
 mod dispatch;
@@ -84,6 +85,9 @@ fn wish() -> Result<Wish> {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
+    if std::env::args().nth(1).as_deref() == Some(bare::ARGUMENT) {
+        return bare::serve().await;
+    }
     let Wish { size, file, rows } = wish()?;
     let mut report = Report::default();
     for (name, _) in ROWS {

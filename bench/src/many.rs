@@ -8,6 +8,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::time::timeout;
 
+use crate::bare::Bare;
 use crate::machines::Machines;
 use crate::report::{Figure, Report, float};
 use crate::simulated::{News, Simulated, Way};
@@ -35,13 +36,15 @@ pub(crate) async fn rows(size: Size, report: &mut Report) -> Result<()> {
     });
     let agents: Vec<Simulated> = enrolling.buffer_unordered(ENROLLING).try_collect().await?;
     rest(size).await;
+    let least = Bare::start()?.connection_kib(count).await?;
     let before = machines.server_memory_mib()?;
     let living: Vec<_> = agents.into_iter().map(|agent| tokio::spawn(agent.live())).collect();
     welcomed(&mut heard, count).await?;
     rest(size).await;
     let each = (machines.server_memory_mib()? - before) * 1024.0 / float(count);
     let what = format!("{count} idle agents over TLS, at the server, each");
-    report.add(Figure::new(what, "KiB", vec![each]).at_most(20.0));
+    let figure = Figure::new(what, "KiB", vec![each]).at_most(20.0);
+    report.add(figure.beside("a bare TLS connection", vec![least]));
     let (cpu, begun) = (machines.server_cpu()?, Instant::now());
     tokio::time::sleep(Duration::from_secs(size.pick(20, 2))).await;
     let share = (machines.server_cpu()? - cpu) / begun.elapsed().as_secs_f64() * 100.0;

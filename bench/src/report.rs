@@ -65,7 +65,7 @@ impl Report {
                 Target::AtMost(most) => json!({"at_most": most}),
                 Target::AtLeast(least) => json!({"at_least": least}),
             });
-            let limit = figure.limit.as_ref().map(|(what, runs)| json!({"what": what, "median": middle(runs)}));
+            let limit = figure.limit.as_ref().map(|(what, runs)| json!({"what": what, "median": middle(runs), "least": runs.first(), "most": runs.last()}));
             json!({
                 "what": figure.what,
                 "unit": figure.unit,

@@ -44,6 +44,7 @@ pub(crate) async fn rows(size: Size, report: &mut Report) -> Result<()> {
     let loud = work::applications(&mut client, 1, &hosts, LOUD).await?;
     let count = size.pick(1000, 50);
     let (mut lates, mut lost, mut shares, mut bare) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let mut least = Vec::new();
     for _ in 0..size.pick(3, 1) {
         let address = client.run(loud[0].deploy_task, &loud[0].instances).await?;
         let mut viewers = Vec::with_capacity(count);
@@ -69,10 +70,12 @@ pub(crate) async fn rows(size: Size, report: &mut Report) -> Result<()> {
         let whole = client.fetch(&format!("/tasks/{task}/output/")).await?;
         lost.push(float(lengths.iter().map(|length| whole.abs_diff(*length)).sum()));
         lates.push(percentile(&mut lags, 99));
+        least.push(limits::least_line(99)?);
         bare.push(limits::over_loopback(whole * count)? / SECONDS);
     }
     report.add(Figure::new(format!("{count} viewers of 50,000 lines/s, bytes lost"), "", lost).at_most(0.0));
-    report.add(Figure::new("the same, lag of a line, p99", "ms", lates).at_most(50.0));
+    let figure = Figure::new("the same, lag of a line, p99", "ms", lates).at_most(50.0);
+    report.add(figure.beside("a wait for the disk and an echo", least));
     let figure = Figure::new("the same, server", "cores", shares).at_most(1.0);
     report.add(figure.beside("loopback of as many bytes", bare));
     Ok(())

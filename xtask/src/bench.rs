@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: builds what is measured as it is shipped, and measures it.
 
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result};
 
@@ -10,6 +11,8 @@ use crate::process;
 /// How agents are shipped, and where the one to measure is.
 const AGENT_PROFILE: &str = "agent";
 const AGENT: &str = "DROVER_BENCH_AGENT";
+/// The same for hosts without the usual libc; measured where that can be built.
+const MUSL_AGENT: &str = "DROVER_BENCH_AGENT_MUSL";
 /// The row that needs a PostgreSQL.
 const WITH_POSTGRES: &str = "postgres";
 /// Where its address is.
@@ -21,10 +24,18 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     process::run(process::cargo().args(["build", "--release", "--bins"]).args(packages))?;
     let agent = ["build", "--profile", AGENT_PROFILE, "--package", "drover-agent"];
     process::run(process::cargo().args(agent))?;
+    let musl = format!("{}-unknown-linux-musl", std::env::consts::ARCH);
+    let has_musl = can_build_for(&musl)?;
+    if has_musl {
+        process::run(process::cargo().args(agent).args(["--target", &musl]))?;
+    }
     let measured = process::bin_dir()?.with_file_name("release");
-    let mut command = std::process::Command::new(measured.join("drover-bench"));
+    let mut command = Command::new(measured.join("drover-bench"));
     command.args(arguments).env(crate::test::BIN_DIR, &measured);
     command.env(AGENT, measured.with_file_name(AGENT_PROFILE).join("drover-agent"));
+    if has_musl {
+        command.env(MUSL_AGENT, measured.with_file_name(musl).join(AGENT_PROFILE).join("drover-agent"));
+    }
     if !arguments.iter().any(|argument| argument == "--json") {
         command.arg("--json").arg(file(&measured)?);
     }
@@ -39,6 +50,13 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
         command.env(POSTGRES, postgres.url());
     }
     process::run(&mut command)
+}
+
+/// Whether Rust's own library and a C compiler for this target are installed.
+fn can_build_for(target: &str) -> Result<bool> {
+    let folder = process::output(Command::new("rustc").args(["--print", "target-libdir", "--target", target]))?;
+    let compiler = Command::new("musl-gcc").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+    Ok(Path::new(folder.trim()).exists() && compiler.is_ok_and(|status| status.success()))
 }
 
 /// Where the figures go if nobody says: `target/bench.json`.

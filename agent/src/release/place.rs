@@ -13,9 +13,10 @@ use std::path::{Component, Path};
 
 use nix::dir::Dir;
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, RenameFlags, open, openat, readlinkat, renameat, renameat2};
+use nix::fcntl::{AtFlags, OFlag, open, openat, readlinkat, renameat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, fchown, symlinkat, unlinkat};
+use rustix::fs::{RenameFlags, renameat_with};
 
 use crate::accounts::Account;
 
@@ -198,7 +199,7 @@ impl Place {
     /// # Errors
     /// Whatever the file system says.
     pub(crate) fn exchange(&self, one: &str, other: &str) -> io::Result<()> {
-        Ok(renameat2(self, one, self, other, RenameFlags::RENAME_EXCHANGE)?)
+        Ok(renameat_with(self, one, self, other, RenameFlags::EXCHANGE)?)
     }
 
     /// Removes a file or link; gives whether there was anything.
