@@ -10,6 +10,7 @@ mod golden;
 mod identity;
 mod instances;
 mod inventory;
+mod locks;
 mod operations;
 mod probes;
 mod releases;

@@ -13,6 +13,7 @@ pub mod engine;
 pub mod executions;
 pub mod instance_logs;
 pub mod link;
+pub mod locks;
 pub mod logs;
 pub mod operations;
 pub mod output;
@@ -38,7 +39,8 @@ pub fn routes() -> Routes {
         .merge(operations::routes())
         .merge(instance_logs::routes())
         .merge(output::routes())
-        .merge(channel::routes());
+        .merge(channel::routes())
+        .merge(locks::routes());
     let tasks = tasks.merge(releases::routes()).merge(archives::routes());
     let settings = credentials::routes().merge(templates::routes()).merge(settings::routes());
     scripts::routes().merge(settings).merge(tasks)
@@ -47,7 +49,7 @@ pub fn routes() -> Routes {
 /// Kinds of objects of this area.
 #[must_use]
 pub fn resources() -> Resources {
-    deploys::resources().merge(tasks::resources()).merge(output::resources())
+    deploys::resources().merge(tasks::resources()).merge(output::resources()).merge(locks::resources())
 }
 
 /// Background handlers of this area.

@@ -12,9 +12,9 @@ mod previewing;
 mod reading;
 mod rendering;
 mod retention;
-mod returning;
+pub(crate) mod returning;
 mod reverting;
-mod rollouts;
+pub(crate) mod rollouts;
 mod secrets;
 mod sessions;
 mod troubled;
@@ -26,7 +26,7 @@ use serde_json::{Value, json};
 use crate::deploys::{PATH, Shop};
 
 /// Where updates of a deploy task live.
-fn upgrades(deploy_task: i64) -> String {
+pub(crate) fn upgrades(deploy_task: i64) -> String {
     format!("{PATH}{deploy_task}/sub-upgrade-tasks/")
 }
 
@@ -36,24 +36,24 @@ fn reverts(deploy_task: i64) -> String {
 }
 
 /// References to instances.
-fn references(instances: &[i64]) -> Value {
+pub(crate) fn references(instances: &[i64]) -> Value {
     instances.iter().map(|id| json!({"id": id})).collect()
 }
 
 /// A new update of these instances; gives its number.
-async fn upgrade(shop: &Shop, deploy_task: i64, instances: &[i64]) -> i64 {
+pub(crate) async fn upgrade(shop: &Shop, deploy_task: i64, instances: &[i64]) -> i64 {
     let receipt =
         shop.admin.post(&upgrades(deploy_task), json!({"instances": references(instances)})).await.expect(200);
     receipt["task_id"].as_str().expect("text").parse().expect("digits")
 }
 
 /// The detail of an update.
-async fn detail(shop: &Shop, deploy_task: i64, task: i64) -> Value {
+pub(crate) async fn detail(shop: &Shop, deploy_task: i64, task: i64) -> Value {
     shop.admin.get(&format!("{}{task}/", upgrades(deploy_task))).await.expect(200)
 }
 
 /// Status of every instance.
-async fn instances(shop: &Shop) -> Vec<String> {
+pub(crate) async fn instances(shop: &Shop) -> Vec<String> {
     let mut found = Vec::new();
     for instance in &shop.instances {
         let path = format!("/applications/{}/instances/{instance}/", shop.application);

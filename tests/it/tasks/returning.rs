@@ -17,7 +17,7 @@ use super::{detail, instances, upgrade, upgrades};
 use crate::deploys::Shop;
 
 /// A shop whose update was taken by its host and given up, because the host said nothing more.
-pub(super) async fn given_up(server: &TestServer) -> (Shop, StubAgent, Statement, i64, i64) {
+pub(crate) async fn given_up(server: &TestServer) -> (Shop, StubAgent, Statement, i64, i64) {
     let shop = Shop::new(server, 1).await;
     shop.hook("pre_exec", "true").await;
     let mut agent = StubAgent::alone(server, "web-1").await;
@@ -33,7 +33,7 @@ pub(super) async fn given_up(server: &TestServer) -> (Shop, StubAgent, Statement
     (shop, agent, statement, deploy_task, task)
 }
 
-pub(super) async fn state(shop: &Shop, deploy_task: i64, task: i64) -> String {
+pub(crate) async fn state(shop: &Shop, deploy_task: i64, task: i64) -> String {
     let told = detail(shop, deploy_task, task).await;
     told["instances"][0]["status"].as_str().expect("a state").to_owned()
 }

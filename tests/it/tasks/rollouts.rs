@@ -18,7 +18,7 @@ use crate::deploys::Shop;
 const ENDLESS: &str = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}";
 
 /// A running sub-task with this rollout on all instances.
-pub(super) async fn roll_out(shop: &Shop, deploy_task: i64, rollout: Value) -> i64 {
+pub(crate) async fn roll_out(shop: &Shop, deploy_task: i64, rollout: Value) -> i64 {
     let body = json!({"instances": references(&shop.instances), "rollout": rollout});
     let receipt = shop.admin.post(&upgrades(deploy_task), body).await.expect(200);
     let task = receipt["task_id"].as_str().expect("text").parse().expect("digits");
@@ -30,7 +30,7 @@ pub(super) async fn roll_out(shop: &Shop, deploy_task: i64, rollout: Value) -> i
 }
 
 /// Writes how the execution on a host goes, as its agent would report it.
-pub(super) async fn report(server: &TestServer, task: i64, host: &str, state: &str) {
+pub(crate) async fn report(server: &TestServer, task: i64, host: &str, state: &str) {
     let over = matches!(state, "succeeded" | "failed" | "lost");
     let finished = over.then(|| server.clock().now());
     let change = sql!(
@@ -49,7 +49,7 @@ pub(super) async fn report(server: &TestServer, task: i64, host: &str, state: &s
     sweep_once(server.kernel(), true).await.expect("a round");
 }
 
-pub(super) async fn act(shop: &Shop, deploy_task: i64, task: i64, action: &str, body: Value) -> drover_tests::Answer {
+pub(crate) async fn act(shop: &Shop, deploy_task: i64, task: i64, action: &str, body: Value) -> drover_tests::Answer {
     shop.admin.post(&format!("{}{task}/actions/{action}/", upgrades(deploy_task)), body).await
 }
 

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::rules::{self, Event, Facts};
 use super::store::{self, Content, DeployTask};
+use crate::locks::taking::Place;
 use crate::tasks::binding::Binding;
 use crate::tasks::create::{self, Planned, Wanted};
 use crate::tasks::preview;
@@ -88,6 +89,7 @@ impl Carried {
             source: None,
             timeout_s: self.timeout,
             rollout: self.rollout.clone(),
+            place: Place::NONE,
         }
     }
 }

@@ -14,6 +14,7 @@ use crate::deploys::carried::{self, Standing};
 use crate::deploys::moving::unchanged;
 use crate::deploys::rules::{self, Event, Facts, Status};
 use crate::deploys::store::{self, DeployTask, Due};
+use crate::locks::taking::Place;
 use crate::tasks::create::{Planned, store_planned};
 
 /// How long one that cannot start yet is left alone.
@@ -78,7 +79,7 @@ async fn carry_out(kernel: &Kernel, due: &Due, task: &DeployTask, planned: Plann
     let status = rules::step(task.status, Event::Start, Facts::default())?;
     store::advance(&mut tx, &task, status).await?;
     let instances = planned.input.targets.len();
-    let made = store_planned(&mut tx, planned, &task.creator).await?;
+    let made = store_planned(&mut tx, planned, &task.creator, Place::NONE).await?;
     let about = "by itself at the planned time";
     let started = AuditEntry::new(AuditList::General, "start", "deploy_task", task.id, task.version.clone());
     let updated = AuditEntry::new(AuditList::General, Action::Upgrade.as_str(), "task", made.task_id, task.version);

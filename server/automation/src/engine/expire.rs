@@ -89,6 +89,12 @@ async fn carry_out(work: &Work, task: &Task, execution: &Execution, event: Event
     }
     settle_instance(&mut tx, execution, event).await?;
     rollout::settle(&mut tx, &known).await?;
+    let engine = tx.kernel().part::<Engine>();
+    let session = engine.hub.find(execution.host_id).filter(|_| execution.state == State::Running);
+    if let (Event::Lost, Some((session, instance_id))) = (event, session.zip(execution.instance_id)) {
+        // It is at it still: nothing else is sent for this instance until it says that it is through.
+        session.is_at_work(&execution.id, instance_id);
+    }
     tx.finish(Audit::none("the time ran out")).await?;
     Ok(true)
 }

@@ -10,6 +10,7 @@ mod dispatch;
 mod expire;
 mod intake;
 pub(crate) mod prepare;
+pub(crate) mod queue;
 mod restored;
 mod results;
 pub(crate) mod rollout;
@@ -38,7 +39,7 @@ use crate::link::keys::Keys;
 use crate::logs::LogStore;
 use crate::source::Sources;
 use crate::tasks::follow_up::TakenBack;
-use crate::tasks::rules::{self, Facts, Next, Outcome, Role};
+use crate::tasks::rules::{self, Facts, Next, Outcome, Phase, Role};
 use crate::tasks::store::{self as task_store, Execution, Task};
 use crate::watching::{self, Watching};
 
@@ -46,7 +47,7 @@ pub use auto_start::put_off;
 pub(crate) use dispatch::dispatch_hosts;
 pub(crate) use intake::{News, take_in};
 pub use restored::{Restored, restored};
-pub(crate) use results::{UNTOUCHING, lost, rejected, settle_as_done, withdraw};
+pub(crate) use results::{UNTOUCHING, lost, rejected, settle_as_done, stop_instance, withdraw};
 pub(crate) use sending::send_missing;
 pub(crate) use waking::{say_and_wake, wake};
 
@@ -96,6 +97,7 @@ pub struct Engine {
     dispatch: Dispatch,
     intake: Intake,
     waking: Waking,
+    queue: queue::Queue,
     pub(crate) watching: Watching,
 }
 
@@ -118,6 +120,7 @@ impl Engine {
             dispatch: Dispatch::default(),
             intake: Intake::default(),
             waking: Waking::default(),
+            queue: queue::Queue::default(),
             watching: Watching::default(),
         }
     }
@@ -297,6 +300,13 @@ pub(crate) async fn advance(kernel: &Kernel, task_id: i64) -> Result<()> {
             }
             read = work.read().await?;
         }
+        if task.is_queued() {
+            drop(read);
+            if queue::look_at(kernel, &work, &task).await? == after::Looked::Moved {
+                continue;
+            }
+            read = work.read().await?;
+        }
         if task.plan_digest.is_none() {
             drop(read);
             if task.stop_reason.is_some() {
@@ -305,7 +315,7 @@ pub(crate) async fn advance(kernel: &Kernel, task_id: i64) -> Result<()> {
             prepare::start(kernel, task);
             return Ok(());
         }
-        if task.waits {
+        if task.phase() == Phase::Waiting {
             return Ok(());
         }
         let executions = task_store::executions(&mut read, task.id).await?;
@@ -373,6 +383,7 @@ async fn end(tx: &mut Tx, task: &Task, outcome: Outcome, reason: Option<&str>) -
     }
     let reason = reason.or(task.stop_reason.as_deref()).filter(|_| outcome == Outcome::Failed);
     task_store::end(tx, task, outcome, reason).await?;
+    tx.after_commit(queue::look);
     after::wake_those_after(tx, task.id).await
 }
 
@@ -392,22 +403,25 @@ fn known(task: &Task, execution: &Execution) -> Known {
         version: task.version.clone(),
         by_rule: task.rollout.is_some(),
         answered: false,
+        broken: false,
     }
 }
 
-/// Gives an instance that was not touched the status that it had.
+/// Gives an instance that was not touched the status that it had. Without one it never was the task's.
 async fn restore_instance(tx: &mut Tx, instance_id: Option<i64>, previous: Option<&str>) -> Result<()> {
-    let Some(instance_id) = instance_id else { return Ok(()) };
-    instances::store::finish_change(tx, instance_id, former_status(previous), None).await.map(drop)
+    let (Some(instance_id), Some(previous)) = (instance_id, previous) else { return Ok(()) };
+    tx.after_commit(queue::look);
+    instances::store::finish_change(tx, instance_id, former_status(Some(previous)), None).await.map(drop)
 }
 
 /// As [`restore_instance`], for many; one that is gone meanwhile keeps nobody waiting.
 async fn restore_instances(tx: &mut Tx, unsent: Vec<Unsent>) -> Result<()> {
     let mut by_status: BTreeMap<String, Vec<i64>> = BTreeMap::new();
     for one in unsent {
-        let Some(instance_id) = one.instance_id else { continue };
-        by_status.entry(one.previous_status.unwrap_or_default()).or_default().push(instance_id);
+        let (Some(instance_id), Some(previous)) = (one.instance_id, one.previous_status) else { continue };
+        by_status.entry(previous).or_default().push(instance_id);
     }
+    tx.after_commit(queue::look);
     for (status, ids) in by_status {
         instances::store::give_back(tx, ids, former_status(Some(&status))).await?;
     }

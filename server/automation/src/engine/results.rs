@@ -8,7 +8,7 @@ use drover_shared::instance::ProcessState;
 use drover_shared::message::{Finished, StepOutcome};
 use drover_shared::words::{Action, ExecutionState as State, StepState, Word as _};
 
-use super::{Engine, dispatch_hosts, former_status, known, restore_instance, rollout, say_and_wake, wake};
+use super::{Engine, dispatch_hosts, former_status, known, queue, restore_instance, rollout, say_and_wake, wake};
 use crate::executions::rules::{Event, reported};
 use crate::executions::store::{self as store, Known};
 use crate::link::hub::Session;
@@ -85,7 +85,8 @@ pub(crate) async fn lost(kernel: &Kernel, session: &Session, id: &str, attempt: 
 }
 
 /// An instance whose execution failed is not serving, as far as anybody can say.
-pub(super) async fn stop_instance(tx: &mut Tx, instance_id: Option<i64>) -> Result<()> {
+pub(crate) async fn stop_instance(tx: &mut Tx, instance_id: Option<i64>) -> Result<()> {
+    tx.after_commit(queue::look);
     match instance_id {
         Some(instance_id) => finish_change(tx, instance_id, InstanceStatus::Stopped, None).await.map(drop),
         None => Ok(()),
@@ -97,6 +98,9 @@ pub(super) async fn stop_instance(tx: &mut Tx, instance_id: Option<i64>) -> Resu
 pub(super) async fn finished(tx: &mut Tx, known: &Known, news: &Finished) -> Result<()> {
     let Some(event) = reported(news.state) else { return Ok(()) };
     let failed = news.state != State::Succeeded;
+    if known.broken {
+        return note_late_word(tx, known, news).await;
+    }
     if failed {
         rollout::lock(tx, known).await?;
     }
@@ -128,6 +132,19 @@ pub(super) async fn finished(tx: &mut Tx, known: &Known, news: &Finished) -> Res
         tx.after_commit(move |kernel| say_and_wake(kernel, task_id, text));
     }
     over(tx, known, failed).await
+}
+
+/// What a host says of an execution whose lock somebody broke: it is kept, and nothing follows from it.
+async fn note_late_word(tx: &mut Tx, known: &Known, news: &Finished) -> Result<()> {
+    let (host_id, id) = (known.host_id, known.id.clone());
+    tx.after_commit(move |kernel| let_others_in(kernel, host_id, &id));
+    if !store::note_late_word(tx, &known.id, news).await? {
+        return Ok(());
+    }
+    let text = format!("{}: says after its lock was broken how it ended: {}", known.host_name, news.state.as_str());
+    let task_id = known.task_id;
+    tx.after_commit(move |kernel| say_and_wake(kernel, task_id, text));
+    Ok(())
 }
 
 /// What waited for the end of a lost execution on its host has its turn.
@@ -231,5 +248,6 @@ async fn over(tx: &mut Tx, known: &Known, failed: bool) -> Result<()> {
         rollout::settle(tx, known).await?;
     }
     tx.after_commit(move |kernel| wake(kernel, task_id));
+    tx.after_commit(queue::look);
     Ok(())
 }

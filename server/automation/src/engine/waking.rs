@@ -15,7 +15,7 @@ pub(super) struct Waking(Mutex<HashMap<i64, bool>>);
 
 impl Waking {
     /// True when the caller has to look; otherwise whoever is looking looks again.
-    fn begin(&self, task_id: i64) -> bool {
+    pub(super) fn begin(&self, task_id: i64) -> bool {
         let mut tasks = lock(&self.0);
         let under_way = tasks.contains_key(&task_id);
         tasks.insert(task_id, under_way);
@@ -23,7 +23,7 @@ impl Waking {
     }
 
     /// Before another look: true when somebody asked for one since the last began. Else the caller is through.
-    fn again(&self, task_id: i64) -> bool {
+    pub(super) fn again(&self, task_id: i64) -> bool {
         let mut tasks = lock(&self.0);
         let again = tasks.insert(task_id, false) == Some(true);
         if !again {
@@ -31,10 +31,15 @@ impl Waking {
         }
         again
     }
+
+    /// To be kept as long as somebody looks.
+    pub(super) fn looking(&self, task_id: i64) -> Looking<'_> {
+        Looking(self, task_id)
+    }
 }
 
 /// Lets others look after the task even if a look ends in a panic.
-struct Looking<'a>(&'a Waking, i64);
+pub(super) struct Looking<'a>(&'a Waking, i64);
 
 impl Drop for Looking<'_> {
     fn drop(&mut self) {
@@ -52,7 +57,7 @@ pub(crate) fn wake(kernel: &Kernel, task_id: i64) {
     }
     let owner = kernel.clone();
     kernel.spawn(async move {
-        let _looking = Looking(&engine.waking, task_id);
+        let _looking = engine.waking.looking(task_id);
         loop {
             report(task_id, advance(&owner, task_id).await);
             if !engine.waking.again(task_id) {

@@ -27,6 +27,8 @@ drover_shared::words! {
         Lost = "lost",
         /// The agent reports that the host cannot say how it ended.
         Unknown = "unknown",
+        /// A person takes away what it has, whatever its host does.
+        Broken = "broken",
     }
 }
 
@@ -64,7 +66,13 @@ pub fn step(state: State, event: Event) -> Result<State, Refused> {
         (State::Queued, Event::Cancelled) => Ok(State::Cancelled),
         (
             State::Queued,
-            Event::Accepted | Event::Rejected | Event::Succeeded | Event::Failed | Event::Lost | Event::Unknown,
+            Event::Accepted
+            | Event::Rejected
+            | Event::Succeeded
+            | Event::Failed
+            | Event::Lost
+            | Event::Unknown
+            | Event::Broken,
         ) => Err(Refused::NotSent),
         // The agent may finish before its acceptance is read, and a repeated acceptance changes nothing.
         (State::Dispatched | State::Running, Event::Accepted) => Ok(State::Running),
@@ -75,7 +83,7 @@ pub fn step(state: State, event: Event) -> Result<State, Refused> {
         (State::Dispatched | State::Running, Event::Failed) => Ok(State::Failed),
         (State::Dispatched | State::Running, Event::TimedOut) => Ok(State::TimedOut),
         (State::Dispatched | State::Running, Event::Cancelled) => Ok(State::Cancelled),
-        (State::Dispatched | State::Running, Event::Lost | Event::Unknown) => Ok(State::Lost),
+        (State::Dispatched | State::Running, Event::Lost | Event::Unknown | Event::Broken) => Ok(State::Lost),
         (State::Dispatched | State::Running, Event::Sent) => Err(Refused::AlreadySent),
         // The host is back. What it still does or has done is the truth; that it goes on changes nothing yet.
         (State::Lost, Event::Accepted) => Ok(State::Lost),
@@ -85,7 +93,7 @@ pub fn step(state: State, event: Event) -> Result<State, Refused> {
         (State::Lost, Event::Failed) => Ok(State::Failed),
         (State::Lost, Event::TimedOut) => Ok(State::TimedOut),
         (State::Lost, Event::Cancelled) => Ok(State::Cancelled),
-        (State::Lost, Event::Sent | Event::Rejected | Event::Lost)
+        (State::Lost, Event::Sent | Event::Rejected | Event::Lost | Event::Broken)
         | (State::Succeeded | State::Failed | State::TimedOut | State::Cancelled, _) => Err(Refused::Over),
     }
 }

@@ -53,6 +53,8 @@ row! {
         pub by_rule: bool,
         /// Whether a person has said what became of it, because nobody knew.
         pub answered: bool,
+        /// Whether a person took its lock away: its host's word moves nothing any more.
+        pub broken: bool,
     }
 }
 
@@ -127,7 +129,8 @@ pub(crate) async fn find(read: &mut Read, host_id: i64, id: &str) -> Result<Opti
 pub(crate) async fn find_all(read: &mut Read, ids: Vec<String>) -> Result<Vec<Known>> {
     let sql = sql!(
         "SELECT e.id, e.organisation_id, e.task_id, e.ordinal, e.instance_id, e.host_id, e.host_name, e.attempt, e.state, \
-         t.kind, t.version, t.rollout IS NOT NULL AS by_rule, e.answer IS NOT NULL AS answered FROM executions e JOIN tasks t ON t.id = e.task_id WHERE e.id IN ($1)"
+         t.kind, t.version, t.rollout IS NOT NULL AS by_rule, e.answer IS NOT NULL AS answered, \
+         e.broken FROM executions e JOIN tasks t ON t.id = e.task_id WHERE e.id IN ($1)"
     );
     Ok(read.all(sql, args![ids]).await?)
 }
@@ -210,6 +213,18 @@ pub(crate) async fn finish(tx: &mut Tx, execution: &Known, event: Event, finishe
     tx.run_one(sql, arguments).await.map(|()| true)
 }
 
+/// Keeps what a host says of an execution whose lock was broken. False when it has said so before.
+pub(crate) async fn note_late_word(tx: &mut Tx, id: &str, finished: &Finished) -> Result<bool> {
+    let steps = serde_json::to_value(&finished.steps).map_err(Error::internal)?;
+    let processes = serde_json::to_value(&finished.processes).map_err(Error::internal)?;
+    let sql = sql!(
+        "UPDATE executions SET host_said = $2, steps = $3, processes = $4, output_truncated = $5 \
+         WHERE id = $1 AND broken AND host_said IS NULL"
+    );
+    let said = finished.state;
+    Ok(tx.run(sql, args![id, said, steps, processes, finished.output_truncated]).await? == 1)
+}
+
 row! {
     /// An execution that was ended before it was sent.
     pub struct Unsent {
@@ -246,19 +261,25 @@ row! {
     }
 }
 
-/// What tasks later than this one were sent for these instances.
+/// What tasks were sent for these instances that had them after this one, and what waits to try it again.
 pub(crate) async fn later_tasks(read: &mut Read, instances: Vec<i64>, task_id: i64) -> Result<Vec<Later>> {
     let sql = sql!(
         "SELECT e.instance_id, e.task_id, COALESCE(t.origin = 'retry' AND t.origin_task_id = $2, FALSE) AS retries \
-         FROM executions e JOIN tasks t ON t.id = e.task_id WHERE e.instance_id IN ($1) AND e.task_id > $2 \
-         AND e.dispatched_at IS NOT NULL ORDER BY e.task_id"
+         FROM executions e JOIN tasks t ON t.id = e.task_id JOIN tasks o ON o.id = $2 \
+         WHERE e.instance_id IN ($1) AND e.task_id <> $2 AND ((e.dispatched_at IS NOT NULL \
+         AND (t.taken > o.taken OR (o.taken IS NULL AND t.id > o.id))) OR (e.state = 'queued' AND t.taken IS NULL \
+         AND t.phase <> 'over' AND COALESCE(t.origin = 'retry' AND t.origin_task_id = $2, FALSE))) \
+         ORDER BY t.taken, e.task_id"
     );
     Ok(read.all(sql, args![instances, task_id]).await?)
 }
 
-/// Whether an instance has been given to a later task than this one.
+/// Whether an instance has been given to another task after this one.
 pub(crate) async fn has_later_task(read: &mut Read, instance_id: i64, task_id: i64) -> Result<bool> {
-    let sql = sql!("SELECT COUNT(*) FROM executions WHERE instance_id = $1 AND task_id > $2");
+    let sql = sql!(
+        "SELECT COUNT(*) FROM executions e JOIN tasks t ON t.id = e.task_id WHERE e.instance_id = $1 \
+         AND t.taken > (SELECT o.taken FROM tasks o WHERE o.id = $2)"
+    );
     Ok(read.value::<i64>(sql, args![instance_id, task_id]).await? > 0)
 }
 

@@ -15,6 +15,7 @@ use drover_shared::words::{Action, Word as _};
 
 use super::{Operate, commands};
 use crate::channel;
+use crate::locks::taking::Place;
 use crate::settings;
 use crate::tasks::create::{self, NewPlan};
 use crate::tasks::plan::{self, Input};
@@ -32,6 +33,7 @@ pub(super) struct Wanted {
     pub instances: Vec<i64>,
     pub timeout_s: Option<i64>,
     pub rollout: Option<Rollout>,
+    pub place: Place,
 }
 
 /// Makes the task.
@@ -57,6 +59,7 @@ pub(super) async fn make(call: Call<Operate>, application_id: i64, wanted: Wante
             source: None,
             creator: &creator,
             rollout: wanted.rollout.as_ref(),
+            place: wanted.place,
             drafts,
             reverts: &BTreeMap::new(),
         },

@@ -15,6 +15,7 @@ use drover_shared::words::{Action, Word as _};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use crate::locks::taking::{IfBusy, Place};
 use crate::output;
 use crate::tasks::control;
 use crate::tasks::rollout::{Rollout, Share};
@@ -56,6 +57,13 @@ struct Manner {
     /// Failures that are allowed: a number, or a percentage of all.
     #[serde(default)]
     max_failures: Option<Name>,
+    /// What becomes of it when a change of one of the instances is under way, or somebody waits for one: `refuse` (the
+    /// default) makes nothing, `wait` has it begin by itself when everything is free.
+    #[serde(default)]
+    if_busy: Option<IfBusy>,
+    /// Place in the queue, -100 to 100, 0 when left out: the more the earlier; of equal ones the older goes first.
+    #[serde(default)]
+    priority: Option<Number>,
 }
 
 impl Manner {
@@ -126,6 +134,7 @@ async fn operate(
         instances: create::wanted_instances(instances)?,
         timeout_s: create::wanted_timeout(manner.timeout)?,
         rollout: manner.rollout()?,
+        place: Place::wanted(manner.if_busy, manner.priority)?,
     };
     make::make(call, application_id, wanted).await
 }

@@ -22,7 +22,7 @@ pub const OUTPUT_LEAST: Duration = Duration::from_hours(1);
 pub struct Newest {
     /// Its newest task.
     pub task_id: i64,
-    /// Its newest task of which something was sent to its host.
+    /// The last one of which something was sent to its host.
     pub sent_task_id: Option<i64>,
 }
 
@@ -31,8 +31,8 @@ pub struct Newest {
 pub struct Had {
     /// Instance.
     pub instance_id: i64,
-    /// The newest task that ended with this version there, be it an update or a revert.
-    pub last_task_id: i64,
+    /// The turn of the last task that ended with this version there, be it an update or a revert.
+    pub last_turn: i64,
     /// The newest update to it: what a revert looks for that installs it again.
     pub update_task_id: Option<i64>,
 }
@@ -51,7 +51,7 @@ pub fn needed(newest: &[Newest], had: &[Had]) -> BTreeSet<i64> {
         by_instance.entry(one.instance_id).or_default().push(one);
     }
     for versions in by_instance.values_mut() {
-        versions.sort_by_key(|one| Reverse(one.last_task_id));
+        versions.sort_by_key(|one| Reverse(one.last_turn));
         needed.extend(versions.iter().take(VERSIONS_KEPT).filter_map(|one| one.update_task_id));
     }
     needed

@@ -19,8 +19,8 @@ fn kept_for(days: u32) -> Retention {
     Retention { output: kept, artifacts: kept, tasks: kept, ..Retention::for_ever() }
 }
 
-fn had(instance_id: i64, last_task_id: i64, update_task_id: Option<i64>) -> Had {
-    Had { instance_id, last_task_id, update_task_id }
+fn had(instance_id: i64, last_turn: i64, update_task_id: Option<i64>) -> Had {
+    Had { instance_id, last_turn, update_task_id }
 }
 
 #[test]

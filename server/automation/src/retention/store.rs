@@ -102,21 +102,25 @@ pub(super) async fn histories(work: &Work, application_id: i64, mut take: impl F
     row! {
         struct HadRow {
             instance_id: i64,
-            last_task_id: i64,
+            last_turn: i64,
             update_task_id: Option<i64>,
         }
     }
     let instances = sql!("SELECT id FROM instances WHERE application_id = $1 AND id > $2 ORDER BY id LIMIT $3");
     let newest = sql!(
-        "SELECT MAX(t.id) AS task_id, MAX(CASE WHEN e.dispatched_at IS NOT NULL THEN t.id END) AS sent_task_id \
-         FROM executions e JOIN tasks t ON t.id = e.task_id WHERE e.instance_id IN ($1) GROUP BY e.instance_id, t.kind"
+        "SELECT MAX(id) AS task_id, MAX(CASE WHEN was_sent AND place = 1 THEN id END) AS sent_task_id \
+         FROM (SELECT e.instance_id, t.kind, t.id, e.dispatched_at IS NOT NULL AS was_sent, ROW_NUMBER() OVER (\
+         PARTITION BY e.instance_id, t.kind, e.dispatched_at IS NOT NULL ORDER BY t.taken DESC, t.id DESC) AS place \
+         FROM executions e JOIN tasks t ON t.id = e.task_id WHERE e.instance_id IN ($1)) n GROUP BY instance_id, kind"
     );
     // As `tasks::former` looks for what is installed again.
     let had = sql!(
-        "SELECT e.instance_id, MAX(t.id) AS last_task_id, MAX(CASE WHEN t.kind = 'upgrade' \
-         AND t.artifact_digest IS NOT NULL AND t.resolved_commit IS NOT NULL AND t.source IS NOT NULL THEN t.id END) \
-         AS update_task_id FROM executions e JOIN tasks t ON t.id = e.task_id WHERE e.instance_id IN ($1) \
-         AND e.state = 'succeeded' AND t.kind IN ('upgrade', 'revert') GROUP BY e.instance_id, t.version"
+        "SELECT instance_id, MAX(taken) AS last_turn, MAX(CASE WHEN installs AND place = 1 THEN id END) AS update_task_id \
+         FROM (SELECT o.*, ROW_NUMBER() OVER (PARTITION BY instance_id, version, installs ORDER BY taken DESC, id DESC) \
+         AS place FROM (SELECT e.instance_id, t.version, t.id, COALESCE(t.taken, 0) AS taken, (t.kind = 'upgrade' \
+         AND t.artifact_digest IS NOT NULL AND t.resolved_commit IS NOT NULL AND t.source IS NOT NULL) AS installs \
+         FROM executions e JOIN tasks t ON t.id = e.task_id WHERE e.instance_id IN ($1) \
+         AND e.state = 'succeeded' AND t.kind IN ('upgrade', 'revert')) o) n GROUP BY instance_id, version"
     );
     let mut beyond = 0;
     loop {
@@ -130,7 +134,7 @@ pub(super) async fn histories(work: &Work, application_id: i64, mut take: impl F
         let rows: Vec<HadRow> = read.all(had.clone(), args![ids]).await?;
         let had = |row: HadRow| Had {
             instance_id: row.instance_id,
-            last_task_id: row.last_task_id,
+            last_turn: row.last_turn,
             update_task_id: row.update_task_id,
         };
         take(&newest, &rows.into_iter().map(had).collect::<Vec<Had>>());

@@ -87,6 +87,8 @@ pub(super) async fn answer<P: Permission>(call: Call<P>, which: Which, body: Ans
         }
         hosts.push(execution.host_name.clone());
     }
+    // Who waits for one of them need not wait any more.
+    tx.after_commit(engine::queue::look);
     let what = match body.answer {
         Said::Done => "is done",
         Said::GiveUp => "is given up",
@@ -122,7 +124,7 @@ pub(super) async fn note(
 ///
 /// # Errors
 /// A conflict that names one of them, with its task.
-pub(super) async fn check_answered(tx: &mut Tx, instances: &[i64]) -> Result<()> {
+pub(crate) async fn check_answered(tx: &mut Tx, instances: &[i64]) -> Result<()> {
     let Some(open) = execution_store::open_questions(tx, instances).await?.into_iter().next() else { return Ok(()) };
     let text = format!(
         "nobody knows how sub-task {} ended on {}: say so first (retry, done or give_up)",

@@ -3,7 +3,7 @@
 
 use drover_kernel::call::Permission;
 use drover_kernel::db::Read;
-use drover_kernel::fields::{Flag, Many, Prose, Reference};
+use drover_kernel::fields::{Flag, Many, Number, Prose, Reference};
 use drover_kernel::{Audit, AuditEntry, AuditList, Body, Call, Error, Message, Path, Reply, Result, Routes, Tx};
 use drover_shared::words::{Action, ExecutionState as State};
 use schemars::JsonSchema;
@@ -23,6 +23,8 @@ use crate::channel;
 use crate::deploys::rules as deploy_rules;
 use crate::deploys::store as deploy_store;
 use crate::engine::{self, rollout};
+use crate::locks::store as lock_store;
+use crate::locks::taking::{IfBusy, Place, checked_priority};
 use crate::operations;
 
 /// Adds the actions of one kind of sub-task.
@@ -52,6 +54,14 @@ macro_rules! actions {
                 "Let a task start that waits for other tasks, without them.",
                 |call: Call<$permission>, ids: Path<$ids>, body: Body<Reason>| {
                     act(call, $which(ids.0), Act::Proceed, body.0)
+                },
+            )
+            .post(
+                &at("prioritise"),
+                concat!($name, "-prioritise"),
+                "Give a task another place in the queue.",
+                |call: Call<$permission>, ids: Path<$ids>, body: Body<Prioritise>| {
+                    prioritise(call, $which(ids.0), body.0)
                 },
             )
             .post(
@@ -229,6 +239,30 @@ pub(super) async fn finish(mut tx: Tx, task: &Task, action: &'static str, said: 
     tx.commit(Audit::of(entry), Message::success()).await
 }
 
+/// Another place in the queue.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Prioritise {
+    /// -100 to 100: the more the earlier.
+    priority: Number,
+    /// Why; shown in the output and the audit.
+    #[serde(default)]
+    reason: Prose,
+}
+
+async fn prioritise<P: Permission>(call: Call<P>, which: Which, body: Prioritise) -> Result<Reply<Message>> {
+    let priority = checked_priority(body.priority)?;
+    let username = call.caller()?.username.clone();
+    let mut tx = call.begin().await?;
+    let task = running(&mut tx, which).await?;
+    if !lock_store::prioritise(&mut tx, task.id, priority).await? {
+        return Err(Error::conflict("this task is not in the queue"));
+    }
+    let why = if body.reason.0.is_empty() { String::new() } else { format!(": {}", body.reason.0) };
+    let said = format!("{username} gives it priority {priority} in place of {}{why}", task.priority);
+    finish(tx, &task, "prioritise", said).await
+}
+
 fn may_promote(task: &Task, executions: &[Execution]) -> Result<()> {
     let has_canary = task.rollout.as_ref().is_some_and(|rollout| rollout.0.canary.is_some());
     if !has_canary {
@@ -302,6 +336,13 @@ struct RetryNew {
     /// Why; shown in the audit. Has to be given when an instance is named of which nobody knows how it ended.
     #[serde(default)]
     reason: Prose,
+    /// What becomes of it when a change of one of the instances is under way, or somebody waits for one: `refuse` (the
+    /// default) makes nothing, `wait` has it begin by itself when everything is free.
+    #[serde(default)]
+    if_busy: Option<IfBusy>,
+    /// Place in the queue, -100 to 100, 0 when left out: the more the earlier; of equal ones the older goes first.
+    #[serde(default)]
+    priority: Option<Number>,
 }
 
 async fn retry<P: Permission>(call: Call<P>, which: Which, body: RetryNew) -> Result<Reply<SubTaskReceipt>> {
@@ -310,6 +351,7 @@ async fn retry<P: Permission>(call: Call<P>, which: Which, body: RetryNew) -> Re
         rollout.check()?;
         required::check_seen(&call, &mut call.read().await?, Some(rollout)).await?;
     }
+    let place = Place::wanted(body.if_busy, body.priority)?;
     let caller = call.caller()?.clone();
     let addresses = channel::addresses(&call);
     let naming = Naming::begin(call.kernel()).await;
@@ -336,6 +378,7 @@ async fn retry<P: Permission>(call: Call<P>, which: Which, body: RetryNew) -> Re
         caller: &caller,
         reason: &body.reason.0,
         rollout: rollout.as_ref(),
+        place,
     };
     let made = follow_up::retry(&mut tx, &task, &executions, &retry).await?;
     let why = if body.reason.0.is_empty() { String::new() } else { format!(": {}", body.reason.0) };

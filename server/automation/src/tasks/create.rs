@@ -4,8 +4,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use drover_inventory::instances;
-use drover_inventory::instances::rules::InstanceStatus;
 use drover_inventory::secrets::TaskSecrets;
 use drover_inventory::variables::TaskVariables;
 use drover_kernel::db::Read;
@@ -16,7 +14,6 @@ use drover_shared::words::{Action, Word as _};
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::answer;
 use super::binding::Binding;
 use super::follow_up::Made;
 use super::former;
@@ -35,6 +32,7 @@ use crate::deploys::carried::{self, Standing};
 use crate::deploys::rules as deploy_rules;
 use crate::deploys::store::{self as deploy_store, DeployTask};
 use crate::engine;
+use crate::locks::taking::{Place, Taken, take_or_wait};
 use crate::link::keys::random_secret;
 use crate::render;
 use crate::settings::rules::{Repository, RepositoryType, TIMEOUT_S_MAX};
@@ -48,6 +46,7 @@ pub(crate) struct Wanted {
     pub source: Option<String>,
     pub timeout_s: Option<i64>,
     pub rollout: Option<Rollout>,
+    pub place: Place,
 }
 
 pub(crate) fn wanted_instances(references: &Many<Reference>) -> Result<Vec<i64>> {
@@ -274,7 +273,7 @@ pub(super) async fn create(call: Call<Run>, deploy_task_id: i64, wanted: Wanted)
     };
     let mut tx = call.begin().await?;
     deploy_store::lock(&mut tx, &planned.deploy_task).await?;
-    let made = store_planned(&mut tx, planned, &username).await?;
+    let made = store_planned(&mut tx, planned, &username, wanted.place).await?;
     let entry = AuditEntry::new(AuditList::General, action.as_str(), "task", made.task_id, version)
         .detail(format!("deploy task {deploy_task_id}, {instances} instances"));
     let receipt = SubTaskReceipt { task_id: made.task_id.to_string(), task_output: addresses.of(&made.channel) };
@@ -306,17 +305,8 @@ async fn hold_to_what_was_approved(call: Call<Run>, planned: &mut Planned) -> Re
     Err(Error::conflict(format!("this is not what was approved: {differences} differ")))
 }
 
-/// What an instance is doing while a task of this kind changes it.
-pub(super) fn busy(kind: Action) -> InstanceStatus {
-    match kind {
-        Action::Upgrade => InstanceStatus::Updating,
-        Action::Revert => InstanceStatus::Reverting,
-        Action::Start | Action::Stop | Action::Restart => InstanceStatus::Restarting,
-    }
-}
-
 /// Stores the plan of an update or a revert as a task.
-pub(crate) async fn store_planned(tx: &mut Tx, planned: Planned, creator: &str) -> Result<Made> {
+pub(crate) async fn store_planned(tx: &mut Tx, planned: Planned, creator: &str, place: Place) -> Result<Made> {
     let Planned { deploy_task, input, drafts, reverts, source, timeout_s } = planned;
     let instances: Vec<i64> = input.targets.iter().map(|target| target.instance_id).collect();
     let new = NewPlan {
@@ -330,6 +320,7 @@ pub(crate) async fn store_planned(tx: &mut Tx, planned: Planned, creator: &str) 
         source: source.as_ref(),
         creator,
         rollout: input.rollout.as_ref(),
+        place,
         drafts,
         reverts: &reverts,
     };
@@ -337,9 +328,12 @@ pub(crate) async fn store_planned(tx: &mut Tx, planned: Planned, creator: &str) 
 }
 
 /// Has a new task looked after once it is committed; says what it waits for.
-pub(super) async fn begin(tx: &mut Tx, task_id: i64, first: &[i64]) -> Result<()> {
+pub(super) async fn begin(tx: &mut Tx, task_id: i64, first: &[i64], taken: &Taken) -> Result<()> {
     tx.enqueue_behind(engine::TOPIC, &task_id.to_string()).await?;
-    let said = (!first.is_empty()).then(|| required::told(first));
+    let after = (!first.is_empty()).then(|| required::told(first));
+    let queued = taken.waits().map(|why| format!("waits in the queue: {why}"));
+    let said: Vec<String> = after.into_iter().chain(queued).collect();
+    let said = (!said.is_empty()).then(|| said.join("; "));
     tx.after_commit(move |kernel| match said {
         Some(said) => engine::say_and_wake(kernel, task_id, said),
         None => engine::wake(kernel, task_id),
@@ -359,17 +353,20 @@ pub(crate) struct NewPlan<'a> {
     pub source: Option<&'a Source>,
     pub creator: &'a str,
     pub rollout: Option<&'a Rollout>,
+    pub place: Place,
     pub drafts: Vec<plan::Draft>,
     pub reverts: &'a BTreeMap<i64, Entry>,
 }
 
-/// Stores a plan as a task, marks its instances as busy and wakes the engine.
+/// Stores a plan as a task, marks its instances as busy, or puts it into the queue, and wakes the engine.
 pub(crate) async fn store_plan(tx: &mut Tx, plan: NewPlan<'_>) -> Result<Made> {
     let channel = random_secret().map_err(Error::internal)?;
-    // Read under the change's own lock: this is what they go back to if nothing happens to them.
-    let before = premises::instance_statuses(tx, plan.instances).await?;
-    instances::store::begin_change(tx, plan.instances, busy(plan.action)).await?;
-    answer::check_answered(tx, plan.instances).await?;
+    let taken = take_or_wait(tx, plan.instances, plan.action, plan.place).await?;
+    if !plan.reverts.is_empty() && taken.waits().is_some() {
+        // By then it would take back to a release that is no longer the one before it.
+        let text = "a task that takes back what it changes does not wait: leave out auto_revert or if_busy";
+        return Err(Error::conflict(text));
+    }
     let allowed = Duration::from_secs(u64::try_from(plan.timeout_s).unwrap_or(1));
     let new = NewTask {
         deploy_task_id: plan.deploy_task_id,
@@ -385,11 +382,11 @@ pub(crate) async fn store_plan(tx: &mut Tx, plan: NewPlan<'_>) -> Result<Made> {
         deadline_at: tx.now().after(allowed),
         rollout: plan.rollout,
         origin: None,
+        priority: plan.place.priority,
+        has_taken: taken.waits().is_none(),
     };
     let task_id = store::insert_task(tx, &new).await?;
     let first = required::note(tx, (plan.application_id, task_id), plan.rollout).await?;
-    let previous =
-        |id: Option<i64>| before.iter().find(|(instance, _)| Some(*instance) == id).map(|(_, status)| status.clone());
     let execution = |draft: plan::Draft| NewExecution {
         id: uuid::Uuid::now_v7().to_string(),
         ordinal: draft.ordinal,
@@ -397,7 +394,7 @@ pub(crate) async fn store_plan(tx: &mut Tx, plan: NewPlan<'_>) -> Result<Made> {
         instance_id: draft.instance_id,
         host_id: draft.host_id,
         host_name: draft.host_name,
-        previous_status: previous(draft.instance_id),
+        previous_status: taken.status_before(draft.instance_id),
         entry: canonical(&plan::complete(draft.entry, task_id, None, plan.keep_backups)),
         batch: draft.batch,
         revert_entry: draft.instance_id.and_then(|id| plan.reverts.get(&id)).map(canonical),
@@ -409,9 +406,9 @@ pub(crate) async fn store_plan(tx: &mut Tx, plan: NewPlan<'_>) -> Result<Made> {
         let entries: Vec<String> = executions.iter().map(|execution| execution.entry.clone()).collect();
         let digest = plan::digest(task_id, plan.action, plan.version, None, &entries);
         let begins = first_phase(executions.iter().map(|execution| execution.role));
-        let phase = if first.is_empty() { begins } else { Phase::Preparing };
+        let phase = if first.is_empty() && taken.waits().is_none() { begins } else { Phase::Preparing };
         store::complete_plan(tx, task_id, phase, digest, None, None).await?;
     }
-    begin(tx, task_id, &first).await?;
+    begin(tx, task_id, &first, &taken).await?;
     Ok(Made { task_id, channel })
 }

@@ -6,14 +6,13 @@
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
-use drover_inventory::instances;
 use drover_kernel::call::Caller;
 use drover_kernel::{Error, Result, Tx};
 use drover_shared::order::{Entry, Step, canonical};
 use drover_shared::words::{Action, ExecutionState as State};
 
 use super::answer;
-use super::create::{self, busy};
+use super::create;
 use super::plan;
 use super::premises;
 use super::required;
@@ -26,6 +25,7 @@ use crate::engine::UNTOUCHING;
 use crate::executions::rules::Answer;
 use crate::executions::store as execution_store;
 use crate::link::keys::random_secret;
+use crate::locks::taking::{Place, Taken, take, take_or_wait};
 
 /// Hosts that a remark names.
 const NAMED_MAX: usize = 20;
@@ -38,6 +38,7 @@ struct FollowUp<'a> {
     version: &'a str,
     creator: &'a str,
     rollout: Option<&'a Rollout>,
+    place: Place,
     parts: Vec<Part>,
     /// Whether the entries are final; else the source has to be fetched first.
     complete: bool,
@@ -72,6 +73,7 @@ pub(crate) struct Retry<'a> {
     pub reason: &'a str,
     /// How to go from instance to instance; as the task did when left out.
     pub rollout: Option<&'a Rollout>,
+    pub place: Place,
 }
 
 /// Makes a task that tries again what failed.
@@ -133,8 +135,8 @@ pub(crate) async fn retry(tx: &mut Tx, task: &Task, executions: &[Execution], re
     check_source(tx, retry.naming, task, &parts).await?;
     let complete = task.plan_digest.is_some();
     let (version, creator) = (task.version.as_str(), retry.caller.username.as_str());
-    let follow_up =
-        FollowUp { origin: Origin::Retry, of: task, kind: task.kind, version, creator, rollout, parts, complete };
+    let (origin, kind, place) = (Origin::Retry, task.kind, retry.place);
+    let follow_up = FollowUp { origin, of: task, kind, version, creator, rollout, place, parts, complete };
     insert(tx, follow_up).await
 }
 
@@ -287,6 +289,7 @@ pub(crate) async fn auto_revert(tx: &mut Tx, task: &Task, executions: &[Executio
         version: &version,
         creator: &task.creator,
         rollout: None,
+        place: Place::NONE,
         parts,
         complete: true,
     };
@@ -297,12 +300,18 @@ pub(crate) async fn auto_revert(tx: &mut Tx, task: &Task, executions: &[Executio
 }
 
 async fn insert(tx: &mut Tx, follow_up: FollowUp<'_>) -> Result<Made> {
-    let FollowUp { origin, of, kind, version, creator, rollout, parts, complete } = follow_up;
+    let FollowUp { origin, of, kind, version, creator, rollout, place, parts, complete } = follow_up;
     let channel = random_secret().map_err(Error::internal)?;
     let ids: Vec<i64> = parts.iter().filter_map(|part| part.instance_id).collect();
-    let before = premises::instance_statuses(tx, &ids).await?;
-    instances::store::begin_change(tx, &ids, busy(kind)).await?;
-    answer::check_answered(tx, &ids).await?;
+    let taken = match origin {
+        Origin::Retry => take_or_wait(tx, &ids, kind, place).await?,
+        // It belongs to what had them up to now: nobody in the queue comes in between.
+        Origin::AutoRevert => Taken::Now(take(tx, &ids, kind).await?),
+    };
+    if taken.waits().is_some() && parts.iter().any(|part| part.revert_entry.is_some()) {
+        let text = "a task that takes back what it changes does not wait: leave out if_busy";
+        return Err(Error::conflict(text));
+    }
     let allowed = Duration::from_secs(u64::try_from(of.timeout_s).unwrap_or(1));
     let task_id = store::insert_task(
         tx,
@@ -320,12 +329,12 @@ async fn insert(tx: &mut Tx, follow_up: FollowUp<'_>) -> Result<Made> {
             deadline_at: tx.now().after(allowed),
             rollout,
             origin: Some((origin, of.id)),
+            priority: place.priority,
+            has_taken: taken.waits().is_none(),
         },
     )
     .await?;
     let first = required::note(tx, (of.application_id, task_id), rollout).await?;
-    let previous =
-        |id: Option<i64>| before.iter().find(|(instance, _)| Some(*instance) == id).map(|(_, status)| status.clone());
     let executions: Vec<NewExecution> = parts
         .into_iter()
         .zip(1..)
@@ -336,7 +345,7 @@ async fn insert(tx: &mut Tx, follow_up: FollowUp<'_>) -> Result<Made> {
             instance_id: part.instance_id,
             host_id: part.host_id,
             host_name: part.host_name,
-            previous_status: previous(part.instance_id),
+            previous_status: taken.status_before(part.instance_id),
             entry: canonical(&Entry { task_id, ..part.entry }),
             batch: part.batch,
             revert_entry: part.revert_entry,
@@ -348,10 +357,10 @@ async fn insert(tx: &mut Tx, follow_up: FollowUp<'_>) -> Result<Made> {
         let commit = of.resolved_commit.as_deref();
         let digest = plan::digest(task_id, kind, version, commit, &entries);
         let begins = first_phase(executions.iter().map(|execution| execution.role));
-        let phase = if first.is_empty() { begins } else { Phase::Preparing };
+        let phase = if first.is_empty() && taken.waits().is_none() { begins } else { Phase::Preparing };
         store::complete_plan(tx, task_id, phase, digest, of.artifact_digest, commit).await?;
     }
-    create::begin(tx, task_id, &first).await?;
+    create::begin(tx, task_id, &first, &taken).await?;
     Ok(Made { task_id, channel })
 }
 

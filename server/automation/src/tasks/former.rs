@@ -83,10 +83,12 @@ async fn last_installed(read: &mut Read, targets: &[&Target], version: &str) -> 
     }
     let ids: Vec<i64> = targets.iter().map(|target| target.instance_id).collect();
     let last = sql!(
-        "SELECT e.instance_id, MAX(t.id) AS task_id FROM executions e JOIN tasks t ON t.id = e.task_id \
+        "SELECT instance_id, task_id FROM (SELECT e.instance_id, t.id AS task_id, \
+         ROW_NUMBER() OVER (PARTITION BY e.instance_id ORDER BY t.taken DESC, t.id DESC) AS place \
+         FROM executions e JOIN tasks t ON t.id = e.task_id \
          WHERE e.instance_id IN ($1) AND e.state = 'succeeded' AND t.version = $2 AND t.kind = 'upgrade' \
-         AND t.artifact_digest IS NOT NULL AND t.resolved_commit IS NOT NULL AND t.source IS NOT NULL \
-         GROUP BY e.instance_id"
+         AND t.artifact_digest IS NOT NULL AND t.resolved_commit IS NOT NULL AND t.source IS NOT NULL) n \
+         WHERE place = 1"
     );
     let last: Vec<Last> = read.all(last, args![ids, version]).await?;
     let task_ids: BTreeSet<i64> = last.iter().map(|last| last.task_id).collect();

@@ -3,7 +3,7 @@
 //! Making one renders the whole plan, marks its instances as busy and wakes the engine, in one transaction. Invariants:
 //! an instance is in one running task at a time; what runs is what was rendered when the task was made.
 
-mod answer;
+pub(crate) mod answer;
 pub(crate) mod binding;
 pub(crate) mod control;
 pub(crate) mod create;
@@ -32,6 +32,7 @@ use serde::Deserialize;
 use self::create::{Asked, Wanted, create, look, wanted_instances, wanted_timeout};
 use self::rollout::Rollout;
 use self::view::{Status, shown, with_executions};
+use crate::locks::taking::{IfBusy, Place};
 use crate::output;
 
 pub use self::view::SubTaskOut;
@@ -168,6 +169,13 @@ struct UpgradeNew {
     /// How to go from instance to instance; all at once when left out. The time allowed then counts for each batch.
     #[serde(default)]
     rollout: Option<Rollout>,
+    /// What becomes of it when a change of one of the instances is under way, or somebody waits for one: `refuse` (the
+    /// default) makes nothing, `wait` has it begin by itself when everything is free.
+    #[serde(default)]
+    if_busy: Option<IfBusy>,
+    /// Place in the queue, -100 to 100, 0 when left out: the more the earlier; of equal ones the older goes first.
+    #[serde(default)]
+    priority: Option<Number>,
 }
 
 /// A batch of reverts.
@@ -183,6 +191,13 @@ struct RevertNew {
     /// How to go from instance to instance; all at once when left out. The time allowed then counts for each batch.
     #[serde(default)]
     rollout: Option<Rollout>,
+    /// What becomes of it when a change of one of the instances is under way, or somebody waits for one: `refuse` (the
+    /// default) makes nothing, `wait` has it begin by itself when everything is free.
+    #[serde(default)]
+    if_busy: Option<IfBusy>,
+    /// Place in the queue, -100 to 100, 0 when left out: the more the earlier; of equal ones the older goes first.
+    #[serde(default)]
+    priority: Option<Number>,
 }
 
 fn checked(rollout: Option<Rollout>) -> Result<Option<Rollout>> {
@@ -205,6 +220,7 @@ async fn upgrade(
         source: new.update_source.map(|path| path.0),
         timeout_s: wanted_timeout(new.timeout)?,
         rollout: checked(new.rollout)?,
+        place: Place::wanted(new.if_busy, new.priority)?,
     };
     let dry_run = manner.0.dry_run.is_some_and(|flag| flag.0);
     if dry_run { look(call, id.0, wanted).await } else { create(call, id.0, wanted).await }
@@ -219,6 +235,7 @@ async fn revert(call: Call<Run>, id: Path<i64>, manner: Query<Manner>, body: Bod
         source: None,
         timeout_s: wanted_timeout(new.timeout)?,
         rollout: checked(new.rollout)?,
+        place: Place::wanted(new.if_busy, new.priority)?,
     };
     let dry_run = manner.0.dry_run.is_some_and(|flag| flag.0);
     if dry_run { look(call, id.0, wanted).await } else { create(call, id.0, wanted).await }

@@ -123,11 +123,12 @@ pub(crate) async fn last_entries(read: &mut Read, kind: Action, instance_ids: Ve
     let sql = sql!(
         "SELECT e.instance_id, e.role, e.entry, k.resolved_commit, k.source, k.timeout_s, k.keep_backups \
          FROM executions e JOIN tasks k ON k.id = e.task_id \
-         WHERE e.id IN (SELECT MAX(x.id) FROM executions x \
+         WHERE e.id IN (SELECT n.id FROM (SELECT x.id, \
+         ROW_NUMBER() OVER (PARTITION BY x.instance_id ORDER BY t.taken DESC, x.id DESC) AS place FROM executions x \
          JOIN tasks t ON t.id = x.task_id WHERE x.instance_id IN ($2) AND x.dispatched_at IS NOT NULL AND t.kind = $1 \
          AND NOT (t.origin IS NOT NULL AND t.origin = 'retry' AND EXISTS (SELECT 1 FROM executions o \
-         WHERE o.task_id = t.origin_task_id AND o.instance_id = x.instance_id AND o.dispatched_at IS NOT NULL)) \
-         GROUP BY x.instance_id)"
+         WHERE o.task_id = t.origin_task_id AND o.instance_id = x.instance_id AND o.dispatched_at IS NOT NULL))) n \
+         WHERE n.place = 1)"
     );
     Ok(read.all(sql, args![kind, instance_ids]).await?)
 }
@@ -137,9 +138,11 @@ pub(crate) async fn last_hooks(read: &mut Read, kind: Action, application_id: i6
     let sql = sql!(
         "SELECT e.instance_id, e.role, e.entry, k.resolved_commit, k.source, k.timeout_s, k.keep_backups \
          FROM executions e JOIN tasks k ON k.id = e.task_id \
-         WHERE e.id IN (SELECT MAX(x.id) FROM executions x JOIN tasks t ON t.id = x.task_id \
-         WHERE t.application_id = $2 AND t.kind = $1 AND x.instance_id IS NULL AND x.dispatched_at IS NOT NULL \
-         GROUP BY x.role)"
+         WHERE e.id IN (SELECT n.id FROM (SELECT x.id, \
+         ROW_NUMBER() OVER (PARTITION BY x.role ORDER BY t.taken DESC, x.id DESC) AS place \
+         FROM executions x JOIN tasks t ON t.id = x.task_id \
+         WHERE t.application_id = $2 AND t.kind = $1 AND x.instance_id IS NULL AND x.dispatched_at IS NOT NULL) n \
+         WHERE n.place = 1)"
     );
     Ok(read.all(sql, args![kind, application_id]).await?)
 }

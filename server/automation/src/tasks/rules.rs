@@ -10,7 +10,8 @@ use drover_shared::words::ExecutionState as State;
 api_words! {
     /// What a task is at.
     pub enum Phase {
-        /// It goes after other tasks, which have not ended. Nothing of it has started; stored as [`Phase::Preparing`].
+        /// It goes after other tasks, which have not ended, or what it changes is not free. Nothing of it has started; stored
+        /// as [`Phase::Preparing`].
         Waiting = "waiting",
         /// The source is fetched and the plan completed.
         Preparing = "preparing",

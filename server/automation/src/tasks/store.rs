@@ -9,6 +9,7 @@ use super::rollout::Rollout;
 use super::rules::{Outcome, Phase, Role};
 use crate::credentials::store::Owner;
 use crate::executions::rules::Answer;
+use crate::locks::store as lock_store;
 
 /// Executions in the detail of one deploy task; its newest sub-task is shown in any case.
 const EXECUTIONS_SHOWN_MAX: i64 = 10_000;
@@ -49,13 +50,20 @@ row! {
         pub waits: bool,
         pub output_removed_at: Option<Time>,
         pub artifact_removed_at: Option<Time>,
+        pub priority: i64,
+        pub taken: Option<i64>,
     }
 }
 
 impl Task {
     /// What it is at, for rules and for people.
     pub(crate) fn phase(&self) -> Phase {
-        if self.waits && self.outcome.is_none() { Phase::Waiting } else { self.phase }
+        if self.outcome.is_none() && (self.waits || self.is_queued()) { Phase::Waiting } else { self.phase }
+    }
+
+    /// Whether it waits until what it changes is free.
+    pub(crate) fn is_queued(&self) -> bool {
+        self.taken.is_none() && self.outcome.is_none()
     }
 }
 
@@ -167,6 +175,8 @@ row! {
         pub answered_by: Option<String>,
         pub answered_at: Option<Time>,
         pub answer_reason: Option<String>,
+        pub broken: bool,
+        pub host_said: Option<ExecutionState>,
     }
 }
 
@@ -185,11 +195,15 @@ pub(crate) struct NewTask<'a> {
     pub deadline_at: Time,
     pub rollout: Option<&'a Rollout>,
     pub origin: Option<(Origin, i64)>,
+    pub priority: i64,
+    /// Whether it has what it changes.
+    pub has_taken: bool,
 }
 
 pub(crate) async fn insert_task(tx: &mut Tx, new: &NewTask<'_>) -> Result<i64> {
     let source = new.source.map(serde_json::to_value).transpose().map_err(Error::internal)?;
     let rollout = new.rollout.map(serde_json::to_value).transpose().map_err(Error::internal)?;
+    let turn = if new.has_taken { Some(lock_store::turn(tx).await?) } else { None };
     let arguments = args![
         tx.organisation_id(),
         new.deploy_task_id,
@@ -207,12 +221,16 @@ pub(crate) async fn insert_task(tx: &mut Tx, new: &NewTask<'_>) -> Result<i64> {
         new.deadline_at,
         rollout,
         new.origin.map(|(origin, _)| origin),
-        new.origin.map(|(_, task_id)| task_id)
+        new.origin.map(|(_, task_id)| task_id),
+        new.priority,
+        turn,
+        turn.map(|_| tx.now())
     ];
     let sql = sql!(
         "INSERT INTO tasks (organisation_id, deploy_task_id, application_id, kind, channel, version, update_source, \
-         timeout_s, keep_backups, phase, source, creator, created_at, deadline_at, rollout, origin, origin_task_id) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17) RETURNING id"
+         timeout_s, keep_backups, phase, source, creator, created_at, deadline_at, rollout, origin, origin_task_id, \
+         priority, taken, taken_at) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20) RETURNING id"
     );
     Ok(tx.value(sql, arguments).await?)
 }
@@ -393,7 +411,8 @@ pub(crate) async fn speakers(read: &mut Read, task_id: i64) -> Result<Vec<Speake
 pub(crate) async fn execution_views(read: &mut Read, task_ids: Vec<i64>) -> Result<Vec<ExecutionView>> {
     let sql = sql!(
         "SELECT id, task_id, ordinal, role, instance_id, host_id, host_name, attempt, state, reason, steps, processes, \
-         output_truncated, started_at, finished_at, batch, excluded, answer, answered_by, answered_at, answer_reason \
+         output_truncated, started_at, finished_at, batch, excluded, answer, answered_by, answered_at, answer_reason, \
+         broken, host_said \
          FROM executions WHERE task_id IN ($1) ORDER BY task_id, ordinal"
     );
     Ok(read.all(sql, args![task_ids]).await?)
@@ -404,7 +423,7 @@ pub(crate) async fn execution_summaries(read: &mut Read, task_ids: Vec<i64>) -> 
     let sql = sql!(
         "SELECT id, task_id, ordinal, role, instance_id, host_id, host_name, attempt, state, reason, NULL AS steps, \
          NULL AS processes, output_truncated, started_at, finished_at, batch, excluded, answer, answered_by, answered_at, \
-         answer_reason FROM executions WHERE task_id IN ($1) \
+         answer_reason, broken, host_said FROM executions WHERE task_id IN ($1) \
          ORDER BY task_id, ordinal"
     );
     Ok(read.all(sql, args![task_ids]).await?)
@@ -477,12 +496,12 @@ pub(crate) async fn at_work(read: &mut Read, beyond: i64) -> Result<Vec<i64>> {
     Ok(read.values(sql, args![beyond]).await?)
 }
 
-/// Tasks whose time has run out, beyond an id, a thousand at a time. The time of what waits for other tasks has not begun,
+/// Tasks whose time has run out, beyond an id, a thousand at a time. The time of what waits has not begun,
 /// but for the time to fetch its source.
 pub(crate) async fn overdue(read: &mut Read, now: Time, beyond: i64) -> Result<Vec<i64>> {
     let sql = sql!(
         "SELECT id FROM tasks WHERE phase <> 'over' AND deadline_at <= $1 AND id > $2 \
-         AND (plan_digest IS NULL OR NOT waits) ORDER BY id LIMIT 1000"
+         AND (plan_digest IS NULL OR NOT (waits OR taken IS NULL)) ORDER BY id LIMIT 1000"
     );
     Ok(read.values(sql, args![now, beyond]).await?)
 }

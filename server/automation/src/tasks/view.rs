@@ -77,6 +77,10 @@ pub struct SubTaskOut {
     rollout: Option<Rollout>,
     /// The batch that has its turn, from 1 on.
     batch: i64,
+    /// Whether it waits until what it changes is free; the queue says for what.
+    queued: bool,
+    /// Its place in the queue: the more the earlier.
+    priority: i64,
     /// Who holds it.
     held_by: Option<String>,
     /// Whether a person promoted the canary.
@@ -129,6 +133,11 @@ struct InstanceOut {
     excluded: bool,
     /// What a person said of it, because nobody knows how it ended.
     answer: Option<AnswerOut>,
+    /// Whether a person took its lock away.
+    broken: bool,
+    /// What the host said after that of how it ended.
+    #[schemars(with = "Option<Words<ExecutionState>>")]
+    host_said: Option<ExecutionState>,
     execution_id: String,
     attempt: i64,
     /// Every step with its state, once the execution is over; in the sub-task's own detail only.
@@ -147,7 +156,7 @@ pub(crate) fn shown<P: drover_kernel::call::Permission>(
     after: Vec<RequiredOut>,
 ) -> SubTaskOut {
     let kernel = call.kernel();
-    let phase = task.phase();
+    let (phase, queued) = (task.phase(), task.is_queued());
     let out = |view: ExecutionView| InstanceOut {
         answer: answer::shown(kernel, &view),
         id: view.instance_id,
@@ -157,6 +166,8 @@ pub(crate) fn shown<P: drover_kernel::call::Permission>(
         error: view.reason,
         batch: view.batch + 1,
         excluded: view.excluded,
+        broken: view.broken,
+        host_said: view.host_said,
         execution_id: view.id,
         attempt: view.attempt,
         steps: view.steps.map(|json| json.0),
@@ -180,6 +191,8 @@ pub(crate) fn shown<P: drover_kernel::call::Permission>(
         after,
         rollout: task.rollout.map(|rollout| rollout.0),
         batch: task.batch_admitted + 1,
+        queued,
+        priority: task.priority,
         held_by: task.held_by,
         promoted: task.promoted,
         stop_reason: task.stop_reason,

@@ -86,6 +86,16 @@ pub async fn empty_hosts(read: &mut Read, host_ids: &[i64]) -> Result<Vec<i64>> 
     Ok(read.values(rows, args![host_ids.to_vec()]).await?)
 }
 
+/// Waits until nobody else changes these instances; until the transaction ends nobody else does.
+///
+/// # Errors
+/// When the database is not available.
+pub async fn hold(tx: &mut Tx, ids: &[i64]) -> Result<()> {
+    let touch = sql!("UPDATE instances SET status = status WHERE organisation_id = $1 AND id IN ($2)");
+    let arguments = args![tx.organisation_id(), ids.to_vec()];
+    Ok(tx.run(touch, arguments).await.map(drop)?)
+}
+
 /// Marks instances as being changed, all or none: a compare-and-set from rest.
 ///
 /// # Errors

@@ -35,7 +35,8 @@ migrations!(
     "0015_environments",
     "0016_artifacts",
     "0017_answers",
-    "0018_retention"
+    "0018_retention",
+    "0019_queue"
 );
 
 /// Key of the advisory lock that lets one server migrate at a time.

@@ -1,0 +1,118 @@
+//! The queue: tasks begin when everything that they change is free.
+//!
+//! A commit that frees something has the whole queue looked at right after it, and the sweep does so too: a crash in between
+//! delays a task by seconds. It is not looked at within that commit, which may end executions of many tasks: what begins
+//! takes instances in another order, and two that did so would wait for each other.
+//! Invariants: nothing of a task in the queue is sent, and its instances are somebody else's; one that cannot begin any more
+//! ends at once; one look at a time, and whoever asks during one gets another.
+
+use drover_kernel::jobs::Work;
+use drover_kernel::{Audit, Error, Kernel, Result};
+use drover_shared::words::ExecutionState as State;
+
+use super::after::Looked;
+use super::waking::Waking;
+use super::{Engine, end, prepare, report, say_and_wake};
+use crate::locks::store as lock_store;
+use crate::locks::{self, taking};
+use crate::tasks::rollout::PATIENCE;
+use crate::tasks::rules::{Outcome, Role};
+use crate::tasks::store::{self as task_store, Task};
+
+/// The key under which looks at the queue are counted.
+const ALL: i64 = 0;
+
+/// Looks at the queue.
+#[derive(Default)]
+pub(super) struct Queue(Waking);
+
+/// Something may be free: lets begin what can.
+pub(crate) fn look(kernel: &Kernel) {
+    let engine = kernel.part::<Engine>();
+    if !engine.queue.0.begin(ALL) {
+        return;
+    }
+    let owner = kernel.clone();
+    kernel.spawn(async move {
+        let _looking = engine.queue.0.looking(ALL);
+        loop {
+            if let Err(error) = let_begin(&owner).await {
+                tracing::warn!(%error, "the queue cannot be looked at; the sweep tries again");
+            }
+            if !engine.queue.0.again(ALL) {
+                return;
+            }
+        }
+    });
+}
+
+async fn let_begin(kernel: &Kernel) -> Result<()> {
+    let work = kernel.work();
+    let rows = lock_store::wanted(&mut work.read().await?, &[]).await?;
+    for task_id in locks::beginning(&rows) {
+        report(task_id, begin(kernel, &work, task_id).await);
+    }
+    Ok(())
+}
+
+/// Lets one task begin, unless something happened to it or to what it changes since the queue was read.
+async fn begin(kernel: &Kernel, work: &Work, task_id: i64) -> Result<()> {
+    let Some(task) = task_store::find(&mut work.read().await?, task_id).await? else { return Ok(()) };
+    let mut tx = work.begin(task.organisation_id).await?;
+    let Some(task) = task_store::lock(&mut tx, task_id).await? else { return Ok(()) };
+    let is_ready = task.is_queued() && !task.waits && task.held_by.is_none() && task.stop_reason.is_none();
+    if !is_ready {
+        return Ok(());
+    }
+    let executions = task_store::executions(&mut tx, task_id).await?;
+    let wanted = executions.iter().filter(|one| one.role == Role::Instance && one.state == State::Queued);
+    let ids: Vec<i64> = wanted.filter_map(|one| one.instance_id).collect();
+    let before = match taking::take(&mut tx, &ids, task.kind).await {
+        Ok(before) => before,
+        // Somebody was faster.
+        Err(Error::Conflict(reason)) => {
+            tracing::debug!(task_id, reason, "a task stays in the queue");
+            return Ok(());
+        }
+        Err(error) => return Err(error),
+    };
+    lock_store::take(&mut tx, &task, &before).await?;
+    tx.after_commit(move |kernel| say_and_wake(kernel, task_id, "what it changes is free: it begins".to_owned()));
+    tx.finish(Audit::none("a task begins when what it changes is free")).await?;
+    kernel.part::<Engine>().turned(kernel);
+    Ok(())
+}
+
+/// Why a task in the queue never begins, if that is so.
+fn hopeless(task: &Task, gone: &[String], now: drover_kernel::Time) -> Option<String> {
+    if let Some(reason) = &task.stop_reason {
+        return Some(reason.clone());
+    }
+    if !gone.is_empty() {
+        return Some(format!("not there any more: the instance on {}", gone.join(", ")));
+    }
+    (now >= task.created_at.after(PATIENCE)).then(|| "it waited in the queue for a week".to_owned())
+}
+
+/// Looks after one task of the queue: ends it if it cannot begin any more.
+pub(super) async fn look_at(kernel: &Kernel, work: &Work, task: &Task) -> Result<Looked> {
+    let gone = lock_store::gone(&mut work.read().await?, task.id).await?;
+    if hopeless(task, &gone, kernel.clock().now()).is_none() {
+        look(kernel);
+        return Ok(Looked::Waits);
+    }
+    let mut tx = work.begin(task.organisation_id).await?;
+    let Some(task) = task_store::lock(&mut tx, task.id).await? else { return Ok(Looked::Moved) };
+    if !task.is_queued() {
+        return Ok(Looked::Moved);
+    }
+    let gone = lock_store::gone(&mut tx, task.id).await?;
+    let Some(reason) = hopeless(&task, &gone, tx.now()) else { return Ok(Looked::Waits) };
+    task_store::stop(&mut tx, task.id, &reason, task.cancelled).await?;
+    end(&mut tx, &task, Outcome::Failed, Some(&reason)).await?;
+    tx.finish(Audit::none("a task in the queue ends, because it cannot begin any more")).await?;
+    prepare::stop_fetching(kernel, &task);
+    let said = format!("nothing of it starts: {reason}");
+    kernel.part::<Engine>().notice(task.id, kernel.clock().now(), &said).await;
+    Ok(Looked::Moved)
+}
