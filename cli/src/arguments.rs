@@ -2,6 +2,8 @@
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::commands::lock::Place;
+
 const EXIT_CODES: &str = "\
 Exit codes:
   0    finished
@@ -76,6 +78,15 @@ pub(crate) enum Command {
     Answer(Answer),
     /// Try again what failed in a sub-task, from the failed step on
     Retry(Retry),
+    /// Give a task another place in the queue
+    Prioritise(Prioritise),
+    /// List tasks that wait until what they change is free, in their order
+    Queue(crate::commands::lock::List),
+    /// List what tasks have, who waits for it, and what is stuck
+    Locks(crate::commands::lock::Locks),
+    /// Act on what a task has
+    #[command(subcommand)]
+    Lock(crate::commands::lock::Command),
     /// Look at deploy tasks and act on them
     #[command(subcommand)]
     Task(Task),
@@ -283,6 +294,17 @@ pub(crate) struct Answer {
     pub(crate) reason: String,
 }
 
+/// Options of `prioritise`.
+#[derive(Debug, Args)]
+pub(crate) struct Prioritise {
+    #[command(flatten)]
+    pub(crate) action: Action,
+    /// -100 to 100: the more the earlier
+    #[arg(long, value_name = "N", allow_negative_numbers = true,
+        value_parser = clap::value_parser!(i64).range(-100..=100))]
+    pub(crate) priority: i64,
+}
+
 /// Options of `retry`.
 #[derive(Debug, Args)]
 pub(crate) struct Retry {
@@ -296,6 +318,8 @@ pub(crate) struct Retry {
     pub(crate) from_the_beginning: bool,
     #[command(flatten)]
     pub(crate) rollout: Rollout,
+    #[command(flatten)]
+    pub(crate) place: Place,
     /// Wait at most so many seconds, then exit with 124 while the work goes on
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) wait: Option<u32>,
@@ -335,6 +359,8 @@ pub(crate) struct Following {
     /// Seconds that the work may take; the deploy settings' when it is left out
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) timeout: Option<u32>,
+    #[command(flatten)]
+    pub(crate) place: Place,
     /// Wait at most so many seconds, then exit with 124 while the work goes on
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) wait: Option<u32>,
@@ -545,6 +571,13 @@ mod tests {
             "drover promote 12/34 --reason good",
             "drover skip 12 --hosts a,b",
             "drover retry 12/34 --hosts a --from-the-beginning --no-follow",
+            "drover retry 12/34 --queue",
+            "drover deploy shop --version v1 --queue --priority -5 --wait 3",
+            "drover instance restart shop --queue",
+            "drover prioritise 12/34 --priority -3 --reason later",
+            "drover queue --app shop --limit 5",
+            "drover locks --wanted",
+            "drover lock break shop --host web-1 --reason stuck --whole-task",
         ] {
             parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));
         }
@@ -574,6 +607,10 @@ mod tests {
             "drover deploy shop --version v1 --health-tcp a:1 --health-http http://a",
             "drover skip 12",
             "drover promote",
+            "drover deploy shop --version v1 --priority 5",
+            "drover deploy shop --version v1 --queue --priority 101",
+            "drover prioritise 12",
+            "drover lock break shop --host web-1",
         ] {
             let error = parse(line).expect_err(line);
             assert_eq!(error.exit_code(), 2, "{line}");

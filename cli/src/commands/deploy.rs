@@ -25,6 +25,9 @@ pub(crate) fn run(server: &Server, deploy: &Deploy, json: bool) -> Result<()> {
     if !deploy.with.is_empty() {
         return together::run(server, deploy, json);
     }
+    if deploy.following.place.queue && (deploy.no_approve || deploy.no_start || deploy.at.is_some()) {
+        return Err(Failure::usage("--queue is for what is rolled out now"));
+    }
     let job = match deploy.task {
         Some(task) => found(server, deploy, task, json)?,
         None => made(server, deploy, json)?,
@@ -52,7 +55,7 @@ pub(crate) fn run(server: &Server, deploy: &Deploy, json: bool) -> Result<()> {
         &job.instances,
         &job.version,
         Some(source),
-        (job.timeout, job.rollout.clone()),
+        (job.timeout, job.rollout.clone(), &deploy.following.place),
     )
     .map_err(|failure| left(failure, task, "is started"))?;
     if !json {

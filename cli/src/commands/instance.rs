@@ -120,6 +120,9 @@ fn operate(server: &Server, action: &str, operation: &Operation, json: bool) -> 
             query.append_pair(name, value);
         }
     }
+    for (name, value) in operation.following.place.members() {
+        query.append_pair(&name, value.as_str().map_or_else(|| value.to_string(), str::to_owned).as_str());
+    }
     let path = format!("/applications/{}/instances/actions/{action}/?{}", application.id, query.finish());
     let ids: Vec<Value> = instances.iter().map(|instance| json!({ "id": instance.id })).collect();
     let receipt = server.post(&path, &ids.into())?;

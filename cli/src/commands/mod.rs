@@ -5,6 +5,7 @@ mod deploy;
 pub(crate) mod instance;
 mod instance_logs;
 mod inventory;
+pub(crate) mod lock;
 mod logs;
 mod plan;
 pub(crate) mod release;
@@ -39,6 +40,10 @@ pub(crate) fn run(Arguments { global, command }: Arguments) -> Result<()> {
         Command::Skip(skip) => sub_task::skip(&server(&global)?, &skip, global.json),
         Command::Answer(answer) => sub_task::answer(&server(&global)?, &answer, global.json),
         Command::Retry(retry) => sub_task::retry(&server(&global)?, &retry, global.json),
+        Command::Prioritise(prioritise) => sub_task::prioritise(&server(&global)?, &prioritise, global.json),
+        Command::Queue(list) => lock::queue(&server(&global)?, &list, global.json),
+        Command::Locks(locks) => lock::locks(&server(&global)?, &locks, global.json),
+        Command::Lock(command) => lock::run(&server(&global)?, &command, global.json),
         Command::Task(task) => task::run(&server(&global)?, &task, global.json),
         Command::Instance(command) => instance::run(&server(&global)?, &command, global.json),
         Command::Logs(logs) => logs::run(&server(&global)?, &logs, global.json),

@@ -16,9 +16,8 @@ pub(crate) fn run(server: &Server, revert: &Revert, json: bool) -> Result<()> {
         Some(task) => task,
         None => started(server, &application, &revert.version)?,
     };
-    let timeout = revert.following.timeout;
-    let sub_task =
-        rollout::make_sub_task(server, (Kind::Revert, task), &instances, &revert.version, None, (timeout, None))?;
+    let manner = (revert.following.timeout, None, &revert.following.place);
+    let sub_task = rollout::make_sub_task(server, (Kind::Revert, task), &instances, &revert.version, None, manner)?;
     if !json {
         eprintln!("Task {} takes {hosts} back to version {}.", sub_task.name(), revert.version);
     }

@@ -4,6 +4,7 @@ use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
 
 use serde_json::{Value, json};
 
+use super::lock::Place;
 use crate::api::Server;
 use crate::arguments::{Following, Targets};
 use crate::clock;
@@ -155,9 +156,10 @@ pub(crate) fn make_sub_task(
     instances: &[Instance],
     version: &str,
     source: Option<&str>,
-    (timeout, rollout): (Option<u32>, Option<Value>),
+    (timeout, rollout, place): (Option<u32>, Option<Value>, &Place),
 ) -> Result<SubTask> {
     let mut body = plan(instances, (timeout, rollout));
+    place.add_to(&mut body);
     body["version"] = json!(version);
     if kind == Kind::Upgrade {
         body["update_source"] = json!(source.unwrap_or_default());

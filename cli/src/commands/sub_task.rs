@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::rollout::TASKS;
 use crate::api::Server;
-use crate::arguments::{Action, Answer, LogTarget, Retry, Skip};
+use crate::arguments::{Action, Answer, LogTarget, Prioritise, Retry, Skip};
 use crate::failure::{Failure, Result};
 use crate::follow::{self, SubTask};
 use crate::output;
@@ -85,6 +85,14 @@ pub(super) fn answer(server: &Server, answer: &Answer, json: bool) -> Result<()>
     done(&sub_task, "answer", json)
 }
 
+/// Gives a task another place in the queue.
+pub(super) fn prioritise(server: &Server, prioritise: &Prioritise, json: bool) -> Result<()> {
+    let sub_task = SubTask::from_detail(&find(server, &prioritise.action.target)?)?;
+    let body = json!({ "priority": prioritise.priority, "reason": prioritise.action.reason });
+    server.post(&address(&sub_task, "prioritise"), &body)?;
+    done(&sub_task, "prioritise", json)
+}
+
 /// Tries again what failed, and follows it.
 pub(super) fn retry(server: &Server, retry: &Retry, json: bool) -> Result<()> {
     let found = find(server, &retry.action.target)?;
@@ -96,6 +104,7 @@ pub(super) fn retry(server: &Server, retry: &Retry, json: bool) -> Result<()> {
     if let Some(rollout) = retry.rollout.as_json() {
         body["rollout"] = rollout;
     }
+    retry.place.add_to(&mut body);
     let receipt = server.post(&address(&sub_task, "retry"), &body)?;
     let made = receipt["task_id"].as_str().map(str::to_owned);
     let target = LogTarget { task: retry.action.target.task, sub_task: made };

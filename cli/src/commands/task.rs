@@ -96,6 +96,9 @@ fn when(seconds: i64) -> String {
 /// Hosts of a sub-task with their states.
 fn instances(sub_task: &Value) -> String {
     if sub_task["phase"] == "waiting" {
+        if sub_task["queued"] == true {
+            return "waits in the queue (`drover queue`)".to_owned();
+        }
         let first = sub_task["after"].as_array().into_iter().flatten().filter(|one| one["status"] != "finished");
         return format!("waits for {}", first.map(plan::first).collect::<Vec<_>>().join(", "));
     }

@@ -187,7 +187,8 @@ fn make(server: &Server, deploy: &Deploy, (part, task): (&Part, u64), made: &[Su
         rule.get_or_insert_with(|| json!({}))["after_tasks"] = ids.into();
     }
     let of = (Kind::Upgrade, task);
-    rollout::make_sub_task(server, of, &part.instances, &part.version, Some(""), (deploy.following.timeout, rule))
+    let manner = (deploy.following.timeout, rule, &deploy.following.place);
+    rollout::make_sub_task(server, of, &part.instances, &part.version, Some(""), manner)
 }
 
 /// Follows one after the other, in their order. Fails as the first one did that failed.

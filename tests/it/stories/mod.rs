@@ -15,6 +15,7 @@ mod interruptions;
 mod operations;
 mod order;
 mod output;
+mod queue;
 mod releases;
 mod restarts;
 mod retention;
