@@ -190,6 +190,8 @@ executions.answer text COLLATE C
 executions.answered_by text COLLATE C
 executions.answered_at bigint
 executions.answer_reason text
+executions.broken boolean NOT NULL
+executions.host_said text
 hosts.id bigint NOT NULL IDENTITY
 hosts.organisation_id bigint NOT NULL
 hosts.name text NOT NULL
@@ -338,6 +340,9 @@ tasks.origin_task_id bigint
 tasks.waits boolean NOT NULL
 tasks.output_removed_at bigint
 tasks.artifact_removed_at bigint
+tasks.priority bigint NOT NULL
+tasks.taken bigint
+tasks.taken_at bigint
 users.id bigint NOT NULL IDENTITY
 users.organisation_id bigint NOT NULL
 users.username text NOT NULL
@@ -545,6 +550,8 @@ CREATE INDEX tasks_by_application ON public.tasks USING btree (application_id, i
 CREATE INDEX tasks_by_artifact ON public.tasks USING btree (artifact_digest) WHERE (artifact_digest IS NOT NULL)
 CREATE INDEX tasks_by_deploy_task ON public.tasks USING btree (deploy_task_id, id)
 CREATE INDEX tasks_by_origin ON public.tasks USING btree (origin_task_id) WHERE (origin_task_id IS NOT NULL)
+CREATE INDEX tasks_by_turn ON public.tasks USING btree (taken)
+CREATE INDEX tasks_in_queue ON public.tasks USING btree (id) WHERE ((taken IS NULL) AND (phase <> 'over'::text))
 CREATE INDEX tasks_with_output ON public.tasks USING btree (finished_at, id) WHERE ((phase = 'over'::text) AND (output_removed_at IS NULL))
 CREATE UNIQUE INDEX agents_host_id_key ON public.agents USING btree (host_id)
 CREATE UNIQUE INDEX agents_pkey ON public.agents USING btree (id)

@@ -259,7 +259,7 @@ CREATE TABLE "executions" (
     finished_at BIGINT,
     batch BIGINT NOT NULL DEFAULT 0,
     excluded BOOLEAN NOT NULL DEFAULT FALSE,
-    revert_entry TEXT, answer TEXT CHECK (answer IN ('retry', 'done', 'give_up')), answered_by TEXT, answered_at BIGINT, answer_reason TEXT,
+    revert_entry TEXT, answer TEXT CHECK (answer IN ('retry', 'done', 'give_up')), answered_by TEXT, answered_at BIGINT, answer_reason TEXT, broken BOOLEAN NOT NULL DEFAULT FALSE, host_said TEXT,
     UNIQUE (task_id, ordinal)
 );
 
@@ -500,7 +500,7 @@ CREATE TABLE "tasks" (
     stop_reason TEXT,
     cancelled BOOLEAN NOT NULL DEFAULT FALSE,
     origin TEXT CHECK (origin IN ('retry', 'auto_revert')),
-    origin_task_id BIGINT, waits BOOLEAN NOT NULL DEFAULT FALSE, output_removed_at BIGINT, artifact_removed_at BIGINT,
+    origin_task_id BIGINT, waits BOOLEAN NOT NULL DEFAULT FALSE, output_removed_at BIGINT, artifact_removed_at BIGINT, priority BIGINT NOT NULL DEFAULT 0, taken BIGINT, taken_at BIGINT,
     CHECK (deploy_task_id IS NOT NULL OR kind NOT IN ('upgrade', 'revert'))
 );
 
@@ -513,6 +513,10 @@ CREATE INDEX tasks_by_artifact ON tasks (artifact_digest) WHERE artifact_digest 
 CREATE INDEX tasks_by_deploy_task ON tasks (deploy_task_id, id);
 
 CREATE INDEX tasks_by_origin ON tasks (origin_task_id) WHERE origin_task_id IS NOT NULL;
+
+CREATE INDEX tasks_by_turn ON tasks (taken);
+
+CREATE INDEX tasks_in_queue ON tasks (id) WHERE taken IS NULL AND phase <> 'over';
 
 CREATE INDEX tasks_with_output ON tasks (finished_at, id) WHERE phase = 'over' AND output_removed_at IS NULL;
 

@@ -52,8 +52,8 @@ async fn objects(server: &TestServer) -> Objects {
     server.run(Sql::literal(deploy_task), args![application_id, plan]).await;
     for (task_id, kind) in [(78, "upgrade"), (79, "revert")] {
         let task = "INSERT INTO tasks (id, organisation_id, deploy_task_id, application_id, kind, channel, version, \
-            timeout_s, keep_backups, phase, creator, created_at, deadline_at) \
-            VALUES ($2, 1, 77, $1, $3, $4, '1', 1, 1, 'preparing', 'admin', 0, 0)";
+            timeout_s, keep_backups, phase, creator, created_at, deadline_at, taken, taken_at) \
+            VALUES ($2, 1, 77, $1, $3, $4, '1', 1, 1, 'preparing', 'admin', 0, 0, $2, 0)";
         let channel = format!("channel-of-{task_id}");
         server.run(Sql::literal(task), args![application_id, task_id, kind, channel]).await;
     }
@@ -66,6 +66,7 @@ async fn objects(server: &TestServer) -> Objects {
         ("applications", application_id.to_string()),
         ("hosts", host_id.to_string()),
         ("{instance_id}", instance_id.to_string()),
+        ("instances", instance_id.to_string()),
         ("deploy-scripts", script_id.to_string()),
         ("password", password_id.to_string()),
         ("ssh-private-key", key_id.to_string()),

@@ -117,7 +117,7 @@ both_engines! {
         }
         let path = format!("/locks/instances/{}/actions/break/", shop.instances[0]);
         let user = server.user("ann").await;
-        user.post(&path, json!({"reason": "x"})).await.expect_error(404, 10002);
+        user.post(&path, json!({"reason": "x"})).await.expect_error(404, 10004);
         grant(&server, user.id, shop.application, &["view_app", "restart_app"]).await;
         user.post(&path, json!({"reason": "x"})).await.expect_error(403, 10003);
         assert_eq!(state(&shop, deploy_task, task).await, "running");
@@ -125,7 +125,7 @@ both_engines! {
         user.post(&path, json!({"reason": "x"})).await.expect(200);
         assert_eq!(state(&shop, deploy_task, task).await, "lost");
         take_away(&shop, json!({"reason": "again"})).await.expect_error(409, 10006);
-        shop.admin.post("/locks/instances/4711/actions/break/", json!({"reason": "x"})).await.expect_error(404, 10002);
+        shop.admin.post("/locks/instances/4711/actions/break/", json!({"reason": "x"})).await.expect_error(404, 10004);
     }
 
     async fn what_was_not_sent_is_cancelled_and_the_rest_only_if_wanted(server: TestServer) {

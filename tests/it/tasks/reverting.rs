@@ -44,8 +44,8 @@ pub(super) async fn installed(
     let task = sql!(
         "INSERT INTO tasks (organisation_id, deploy_task_id, application_id, kind, channel, version, timeout_s, \
          keep_backups, phase, outcome, source, resolved_commit, artifact_digest, plan_digest, creator, created_at, \
-         deadline_at, finished_at) VALUES (1, $1, $2, 'upgrade', $3, $4, 1, 1, 'over', 'finished', $5, $6, $7, $7, \
-         'admin', 0, 0, 0) RETURNING id"
+         deadline_at, finished_at, taken, taken_at) VALUES (1, $1, $2, 'upgrade', $3, $4, 1, 1, 'over', 'finished', $5, \
+         $6, $7, $7, 'admin', 0, 0, 0, (SELECT COALESCE(MAX(taken), 0) + 1 FROM tasks), 0) RETURNING id"
     );
     let channel = format!("channel-{deploy_task}");
     let mut tx = server.work().begin(1).await.expect("a transaction");
