@@ -1,6 +1,6 @@
 //! Lists of locks and of the queue.
 
-use drover_tests::{TestServer, both_engines};
+use drover_tests::both_engines;
 use serde_json::{Value, json};
 
 use super::{is_queued, waiting};

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use drover_automation::engine::sweep_once;
 use drover_kernel::{args, sql};
-use drover_tests::{TestServer, both_engines, wait_until};
+use drover_tests::{both_engines, wait_until};
 use serde_json::json;
 
 use super::{act, begins, is_queued, number, queue, waiting};

@@ -1,3 +1,5 @@
+//! The queue's rule by tables and by chance.
+
 use std::collections::BTreeSet;
 
 use super::*;
