@@ -9,18 +9,18 @@ use serde_json::{Value, json};
 
 use super::{begins, waiting};
 use crate::deploys::{Shop, grant};
-use crate::tasks::returning::{accept, archived, order, state, succeed};
+use crate::tasks::returning::state;
 use crate::tasks::{detail, instances, upgrade};
 
 /// A shop whose update is under way on its only host.
 async fn at_work(server: &TestServer) -> (Shop, StubAgent, Statement, i64, i64) {
     let shop = Shop::new(server, 1).await;
     shop.hook("pre_exec", "true").await;
-    let mut agent = StubAgent::enrol(server, listen(server).await, "web-1", &[]).await;
+    let mut agent = StubAgent::alone(server, "web-1").await;
     let deploy_task = shop.started().await;
     let task = upgrade(&shop, deploy_task, &shop.instances).await;
-    let statement = order(&mut agent).await;
-    accept(&mut agent, &statement).await;
+    let statement = agent.order().await;
+    agent.accept(&statement).await;
     wait_until("the order to be taken", async || state(&shop, deploy_task, task).await == "running").await;
     (shop, agent, statement, deploy_task, task)
 }
@@ -70,7 +70,7 @@ both_engines! {
         // Its host is told to end it, and gets nothing else for the instance until it has.
         is_told_to_end(&mut agent, &statement).await;
         assert_eq!(state(&shop, deploy_task, waits).await, "queued");
-        succeed(&mut agent, &statement).await;
+        agent.succeed(&statement).await;
         next_order(&mut agent, &statement).await;
         let one = detail(&shop, deploy_task, task).await["instances"][0].clone();
         assert_eq!((&one["status"], &one["host_said"]), (&json!("lost"), &json!("succeeded")));
@@ -100,11 +100,11 @@ both_engines! {
         let holding = Holding { execution_id, attempt, channel: 1, log_length: 0, finished: false, needs_order: false };
         agent.come_back(vec![holding]).await;
         is_told_to_end(&mut agent, &statement).await;
-        succeed(&mut agent, &statement).await;
+        agent.succeed(&statement).await;
         let next = next_order(&mut agent, &statement).await;
         assert_eq!(detail(&shop, deploy_task, task).await["instances"][0]["host_said"], "succeeded");
-        succeed(&mut agent, &next).await;
-        archived(&mut agent, &next).await;
+        agent.succeed(&next).await;
+        agent.archived(&next).await;
         assert_eq!(state(&shop, deploy_task, waits).await, "succeeded");
         assert_eq!(instances(&shop).await, ["running"]);
     }
@@ -139,8 +139,8 @@ both_engines! {
         let deploy_task = shop.started().await;
         let task = upgrade(&shop, deploy_task, &shop.instances).await;
         for agent in &mut agents {
-            let statement = order(agent).await;
-            accept(agent, &statement).await;
+            let statement = agent.order().await;
+            agent.accept(&statement).await;
         }
         let states = async || {
             let told = detail(&shop, deploy_task, task).await;
