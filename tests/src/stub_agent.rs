@@ -184,8 +184,16 @@ impl StubAgent {
     /// # Panics
     /// When the session is over.
     pub async fn say(&mut self, message: &ToServer) {
+        assert!(self.try_say(message).await, "the session is closed");
+    }
+
+    /// Says something. False when the session is over.
+    pub async fn try_say(&mut self, message: &ToServer) -> bool {
         let text = serde_json::to_string(message).expect("a message");
-        self.socket.as_mut().expect("a session").send(Message::text(text)).await.expect("the server listens");
+        match &mut self.socket {
+            Some(socket) => socket.send(Message::text(text)).await.is_ok(),
+            None => false,
+        }
     }
 
     /// The next message of the server.
@@ -193,12 +201,20 @@ impl StubAgent {
     /// # Panics
     /// When the session ends, or nothing comes within a minute.
     pub async fn hear(&mut self) -> ToAgent {
-        let socket = self.socket.as_mut().expect("a session");
+        self.try_hear().await.expect("the session is closed")
+    }
+
+    /// The next message of the server. None when the session ends.
+    ///
+    /// # Panics
+    /// When nothing comes within a minute.
+    pub async fn try_hear(&mut self) -> Option<ToAgent> {
+        let socket = self.socket.as_mut()?;
         loop {
             let next = tokio::time::timeout(DEADLINE, socket.next()).await.expect("a message within a minute");
-            match next.expect("an open session").expect("a frame") {
-                Message::Text(text) => return serde_json::from_str(&text).expect("a message"),
-                Message::Close(_) => panic!("the session is closed"),
+            match next?.ok()? {
+                Message::Text(text) => return Some(serde_json::from_str(&text).expect("a message")),
+                Message::Close(_) => return None,
                 _ => {}
             }
         }
@@ -248,14 +264,24 @@ impl StubAgent {
     }
 
     /// What the server has said up to now: it is asked something, and what comes before its answer is all there is.
+    ///
+    /// # Panics
+    /// When the session ends.
     pub async fn heard(&mut self) -> Vec<ToAgent> {
+        self.try_heard().await.expect("the session is closed")
+    }
+
+    /// As [`heard`](Self::heard); none when the session is over.
+    pub async fn try_heard(&mut self) -> Option<Vec<ToAgent>> {
         let nobodys = "0190a5a0-0000-7000-8000-000000000001";
         let (execution_id, attempt) = (nobodys.to_owned(), 1);
-        self.say(&ToServer::Accepted { execution_id, attempt, channel: u32::MAX }).await;
+        if !self.try_say(&ToServer::Accepted { execution_id, attempt, channel: u32::MAX }).await {
+            return None;
+        }
         let mut heard = Vec::new();
         loop {
-            match self.hear().await {
-                ToAgent::Archived { execution_id, .. } if execution_id == nobodys => return heard,
+            match self.try_hear().await? {
+                ToAgent::Archived { execution_id, .. } if execution_id == nobodys => return Some(heard),
                 message => heard.push(message),
             }
         }

@@ -18,6 +18,7 @@ pub(crate) mod rollouts;
 mod secrets;
 mod sessions;
 mod troubled;
+mod walking;
 
 use drover_kernel::{args, sql};
 use drover_tests::TestServer;

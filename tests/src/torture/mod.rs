@@ -60,9 +60,15 @@ impl std::fmt::Display for Report {
 
 /// Chance from a seed: splitmix64 by Steele, Lea and Flood (2014), whose whole state is one number.
 #[derive(Debug, Clone)]
-struct Chance(u64);
+pub struct Chance(u64);
 
 impl Chance {
+    /// What follows from a seed.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
     fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
@@ -72,12 +78,12 @@ impl Chance {
     }
 
     /// A number below `limit`, which is not 0.
-    fn below(&mut self, limit: u64) -> u64 {
+    pub fn below(&mut self, limit: u64) -> u64 {
         self.next() % limit
     }
 
     /// True so many times in a hundred.
-    fn percent(&mut self, share: u64) -> bool {
+    pub fn percent(&mut self, share: u64) -> bool {
         self.below(100) < share
     }
 
@@ -85,7 +91,11 @@ impl Chance {
         Duration::from_millis(from + self.below(to - from + 1))
     }
 
-    fn one_of<'a, T>(&mut self, all: &'a [T]) -> &'a T {
+    /// One of several.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn one_of<'a, T>(&mut self, all: &'a [T]) -> &'a T {
         let length = u64::try_from(all.len()).expect("few");
         &all[usize::try_from(self.below(length)).expect("few")]
     }
