@@ -86,6 +86,8 @@ deploy_scripts.content text NOT NULL
 deploy_scripts.template_engine text NOT NULL
 deploy_scripts.creator text NOT NULL
 deploy_scripts.created_at bigint NOT NULL
+deploy_scripts.parameters jsonb
+deploy_scripts.running_user text
 deploy_settings.id bigint NOT NULL IDENTITY
 deploy_settings.organisation_id bigint NOT NULL
 deploy_settings.application_id bigint NOT NULL
@@ -192,6 +194,9 @@ executions.answered_at bigint
 executions.answer_reason text
 executions.broken boolean NOT NULL
 executions.host_said text
+host_labels.organisation_id bigint NOT NULL
+host_labels.host_id bigint NOT NULL
+host_labels.label text NOT NULL COLLATE C
 hosts.id bigint NOT NULL IDENTITY
 hosts.organisation_id bigint NOT NULL
 hosts.name text NOT NULL
@@ -310,7 +315,7 @@ task_requirements.required_id bigint NOT NULL
 tasks.id bigint NOT NULL IDENTITY
 tasks.organisation_id bigint NOT NULL
 tasks.deploy_task_id bigint
-tasks.application_id bigint NOT NULL
+tasks.application_id bigint
 tasks.kind text NOT NULL
 tasks.channel text NOT NULL
 tasks.version text NOT NULL
@@ -435,6 +440,9 @@ executions FOREIGN KEY (organisation_id) REFERENCES organisations(id)
 executions FOREIGN KEY (task_id) REFERENCES tasks(id) ON DELETE CASCADE
 executions PRIMARY KEY (id)
 executions UNIQUE (task_id, ordinal)
+host_labels FOREIGN KEY (host_id) REFERENCES hosts(id) ON DELETE CASCADE
+host_labels FOREIGN KEY (organisation_id) REFERENCES organisations(id)
+host_labels PRIMARY KEY (host_id, label)
 hosts CHECK ((os_status = ANY (ARRAY['stopped'::text, 'running'::text, 'restarting'::text])))
 hosts CHECK ((status = ANY (ARRAY['attached'::text, 'inited'::text, 'raw'::text, 'offline'::text])))
 hosts FOREIGN KEY (environment_id) REFERENCES environments(id)
@@ -497,8 +505,9 @@ sign_in_failures PRIMARY KEY (organisation_id, subject)
 task_requirements FOREIGN KEY (organisation_id) REFERENCES organisations(id)
 task_requirements FOREIGN KEY (task_id) REFERENCES tasks(id) ON DELETE CASCADE
 task_requirements PRIMARY KEY (task_id, required_id)
+tasks CHECK (((application_id IS NULL) = (kind = 'script'::text)))
 tasks CHECK (((deploy_task_id IS NOT NULL) OR (kind <> ALL (ARRAY['upgrade'::text, 'revert'::text]))))
-tasks CHECK ((kind = ANY (ARRAY['upgrade'::text, 'revert'::text, 'start'::text, 'stop'::text, 'restart'::text])))
+tasks CHECK ((kind = ANY (ARRAY['upgrade'::text, 'revert'::text, 'start'::text, 'stop'::text, 'restart'::text, 'script'::text])))
 tasks CHECK ((origin = ANY (ARRAY['retry'::text, 'auto_revert'::text])))
 tasks CHECK ((outcome = ANY (ARRAY['finished'::text, 'failed'::text])))
 tasks CHECK ((phase = ANY (ARRAY['preparing'::text, 'global_pre'::text, 'instances'::text, 'global_post'::text, 'over'::text])))
@@ -531,7 +540,9 @@ CREATE INDEX deploy_templates_by_credential ON public.deploy_templates USING btr
 CREATE INDEX deploy_templates_by_organisation ON public.deploy_templates USING btree (organisation_id, id)
 CREATE INDEX executions_at_work ON public.executions USING btree (host_id, state) WHERE (state = ANY (ARRAY['queued'::text, 'dispatched'::text, 'running'::text]))
 CREATE INDEX executions_by_instance ON public.executions USING btree (instance_id, id)
+CREATE INDEX executions_lost_on_host ON public.executions USING btree (host_id) WHERE ((state = 'lost'::text) AND (answer IS NULL))
 CREATE INDEX executions_unanswered ON public.executions USING btree (instance_id) WHERE ((state = 'lost'::text) AND (answer IS NULL))
+CREATE INDEX host_labels_by_label ON public.host_labels USING btree (organisation_id, label)
 CREATE INDEX hosts_by_environment ON public.hosts USING btree (environment_id) WHERE (environment_id IS NOT NULL)
 CREATE INDEX idempotency_keys_by_age ON public.idempotency_keys USING btree (created_at)
 CREATE INDEX instances_by_host ON public.instances USING btree (host_id)
@@ -576,8 +587,9 @@ CREATE UNIQUE INDEX deploy_template_hooks_pkey ON public.deploy_template_hooks U
 CREATE UNIQUE INDEX deploy_templates_pkey ON public.deploy_templates USING btree (id)
 CREATE UNIQUE INDEX environments_organisation_id_name_key ON public.environments USING btree (organisation_id, name)
 CREATE UNIQUE INDEX environments_pkey ON public.environments USING btree (id)
-CREATE UNIQUE INDEX executions_next_pkey ON public.executions USING btree (id)
-CREATE UNIQUE INDEX executions_next_task_id_ordinal_key ON public.executions USING btree (task_id, ordinal)
+CREATE UNIQUE INDEX executions_new_pkey ON public.executions USING btree (id)
+CREATE UNIQUE INDEX executions_new_task_id_ordinal_key ON public.executions USING btree (task_id, ordinal)
+CREATE UNIQUE INDEX host_labels_pkey ON public.host_labels USING btree (host_id, label)
 CREATE UNIQUE INDEX hosts_organisation_id_name_key ON public.hosts USING btree (organisation_id, name)
 CREATE UNIQUE INDEX hosts_pkey ON public.hosts USING btree (id)
 CREATE UNIQUE INDEX idempotency_keys_pkey ON public.idempotency_keys USING btree (organisation_id, user_id, key)
@@ -601,9 +613,9 @@ CREATE UNIQUE INDEX secrets_next_pkey1 ON public.secrets USING btree (organisati
 CREATE UNIQUE INDEX sessions_pkey ON public.sessions USING btree (id)
 CREATE UNIQUE INDEX sessions_token_hash_key ON public.sessions USING btree (token_hash)
 CREATE UNIQUE INDEX sign_in_failures_pkey ON public.sign_in_failures USING btree (organisation_id, subject)
-CREATE UNIQUE INDEX task_requirements_pkey ON public.task_requirements USING btree (task_id, required_id)
-CREATE UNIQUE INDEX tasks_next_channel_key ON public.tasks USING btree (channel)
-CREATE UNIQUE INDEX tasks_next_pkey ON public.tasks USING btree (id)
+CREATE UNIQUE INDEX task_requirements_new_pkey ON public.task_requirements USING btree (task_id, required_id)
+CREATE UNIQUE INDEX tasks_new_channel_key ON public.tasks USING btree (channel)
+CREATE UNIQUE INDEX tasks_new_pkey ON public.tasks USING btree (id)
 CREATE UNIQUE INDEX users_by_username ON public.users USING btree (lower(username))
 CREATE UNIQUE INDEX users_pkey ON public.users USING btree (id)
 CREATE UNIQUE INDEX variables_next_pkey ON public.variables USING btree (organisation_id, scope, object_id, name)

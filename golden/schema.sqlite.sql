@@ -134,7 +134,7 @@ CREATE TABLE deploy_scripts (
     content TEXT NOT NULL,
     template_engine TEXT NOT NULL CHECK (template_engine IN ('jinja')),
     creator TEXT NOT NULL,
-    created_at BIGINT NOT NULL,
+    created_at BIGINT NOT NULL, parameters TEXT, running_user TEXT,
     UNIQUE (organisation_id, name)
 );
 
@@ -259,7 +259,13 @@ CREATE TABLE "executions" (
     finished_at BIGINT,
     batch BIGINT NOT NULL DEFAULT 0,
     excluded BOOLEAN NOT NULL DEFAULT FALSE,
-    revert_entry TEXT, answer TEXT CHECK (answer IN ('retry', 'done', 'give_up')), answered_by TEXT, answered_at BIGINT, answer_reason TEXT, broken BOOLEAN NOT NULL DEFAULT FALSE, host_said TEXT,
+    revert_entry TEXT,
+    answer TEXT CHECK (answer IN ('retry', 'done', 'give_up')),
+    answered_by TEXT,
+    answered_at BIGINT,
+    answer_reason TEXT,
+    broken BOOLEAN NOT NULL DEFAULT FALSE,
+    host_said TEXT,
     UNIQUE (task_id, ordinal)
 );
 
@@ -267,7 +273,18 @@ CREATE INDEX executions_at_work ON executions (host_id, state) WHERE state IN ('
 
 CREATE INDEX executions_by_instance ON executions (instance_id, id);
 
+CREATE INDEX executions_lost_on_host ON executions (host_id) WHERE state = 'lost' AND answer IS NULL;
+
 CREATE INDEX executions_unanswered ON executions (instance_id) WHERE state = 'lost' AND answer IS NULL;
+
+CREATE TABLE host_labels (
+    organisation_id BIGINT NOT NULL REFERENCES organisations (id),
+    host_id BIGINT NOT NULL REFERENCES hosts (id) ON DELETE CASCADE,
+    label TEXT NOT NULL,
+    PRIMARY KEY (host_id, label)
+);
+
+CREATE INDEX host_labels_by_label ON host_labels (organisation_id, label);
 
 CREATE TABLE hosts (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -461,9 +478,9 @@ CREATE TABLE sign_in_failures (
 
 CREATE INDEX sign_in_failures_by_age ON sign_in_failures (organisation_id, last_at);
 
-CREATE TABLE task_requirements (
+CREATE TABLE "task_requirements" (
     organisation_id BIGINT NOT NULL REFERENCES organisations (id),
-    task_id BIGINT NOT NULL REFERENCES tasks (id) ON DELETE CASCADE,
+    task_id BIGINT NOT NULL REFERENCES "tasks" (id) ON DELETE CASCADE,
     required_id BIGINT NOT NULL,
     PRIMARY KEY (task_id, required_id)
 );
@@ -474,8 +491,8 @@ CREATE TABLE "tasks" (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     organisation_id BIGINT NOT NULL REFERENCES organisations (id),
     deploy_task_id BIGINT REFERENCES deploy_tasks (id) ON DELETE CASCADE,
-    application_id BIGINT NOT NULL REFERENCES applications (id) ON DELETE CASCADE,
-    kind TEXT NOT NULL CHECK (kind IN ('upgrade', 'revert', 'start', 'stop', 'restart')),
+    application_id BIGINT REFERENCES applications (id) ON DELETE CASCADE,
+    kind TEXT NOT NULL CHECK (kind IN ('upgrade', 'revert', 'start', 'stop', 'restart', 'script')),
     channel TEXT NOT NULL UNIQUE,
     version TEXT NOT NULL,
     update_source TEXT,
@@ -500,8 +517,15 @@ CREATE TABLE "tasks" (
     stop_reason TEXT,
     cancelled BOOLEAN NOT NULL DEFAULT FALSE,
     origin TEXT CHECK (origin IN ('retry', 'auto_revert')),
-    origin_task_id BIGINT, waits BOOLEAN NOT NULL DEFAULT FALSE, output_removed_at BIGINT, artifact_removed_at BIGINT, priority BIGINT NOT NULL DEFAULT 0, taken BIGINT, taken_at BIGINT,
-    CHECK (deploy_task_id IS NOT NULL OR kind NOT IN ('upgrade', 'revert'))
+    origin_task_id BIGINT,
+    waits BOOLEAN NOT NULL DEFAULT FALSE,
+    output_removed_at BIGINT,
+    artifact_removed_at BIGINT,
+    priority BIGINT NOT NULL DEFAULT 0,
+    taken BIGINT,
+    taken_at BIGINT,
+    CHECK (deploy_task_id IS NOT NULL OR kind NOT IN ('upgrade', 'revert')),
+    CHECK ((application_id IS NULL) = (kind = 'script'))
 );
 
 CREATE INDEX tasks_at_work ON tasks (phase) WHERE phase <> 'over';

@@ -93,6 +93,8 @@ pub(crate) enum Command {
     /// Look at deploy tasks and act on them
     #[command(subcommand)]
     Task(Task),
+    /// Run a stored script on hosts, and follow it
+    Run(crate::commands::run::Run),
     /// Look at the instances of an application; start, stop and restart them
     #[command(subcommand)]
     Instance(crate::commands::instance::Command),

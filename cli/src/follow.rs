@@ -25,9 +25,10 @@ pub(crate) enum Kind {
     Start,
     Stop,
     Restart,
+    Script,
 }
 
-const KINDS: [Kind; 5] = [Kind::Upgrade, Kind::Revert, Kind::Start, Kind::Stop, Kind::Restart];
+const KINDS: [Kind; 6] = [Kind::Upgrade, Kind::Revert, Kind::Start, Kind::Stop, Kind::Restart, Kind::Script];
 
 impl Kind {
     /// The kind with this name.
@@ -42,6 +43,7 @@ impl Kind {
             Self::Start => "start",
             Self::Stop => "stop",
             Self::Restart => "restart",
+            Self::Script => "script",
         }
     }
 
@@ -54,7 +56,7 @@ impl Kind {
 /// A task that runs or ran.
 #[derive(Debug, Clone)]
 pub(crate) struct SubTask {
-    /// None when it starts, stops or restarts instances.
+    /// None when it starts, stops or restarts instances, or runs a script.
     pub(crate) deploy_task: Option<u64>,
     pub(crate) id: String,
     pub(crate) kind: Kind,
@@ -80,7 +82,11 @@ impl SubTask {
 
     /// What it does, in a sentence.
     fn what(&self) -> String {
-        let to = if self.deploy_task.is_some() { format!(" to version {}", self.version) } else { String::new() };
+        let to = match (self.kind, self.deploy_task) {
+            (Kind::Script, _) => format!(" {}", self.version),
+            (_, Some(_)) => format!(" to version {}", self.version),
+            (_, None) => String::new(),
+        };
         format!("{}{to} on {}", self.kind.as_str(), hosts(&self.hosts))
     }
 

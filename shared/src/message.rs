@@ -20,6 +20,9 @@ const HELLO_PREFIX: &str = "drover-hello-v1";
 /// Word in the features of [`Hello`] of an agent that answers [`ToAgent::Inspect`].
 pub const INSPECT_FEATURE: &str = "inspect";
 
+/// Word in the features of [`Hello`] of an agent that knows the action [`Script`](crate::words::Action::Script).
+pub const SCRIPT_FEATURE: &str = "scripts";
+
 /// Word in the features of [`Hello`] of an agent that knows [`shared_paths`](crate::order::Entry::shared_paths).
 pub const SHARED_PATHS_FEATURE: &str = "shared_paths";
 

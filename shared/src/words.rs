@@ -154,5 +154,7 @@ words! {
         Stop = "stop",
         /// What runs is stopped and started again.
         Restart = "restart",
+        /// A stored script is run, for nothing but itself.
+        Script = "script",
     }
 }

@@ -112,7 +112,7 @@ fn body(route: &Route, objects: &Objects) -> Value {
     json!({"application_id": objects.application_id, "hosts": [{"id": objects.host_id}], "version": "1", "level": "A",
         "planned_exec_time": 1, "package_source": "", "id": 1, "user": one, "role": one, "authorizations": [],
         "username": "somebody", "name": "something", "password": "12345678", "old_password": "12345678",
-        "new_password": "87654321", "language": "bash", "content": "true"})
+        "new_password": "87654321", "language": "bash", "content": "true", "script": "something"})
 }
 
 async fn status(client: &Client, route: &Route, objects: &Objects) -> u16 {
@@ -205,7 +205,7 @@ both_engines! {
             args![1_i64, "user", member.id, resource.to_owned(), id, right.to_owned()]
         };
         // Rights that open no route: they let the objects be seen and nothing else.
-        for arguments in [grant("application", objects.application_id, "see_only"), grant("host", objects.host_id, "login_host")] {
+        for arguments in [grant("application", objects.application_id, "see_only"), grant("host", objects.host_id, "restart_host")] {
             let insert = sql!(
                 "INSERT INTO resource_rights (organisation_id, subject_type, subject_id, resource_type, resource_id, \
                  right_name) VALUES ($1, $2, $3, $4, $5, $6)"

@@ -1,7 +1,12 @@
 //! The schema as each engine tells it, for review.
 
-use drover_kernel::db::Sql;
-use drover_tests::{Engine, TestServer};
+use drover_kernel::args;
+use drover_kernel::db::{MIGRATIONS, Sql, for_sqlite};
+use drover_tests::{Engine, TestServer, both_engines};
+use serde_json::json;
+
+use crate::deploys::Shop;
+use crate::tasks::{detail, references, upgrade, upgrades};
 
 /// The statements that SQLite keeps, the queue's own left out.
 pub(crate) async fn sqlite() -> String {
@@ -41,4 +46,42 @@ pub(crate) async fn postgres() -> String {
         text.push_str("\n\n");
     }
     text.trim_end().to_owned() + "\n"
+}
+
+/// The part of a migration that makes tables anew, which leaves them as they are when it is done once more.
+fn made_anew(engine: Engine) -> Vec<&'static str> {
+    let (_, text) = MIGRATIONS.iter().find(|(name, _)| *name == "0020_scripts").expect("the migration");
+    let text = if engine == Engine::Sqlite { for_sqlite(text) } else { (*text).to_owned() };
+    let from = text.find("CREATE TABLE tasks_new").expect("the first table");
+    let text: &'static str = Box::leak(text[from..].to_owned().into_boxed_str());
+    text.split(";\n").map(str::trim).filter(|statement| !statement.is_empty()).collect()
+}
+
+both_engines! {
+    async fn tables_that_are_made_anew_keep_their_rows(server: TestServer) {
+        let shop = Shop::new(&server, 2).await;
+        let deploy_task = shop.started().await;
+        let first = upgrade(&shop, deploy_task, &shop.instances[..1]).await;
+        let after = json!({"instances": references(&shop.instances[1..]), "rollout": {"after_tasks": [first]}});
+        let receipt = shop.admin.post(&upgrades(deploy_task), after).await.expect(200);
+        let second: i64 = receipt["task_id"].as_str().expect("text").parse().expect("digits");
+        let told = async || {
+            let mut told = Vec::new();
+            for task in [first, second] {
+                let task = detail(&shop, deploy_task, task).await;
+                told.push(["task_id", "version", "instances", "after", "creator", "created_time", "task_output", "priority"]
+                    .map(|member| task[member].clone()));
+            }
+            told
+        };
+        let before = told().await;
+        assert_eq!(before[1][3][0]["task_id"], first.to_string());
+        for statement in made_anew(server.engine()) {
+            server.run(Sql::literal(statement), args![]).await;
+        }
+        assert_eq!(told().await, before);
+        let next = json!({"instances": references(&shop.instances[..1]), "if_busy": "wait"});
+        let next = shop.admin.post(&upgrades(deploy_task), next).await.expect(200);
+        assert_eq!(next["task_id"], (second + 1).to_string(), "numbers go on");
+    }
 }

@@ -17,8 +17,8 @@ use drover_shared::Digest;
 use drover_shared::frame::{FrameError, Header, Kind};
 use drover_shared::instance::{self, LogAnswer, LogQuestion, Observation, Watched};
 use drover_shared::message::{
-    Abilities, Finished, Hello, Holding, HoldingAnswer, INSPECT_FEATURE, Inspect, Inspected, SHARED_PATHS_FEATURE,
-    ToAgent, ToServer, hello_bytes,
+    Abilities, Finished, Hello, Holding, HoldingAnswer, INSPECT_FEATURE, Inspect, Inspected, SCRIPT_FEATURE,
+    SHARED_PATHS_FEATURE, ToAgent, ToServer, hello_bytes,
 };
 use drover_shared::order::{Entry, Order, Statement};
 use drover_shared::secret::{self, Secrets};
@@ -328,7 +328,7 @@ impl Session {
         let hello = Hello {
             agent_id,
             version,
-            features: [secret::FEATURE, INSPECT_FEATURE, SHARED_PATHS_FEATURE, instance::FEATURE]
+            features: [secret::FEATURE, INSPECT_FEATURE, SHARED_PATHS_FEATURE, instance::FEATURE, SCRIPT_FEATURE]
                 .map(str::to_owned)
                 .into(),
             signature,

@@ -93,15 +93,15 @@ pub(crate) struct Locks {
 /// Commands on locks.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Take an instance away from the task that has it: that is cancelled, and what is under way there given up
+    /// Take an instance, or a host, away from the task that has it: that is cancelled, and what is under way there given up
     Break(Break),
 }
 
 /// Options of `lock break`.
 #[derive(Debug, Args)]
 pub(crate) struct Break {
-    /// Application, by id or full name
-    application: String,
+    /// Application whose instance it is, by id or full name; the host itself, which runs a script, when left out
+    application: Option<String>,
     /// On this host
     #[arg(long, value_name = "HOST")]
     host: String,
@@ -136,13 +136,23 @@ pub(super) fn locks(server: &Server, locks: &Locks, json: bool) -> Result<()> {
 
 pub(super) fn run(server: &Server, command: &Command, json: bool) -> Result<()> {
     let Command::Break(wanted) = command;
-    let application = Application::find(server, &wanted.application)?;
+    let body = json!({ "reason": wanted.reason, "whole_task": wanted.whole_task });
+    let Some(application) = &wanted.application else {
+        let hosts = server.list("/hosts/", &[("name", &wanted.host)], SEARCH_MAX)?;
+        let host = hosts.iter().find(|one| one["name"] == wanted.host.as_str());
+        let host = host.ok_or_else(|| Failure::not_found(format!("no host `{}`", wanted.host)))?;
+        server.post(&format!("/locks/hosts/{}/actions/break/", host["id"]), &body)?;
+        if json {
+            return output::json(&json!({ "host": host["id"], "action": "break" }));
+        }
+        return output::line(&format!("{}: taken away", wanted.host));
+    };
+    let application = Application::find(server, application)?;
     let path = format!("/applications/{}/instances/", application.id);
     let instances = server.list(&path, &[], SEARCH_MAX)?;
     let instance = instances.iter().find(|one| one["hostname"] == wanted.host);
     let name = &application.full_name;
     let instance = instance.ok_or_else(|| Failure::not_found(format!("{name} is not on {}", wanted.host)))?;
-    let body = json!({ "reason": wanted.reason, "whole_task": wanted.whole_task });
     server.post(&format!("/locks/instances/{}/actions/break/", instance["id"]), &body)?;
     if json {
         return output::json(&json!({ "instance": instance["id"], "action": "break" }));

@@ -11,6 +11,7 @@ mod plan;
 pub(crate) mod release;
 mod revert;
 mod rollout;
+pub(crate) mod run;
 mod session;
 mod sub_task;
 mod task;
@@ -45,6 +46,7 @@ pub(crate) fn run(Arguments { global, command }: Arguments) -> Result<()> {
         Command::Locks(locks) => lock::locks(&server(&global)?, &locks, global.json),
         Command::Lock(command) => lock::run(&server(&global)?, &command, global.json),
         Command::Task(task) => task::run(&server(&global)?, &task, global.json),
+        Command::Run(script) => run::run(&server(&global)?, &script, global.json),
         Command::Instance(command) => instance::run(&server(&global)?, &command, global.json),
         Command::Logs(logs) => logs::run(&server(&global)?, &logs, global.json),
         Command::Archive(command) => archive::run(&server(&global)?, &command, global.json),

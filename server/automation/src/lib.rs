@@ -20,6 +20,7 @@ pub mod output;
 pub mod releases;
 pub mod render;
 pub mod retention;
+pub mod script_tasks;
 pub mod scripts;
 pub mod settings;
 pub mod source;
@@ -40,7 +41,8 @@ pub fn routes() -> Routes {
         .merge(instance_logs::routes())
         .merge(output::routes())
         .merge(channel::routes())
-        .merge(locks::routes());
+        .merge(locks::routes())
+        .merge(script_tasks::routes());
     let tasks = tasks.merge(releases::routes()).merge(archives::routes());
     let settings = credentials::routes().merge(templates::routes()).merge(settings::routes());
     scripts::routes().merge(settings).merge(tasks)

@@ -49,6 +49,20 @@ impl Authority for IdentityAuthority {
     async fn rights(&self, read: &mut Read, caller: &Caller, kind: &str, id: i64) -> Result<BTreeSet<String>> {
         Ok(rights_on_many(read, caller, kind, &[id]).await?.remove(&id).unwrap_or_default())
     }
+
+    async fn rights_on_all(
+        &self,
+        read: &mut Read,
+        caller: &Caller,
+        kind: &str,
+        ids: &[i64],
+    ) -> Result<BTreeSet<String>> {
+        if caller.administrator {
+            return Ok(rights::every(kind));
+        }
+        let held = rights_on_many(read, caller, kind, ids).await?.into_values();
+        Ok(held.reduce(|common, one| common.intersection(&one).cloned().collect()).unwrap_or_default())
+    }
 }
 
 row! {

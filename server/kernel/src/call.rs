@@ -145,6 +145,15 @@ pub trait Authority: Send + Sync {
 
     /// Effective rights of a caller on one object; an empty set means that the caller may not even see it.
     async fn rights(&self, read: &mut Read, caller: &Caller, kind: &str, id: i64) -> Result<BTreeSet<String>>;
+
+    /// The rights that a caller has on each of these objects; of none, what an administrator has.
+    async fn rights_on_all(
+        &self,
+        read: &mut Read,
+        caller: &Caller,
+        kind: &str,
+        ids: &[i64],
+    ) -> Result<BTreeSet<String>>;
 }
 
 /// A permitted request. The only source of a database connection within a handler.
@@ -272,7 +281,7 @@ async fn check_resource(
     right: &str,
 ) -> Result<BTreeSet<String>> {
     let resource = kernel.resources().find(read, caller.organisation_id, kind, key, caller.user_id).await?;
-    let mut rights = kernel.authority().rights(read, caller, resource.kind, resource.id).await?;
+    let mut rights = kernel.authority().rights_on_all(read, caller, resource.kind, &resource.ids).await?;
     rights.extend(resource.further_rights);
     for (held, given) in resource.implied {
         if rights.contains(*held) {

@@ -25,6 +25,19 @@ pub struct ResourceKind {
     pub implied: &'static [(&'static str, &'static str)],
     /// Whether the key is a text; a number otherwise.
     pub text_key: bool,
+    /// What counts when the object stands for none of that kind, and `find` gives no value.
+    pub instead: Option<Instead>,
+}
+
+/// Objects of another kind that something stands for, all together.
+#[derive(Debug, Clone)]
+pub struct Instead {
+    /// Their kind.
+    pub governed_by: &'static str,
+    /// Gives their ids from organisation (`$1`) and key (`$2`).
+    pub find: Sql,
+    /// Rights that on all of them give another one as well.
+    pub implied: &'static [(&'static str, &'static str)],
 }
 
 /// Every kind there is.
@@ -36,8 +49,8 @@ pub struct Resources(BTreeMap<&'static str, ResourceKind>);
 pub struct Resource {
     /// Kind whose rights count.
     pub kind: &'static str,
-    /// Id of the object of that kind.
-    pub id: i64,
+    /// Ids of the objects of that kind: a right counts that is held on all of them.
+    pub ids: Vec<i64>,
     /// Rights that the user has on top, by delegation.
     pub further_rights: Vec<String>,
     /// Rights that give another one as well.
@@ -80,8 +93,16 @@ impl Resources {
         }
         let key: crate::db::Value =
             if kind.text_key { key.into() } else { key.parse::<i64>().map_err(|_| missing())?.into() };
-        let id = read.opt::<(i64,)>(kind.find.clone(), vec![organisation_id.into(), key.clone()]).await?;
+        let id = read.opt::<(Option<i64>,)>(kind.find.clone(), vec![organisation_id.into(), key.clone()]).await?;
         let (id,) = id.ok_or_else(missing)?;
+        let (governed_by, implied, ids) = match (id, &kind.instead) {
+            (Some(id), _) => (kind.governed_by, kind.implied, vec![id]),
+            (None, None) => return Err(missing()),
+            (None, Some(instead)) => {
+                let ids = read.values(instead.find.clone(), vec![organisation_id.into(), key.clone()]).await?;
+                (instead.governed_by, instead.implied, ids)
+            }
+        };
         let further_rights = match &kind.further_rights {
             Some(sql) => {
                 let mut arguments = args![organisation_id];
@@ -91,6 +112,6 @@ impl Resources {
             }
             None => Vec::new(),
         };
-        Ok(Resource { kind: kind.governed_by, id, further_rights, implied: kind.implied })
+        Ok(Resource { kind: governed_by, ids, further_rights, implied })
     }
 }

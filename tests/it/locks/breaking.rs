@@ -91,7 +91,7 @@ both_engines! {
         let waits = waiting(&shop, deploy_task, &shop.instances, 0).await;
         wait_until("the host to be missed", async || {
             let lock = shop.admin.get("/locks/?wanted=true").await.expect(200)["results"][0].clone();
-            lock["stuck"] == "its host is not connected" && lock["task_id"] == task.to_string()
+            lock["stuck"] == "its host is not connected" && lock["task_id"] == json!(task.to_string())
         })
         .await;
         take_away(&shop, json!({"reason": "it hangs"})).await.expect(200);

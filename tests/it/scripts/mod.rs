@@ -1,5 +1,7 @@
 //! Deploy scripts, over HTTP.
 
+mod running;
+
 use drover_kernel::{args, sql};
 use drover_tests::{Client, TestServer, both_engines};
 use serde_json::{Value, json};

@@ -47,11 +47,11 @@ async fn stopped(server: &TestServer, action: &str, reason: &str) {
 
 both_engines! {
     async fn a_cancelled_task_ends_without_its_source(server: TestServer) {
-        stopped(&server, "cancel", "cancelled by admin: wrong one").await;
+        Box::pin(stopped(&server, "cancel", "cancelled by admin: wrong one")).await;
     }
 
     async fn a_refused_task_ends_without_its_source(server: TestServer) {
-        stopped(&server, "refuse", "refused by admin: wrong one").await;
+        Box::pin(stopped(&server, "refuse", "refused by admin: wrong one")).await;
     }
 
     async fn what_is_taken_out_meanwhile_stays_out(server: TestServer) {

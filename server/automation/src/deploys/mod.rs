@@ -75,6 +75,7 @@ pub fn resources() -> Resources {
         )),
         implied: REVIEWERS_READ,
         text_key: false,
+        instead: None,
     })
 }
 

@@ -15,6 +15,7 @@ use tokio::sync::OwnedMutexGuard;
 use super::{Engine, lock, sending};
 use crate::executions::store::{self as store, Sendable};
 use crate::link::hub::Session;
+use crate::locks::rules::Object;
 use crate::tasks::store::Task;
 
 /// Executions that are marked as sent in one transaction, and the hosts that they are for.
@@ -141,7 +142,7 @@ async fn take_turn(kernel: &Kernel, engine: &Arc<Engine>, served: Vec<Served>) -
     for execution in waiting {
         let Some(one) = served.get(&execution.host_id) else { continue };
         // What is still at work there ends first; then its host has a turn again.
-        if !one.session.is_free(execution.instance_id) {
+        if !one.session.is_free(Object::of(execution.role, execution.instance_id, execution.host_id)) {
             continue;
         }
         let needs = sending::needs_of_one(kernel, &one.session, &execution).await?;

@@ -91,9 +91,9 @@ async fn carry_out(work: &Work, task: &Task, execution: &Execution, event: Event
     rollout::settle(&mut tx, &known).await?;
     let engine = tx.kernel().part::<Engine>();
     let session = engine.hub.find(execution.host_id).filter(|_| execution.state == State::Running);
-    if let (Event::Lost, Some((session, instance_id))) = (event, session.zip(execution.instance_id)) {
-        // It is at it still: nothing else is sent for this instance until it says that it is through.
-        session.is_at_work(&execution.id, instance_id);
+    if let (Event::Lost, Some((session, object))) = (event, session.zip(execution.object())) {
+        // It is at it still: nothing else is sent for the same thing until it says that it is through.
+        session.is_at_work(&execution.id, object);
     }
     tx.finish(Audit::none("the time ran out")).await?;
     Ok(true)

@@ -394,6 +394,7 @@ fn known(task: &Task, execution: &Execution) -> Known {
         organisation_id: task.organisation_id,
         task_id: task.id,
         ordinal: execution.ordinal,
+        role: execution.role,
         instance_id: execution.instance_id,
         host_id: execution.host_id,
         host_name: execution.host_name.clone(),

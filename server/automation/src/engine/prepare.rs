@@ -166,12 +166,11 @@ pub(crate) async fn access(kernel: &Kernel, organisation_id: i64, source: &Sourc
 
 /// Remembers the key that a repository's host showed first, and says so in the output and in the audit.
 async fn trust(kernel: &Kernel, task: &Task, source: &Source, keys: &str) -> Result<()> {
-    let Some(owner) = source.owner else { return Ok(()) };
+    let Some((owner, application_id)) = source.owner.zip(task.application_id) else { return Ok(()) };
     let shown = fingerprints(keys);
     let mut tx = kernel.work().begin(task.organisation_id).await?;
     let is_new = settings::store::trust(&mut tx, owner, &source.url, keys).await?;
-    let entries =
-        if is_new { vec![settings::trusted(&mut tx, owner, task.application_id, &shown).await?] } else { vec![] };
+    let entries = if is_new { vec![settings::trusted(&mut tx, owner, application_id, &shown).await?] } else { vec![] };
     tx.finish(Audit::all(entries)).await?;
     let line = format!("The host of {} showed {shown} for the first time: this key is pinned from now on.", source.url);
     kernel.part::<Engine>().notice(task.id, kernel.clock().now(), &line).await;

@@ -14,10 +14,11 @@ use super::after::Looked;
 use super::waking::Waking;
 use super::{Engine, end, prepare, report, say_and_wake};
 use crate::locks::store as lock_store;
+use crate::locks::taking::Targets;
 use crate::locks::{self, taking};
 use crate::tasks::rollout::PATIENCE;
 use crate::tasks::rules::{Outcome, Role};
-use crate::tasks::store::{self as task_store, Task};
+use crate::tasks::store::{self as task_store, Execution, Task};
 
 /// The key under which looks at the queue are counted.
 const ALL: i64 = 0;
@@ -66,8 +67,8 @@ async fn begin(kernel: &Kernel, work: &Work, task_id: i64) -> Result<()> {
     }
     let executions = task_store::executions(&mut tx, task_id).await?;
     let wanted = executions.iter().filter(|one| one.role == Role::Instance && one.state == State::Queued);
-    let ids: Vec<i64> = wanted.filter_map(|one| one.instance_id).collect();
-    let before = match taking::take(&mut tx, &ids, task.kind).await {
+    let targets = Targets::of(wanted.filter_map(Execution::object));
+    let before = match taking::take(&mut tx, &targets, task.kind).await {
         Ok(before) => before,
         // Somebody was faster.
         Err(Error::Conflict(reason)) => {
@@ -89,7 +90,8 @@ fn hopeless(task: &Task, gone: &[String], now: drover_kernel::Time) -> Option<St
         return Some(reason.clone());
     }
     if !gone.is_empty() {
-        return Some(format!("not there any more: the instance on {}", gone.join(", ")));
+        let what = if task.application_id.is_some() { "the instance on" } else { "the host" };
+        return Some(format!("not there any more: {what} {}", gone.join(", ")));
     }
     (now >= task.created_at.after(PATIENCE)).then(|| "it waited in the queue for a week".to_owned())
 }

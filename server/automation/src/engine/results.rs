@@ -184,7 +184,7 @@ pub(crate) async fn settle_as_done(tx: &mut Tx, task: &Task, execution: &Executi
     let version = match known.kind {
         Action::Upgrade => Some(known.version.clone()),
         Action::Revert => entry_version(&store::entry(tx, &known.id).await?),
-        Action::Start | Action::Stop | Action::Restart => None,
+        Action::Start | Action::Stop | Action::Restart | Action::Script => None,
     };
     let status = if known.kind == Action::Stop { InstanceStatus::Stopped } else { InstanceStatus::Running };
     finish_change(tx, instance_id, status, version.as_deref()).await.map(drop)
@@ -207,7 +207,7 @@ async fn settle_instance(tx: &mut Tx, instance_id: i64, known: &Known, news: &Fi
             Action::Upgrade => Some(known.version.clone()),
             // A revert by a rule takes each instance back to a version of its own.
             Action::Revert => entry_version(&store::entry(tx, &known.id).await?),
-            Action::Start | Action::Stop | Action::Restart => None,
+            Action::Start | Action::Stop | Action::Restart | Action::Script => None,
         };
     }
     // What could not be stopped runs, as far as anybody can say; what could not be started does not.

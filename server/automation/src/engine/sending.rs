@@ -8,9 +8,10 @@ use std::collections::BTreeMap;
 
 use drover_inventory::secrets::{self, Place};
 use drover_kernel::{Error, Kernel, Result};
-use drover_shared::message::SHARED_PATHS_FEATURE;
+use drover_shared::message::{SCRIPT_FEATURE, SHARED_PATHS_FEATURE};
 use drover_shared::order::Entry;
 use drover_shared::secret::{FEATURE, Secrets};
+use drover_shared::words::Action;
 
 use super::{order, results};
 use crate::executions::store::Sendable;
@@ -37,13 +38,19 @@ pub(super) async fn needs_of_one(kernel: &Kernel, session: &Session, execution: 
 
 async fn read_needs(kernel: &Kernel, session: &Session, execution: &Sendable) -> Result<Needs> {
     // Most need nothing, and entries are long.
-    let may_need = ["\"secrets\":[", "\"shared_paths\":["];
+    let may_need = ["\"secrets\":[", "\"shared_paths\":[", "\"action\":\"script\""];
     if !may_need.iter().any(|member| execution.entry.contains(member)) {
         return Ok(Ok(Secrets::default()));
     }
     let entry: Entry = serde_json::from_str(&execution.entry).map_err(Error::internal)?;
     if !entry.shared_paths.is_empty() && !session.can(SHARED_PATHS_FEATURE) {
         return Ok(Err(format!("the agent of {} is too old for shared paths: update it", session.host_name)));
+    }
+    if entry.action == Action::Script && !session.can(SCRIPT_FEATURE) {
+        return Ok(Err(format!(
+            "the agent of {} is too old to run scripts by themselves: update it",
+            session.host_name
+        )));
     }
     if entry.secrets.is_empty() {
         return Ok(Ok(Secrets::default()));
@@ -54,7 +61,8 @@ async fn read_needs(kernel: &Kernel, session: &Session, execution: &Sendable) ->
     let mut read = kernel.work().read().await?;
     let place = Place {
         organisation_id: execution.organisation_id,
-        application_id: execution.application_id,
+        // Nothing is kept under this number.
+        application_id: execution.application_id.unwrap_or_default(),
         host_id: execution.host_id,
         instance_id: execution.instance_id,
     };

@@ -9,6 +9,8 @@ use drover_shared::message::{Finished, Release};
 use drover_shared::words::{Action, ExecutionState as State};
 
 use super::rules::{self, Answer, Event};
+use crate::locks::rules::Object;
+use crate::tasks::rules::Role;
 
 row! {
     /// What sending an execution needs.
@@ -16,14 +18,15 @@ row! {
         pub id: String,
         pub organisation_id: i64,
         pub task_id: i64,
-        pub application_id: i64,
+        /// None for a task that belongs to hosts.
+        pub application_id: Option<i64>,
         pub ordinal: i64,
         pub attempt: i64,
         pub state: State,
         pub instance_id: Option<i64>,
         pub host_id: i64,
         pub host_name: String,
-        pub role: crate::tasks::rules::Role,
+        pub role: Role,
         pub entry: String,
         pub entry_digest: Digest,
         pub plan_digest: Digest,
@@ -41,6 +44,7 @@ row! {
         pub organisation_id: i64,
         pub task_id: i64,
         pub ordinal: i64,
+        pub role: Role,
         pub instance_id: Option<i64>,
         pub host_id: i64,
         pub host_name: String,
@@ -55,6 +59,13 @@ row! {
         pub answered: bool,
         /// Whether a person took its lock away: its host's word moves nothing any more.
         pub broken: bool,
+    }
+}
+
+impl Known {
+    /// What it has, until it is over.
+    pub(crate) fn object(&self) -> Option<Object> {
+        Object::of(self.role, self.instance_id, self.host_id)
     }
 }
 
@@ -128,8 +139,8 @@ pub(crate) async fn find(read: &mut Read, host_id: i64, id: &str) -> Result<Opti
 /// Executions by their ids, whatever their hosts.
 pub(crate) async fn find_all(read: &mut Read, ids: Vec<String>) -> Result<Vec<Known>> {
     let sql = sql!(
-        "SELECT e.id, e.organisation_id, e.task_id, e.ordinal, e.instance_id, e.host_id, e.host_name, e.attempt, e.state, \
-         t.kind, t.version, t.rollout IS NOT NULL AS by_rule, e.answer IS NOT NULL AS answered, \
+        "SELECT e.id, e.organisation_id, e.task_id, e.ordinal, e.role, e.instance_id, e.host_id, e.host_name, e.attempt, \
+         e.state, t.kind, t.version, t.rollout IS NOT NULL AS by_rule, e.answer IS NOT NULL AS answered, \
          e.broken FROM executions e JOIN tasks t ON t.id = e.task_id WHERE e.id IN ($1)"
     );
     Ok(read.all(sql, args![ids]).await?)

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::asking::Questions;
 use crate::executions::store::Known;
+use crate::locks::rules::Object;
 
 /// Absences that are remembered, so that each is mentioned once; beyond that they are mentioned again.
 const ABSENCES_MAX: usize = 100_000;
@@ -47,8 +48,8 @@ pub struct Session {
     pub(crate) watched: Mutex<Option<Vec<Watched>>>,
     /// What the agent was told to end, by execution and attempt.
     cancelled: Mutex<HashMap<(String, i64), ToAgent>>,
-    /// Instances on which the host still runs what was given up as lost, by execution. Bounded by what an agent holds.
-    at_work: Mutex<HashMap<String, i64>>,
+    /// What the host still works at although it was given up as lost, by execution. Bounded by what an agent holds.
+    at_work: Mutex<HashMap<String, Object>>,
 }
 
 impl Session {
@@ -127,9 +128,9 @@ impl Session {
         }
     }
 
-    /// Notes that the host still runs what was given up as lost: nothing else is sent for that instance meanwhile.
-    pub(crate) fn is_at_work(&self, id: &str, instance_id: i64) {
-        lock(&self.at_work).insert(id.to_owned(), instance_id);
+    /// Notes that the host still runs what was given up as lost: nothing else is sent for the same thing meanwhile.
+    pub(crate) fn is_at_work(&self, id: &str, object: Object) {
+        lock(&self.at_work).insert(id.to_owned(), object);
     }
 
     /// Notes that it has ended there. True when something may have waited for that.
@@ -137,9 +138,9 @@ impl Session {
         lock(&self.at_work).remove(id).is_some()
     }
 
-    /// Whether something may be sent for an instance.
-    pub(crate) fn is_free(&self, instance_id: Option<i64>) -> bool {
-        instance_id.is_none_or(|id| lock(&self.at_work).values().all(|busy| *busy != id))
+    /// Whether something may be sent that works at this.
+    pub(crate) fn is_free(&self, object: Option<Object>) -> bool {
+        object.is_none_or(|object| lock(&self.at_work).values().all(|busy| *busy != object))
     }
 
     /// Notes a cancel before it is sent. False when it was told before.

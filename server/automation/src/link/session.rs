@@ -252,8 +252,8 @@ impl Reader {
             let wanted = known.filter(|known| is_awaited(known.state));
             if let Some(known) = wanted.as_ref().filter(|known| known.state == State::Lost && !holding.finished) {
                 // It goes on, although it was given up.
-                if let Some(instance_id) = known.instance_id {
-                    self.session.is_at_work(&known.id, instance_id);
+                if let Some(object) = known.object() {
+                    self.session.is_at_work(&known.id, object);
                 }
                 unwanted.extend(known.answered.then(|| (known.id.clone(), known.attempt)));
             }

@@ -6,15 +6,16 @@
 
 use std::sync::Arc;
 
+use drover_kernel::call::Permission;
 use drover_kernel::fields::{Flag, Prose};
 use drover_kernel::{Audit, AuditEntry, AuditList, Body, Call, Error, Kernel, Message, Path, Reply, Result, Tx};
 use drover_shared::words::ExecutionState as State;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::BreakInstance;
 use super::rules::Object;
 use super::store::{self, HolderRow};
+use super::{BreakHost, BreakInstance};
 use crate::engine::{self, Engine, rollout};
 use crate::executions::rules::{self, Event};
 use crate::link::hub::Session;
@@ -37,8 +38,15 @@ pub(super) async fn break_instance(
     id: Path<i64>,
     body: Body<BreakNew>,
 ) -> Result<Reply<Message>> {
-    let reason = body.0.reason.required("reason")?;
-    let object = Object::Instance(id.0);
+    take_away(call, Object::Instance(id.0), body.0).await
+}
+
+pub(super) async fn break_host(call: Call<BreakHost>, id: Path<i64>, body: Body<BreakNew>) -> Result<Reply<Message>> {
+    take_away(call, Object::Host(id.0), body.0).await
+}
+
+async fn take_away<P: Permission>(call: Call<P>, object: Object, body: BreakNew) -> Result<Reply<Message>> {
+    let reason = body.reason.required("reason")?;
     let mut read = call.read().await?;
     let holder = store::holder_of(&mut read, call.organisation_id(), object).await?.ok_or_else(nobody)?;
     // Whoever may end the task may.
@@ -49,7 +57,7 @@ pub(super) async fn break_instance(
     drop(read);
     let username = call.caller()?.username.clone();
     let tx = call.begin().await?;
-    carry_out(tx, (object, &holder), (&username, &reason), body.0.whole_task.is_some_and(|flag| flag.0)).await
+    carry_out(tx, (object, &holder), (&username, &reason), body.whole_task.is_some_and(|flag| flag.0)).await
 }
 
 fn nobody() -> Error {
@@ -82,7 +90,7 @@ async fn carry_out(
         }
     }
     let still_there = Marked::new(tx.kernel(), &broken);
-    for (session, execution_id, attempt, _) in still_there.0.iter().cloned() {
+    for (session, execution_id, attempt) in still_there.0.iter().cloned() {
         let said = said.clone();
         tx.after_commit(move |kernel| {
             kernel.spawn(async move { session.cancel_one(&execution_id, attempt, &said, false).await });
@@ -118,20 +126,20 @@ async fn finish(mut tx: Tx, task: &Task, said: String, broken: usize) -> Result<
 }
 
 /// Executions that connected hosts may still be at: marked before anything can be sent there in their place.
-struct Marked(Vec<(Arc<Session>, String, i64, i64)>);
+struct Marked(Vec<(Arc<Session>, String, i64)>);
 
 impl Marked {
     fn new(kernel: &Kernel, broken: &[&Execution]) -> Self {
         let engine = kernel.part::<Engine>();
         let mut marked = Vec::new();
         for execution in broken {
-            let Some((session, instance_id)) = engine.hub.find(execution.host_id).zip(execution.instance_id) else {
+            let Some((session, object)) = engine.hub.find(execution.host_id).zip(execution.object()) else {
                 continue;
             };
             // What was lost before is not there, unless the host said so itself.
             if execution.state != State::Lost {
-                session.is_at_work(&execution.id, instance_id);
-                marked.push((session, execution.id.clone(), execution.attempt, instance_id));
+                session.is_at_work(&execution.id, object);
+                marked.push((session, execution.id.clone(), execution.attempt));
             }
         }
         Self(marked)

@@ -10,7 +10,6 @@ pub(crate) mod taking;
 
 use std::collections::BTreeMap;
 
-use drover_identity::visible_applications;
 use drover_kernel::db::{Condition, Read};
 use drover_kernel::fields::{Flag, Id, Words};
 use drover_kernel::resources::{ResourceKind, Resources};
@@ -21,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use self::rules::{Holder, InLine, Object, Obstacle, Waiter};
 use self::store::{HeldRow, QueuedRow, WantRow};
+use crate::tasks::seen::visible_tasks;
 
 /// Tasks, or things, that a list names for one of its rows; it says how many there are.
 const NAMED_MAX: usize = 20;
@@ -28,6 +28,8 @@ const NAMED_MAX: usize = 20;
 permission!(pub List, "locks.list", "List who holds and who waits for what one may see", SignedIn);
 permission!(pub BreakInstance, "locks.break", "Take an instance away from the task that has it",
     Resource { kind: "instance", right: "view_app" });
+permission!(pub BreakHost, "locks.break_host", "Take a host away from the task that runs a script there",
+    Resource { kind: "host", right: "view_host" });
 
 /// Routes of locks and of the queue.
 pub fn routes() -> Routes {
@@ -38,6 +40,12 @@ pub fn routes() -> Routes {
             "lock-break-instance",
             "Take an instance away from the task that has it: that is cancelled, and what is under way there given up.",
             breaking::break_instance,
+        )
+        .post(
+            "/locks/hosts/{id}/actions/break/",
+            "lock-break-host",
+            "Take a host away from the task that runs a script there: that is cancelled, and what is under way given up.",
+            breaking::break_host,
         )
         .get("/queue/", "queue-list", "List tasks that wait until what they change is free, in their order.", queue)
 }
@@ -52,6 +60,7 @@ pub fn resources() -> Resources {
         further_rights: None,
         implied: &[],
         text_key: false,
+        instead: None,
     })
 }
 
@@ -119,7 +128,7 @@ struct Filters {
 /// What the caller may see, of an application and of a task if they are named.
 fn conditions(call: &Call<List>, application_id: Option<Id>, task_id: Option<Id>) -> Result<Vec<Condition>> {
     let mut conditions: Vec<Condition> = Vec::new();
-    conditions.extend(visible_applications(call.caller()?));
+    conditions.extend(visible_tasks(call.caller()?));
     conditions.extend(application_id.map(|id| when!("t.application_id = $1", id.0)));
     conditions.extend(task_id.map(|id| when!("t.id = $1", id.0)));
     Ok(conditions)
@@ -135,8 +144,9 @@ struct QueuedOut {
     deploy_task_id: Option<i64>,
     #[schemars(with = "Words<Action>")]
     kind: Action,
-    application_id: i64,
-    application: String,
+    /// Null for a task that runs a script.
+    application_id: Option<i64>,
+    application: Option<String>,
     version: String,
     /// The more the earlier.
     priority: i64,
@@ -234,8 +244,9 @@ struct LockOut {
     /// What the task does.
     #[schemars(with = "Words<Action>")]
     task_kind: Action,
-    application_id: i64,
-    application: String,
+    /// Null for a task that runs a script.
+    application_id: Option<i64>,
+    application: Option<String>,
     version: String,
     creator: String,
     execution_id: String,

@@ -9,6 +9,8 @@ use std::collections::BTreeMap;
 use drover_kernel::Time;
 use drover_shared::words::ExecutionState as State;
 
+use crate::tasks::rules::Role;
+
 /// What one task at a time may change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Object {
@@ -16,6 +18,14 @@ pub enum Object {
     Instance(i64),
     /// A host.
     Host(i64),
+}
+
+impl Object {
+    /// What an execution with this role has, if anything.
+    #[must_use]
+    pub fn of(role: Role, instance_id: Option<i64>, host_id: i64) -> Option<Self> {
+        (role == Role::Instance).then(|| instance_id.map_or(Self::Host(host_id), Self::Instance))
+    }
 }
 
 /// A task in the queue.

@@ -7,6 +7,7 @@ use drover_kernel::{Paging, Result, Time, Tx, args, row, sql};
 use drover_shared::words::{Action, ExecutionState, Word as _};
 
 use super::rules::Object;
+use super::taking::Targets;
 use crate::executions::rules::Answer;
 use crate::tasks::store::Task;
 
@@ -48,10 +49,15 @@ pub(crate) async fn wanted(read: &mut Read, conditions: &[Condition]) -> Result<
     let rows = sql!(
         "SELECT t.id AS task_id, t.priority, (NOT t.waits AND t.held_by IS NULL AND t.stop_reason IS NULL) AS ready, \
          e.instance_id, e.host_id, e.host_name, CASE WHEN e.instance_id IS NULL THEN h.status ELSE i.status END AS status, \
-         (SELECT MAX(x.task_id) FROM executions x JOIN tasks o ON o.id = x.task_id WHERE o.taken IS NOT NULL \
-         AND x.role = 'instance' AND (x.state IN ('queued', 'dispatched', 'running') \
-         OR (x.state = 'lost' AND x.answer IS NULL)) AND CASE WHEN e.instance_id IS NULL \
-         THEN x.host_id = e.host_id AND x.instance_id IS NULL ELSE x.instance_id = e.instance_id END) AS holder \
+         COALESCE((SELECT MAX(x.task_id) FROM executions x JOIN tasks o ON o.id = x.task_id \
+         WHERE x.instance_id = e.instance_id AND o.taken IS NOT NULL AND (x.state IN ('queued', 'dispatched', 'running') \
+         OR (x.state = 'lost' AND x.answer IS NULL))), \
+         (SELECT MAX(x.task_id) FROM executions x JOIN tasks o ON o.id = x.task_id WHERE e.instance_id IS NULL \
+         AND x.host_id = e.host_id AND x.state IN ('queued', 'dispatched', 'running') AND x.instance_id IS NULL \
+         AND x.role = 'instance' AND o.taken IS NOT NULL), \
+         (SELECT MAX(x.task_id) FROM executions x JOIN tasks o ON o.id = x.task_id WHERE e.instance_id IS NULL \
+         AND x.host_id = e.host_id AND x.state = 'lost' AND x.answer IS NULL AND x.instance_id IS NULL \
+         AND x.role = 'instance' AND o.taken IS NOT NULL)) AS holder \
          FROM tasks t JOIN executions e ON e.task_id = t.id AND e.role = 'instance' AND e.state = 'queued' \
          LEFT JOIN instances i ON i.id = e.instance_id LEFT JOIN hosts h ON h.id = e.host_id \
          WHERE t.taken IS NULL AND t.phase <> 'over'/* filters */ ORDER BY t.priority DESC, t.id, e.ordinal"
@@ -85,24 +91,37 @@ row! {
     }
 }
 
-/// A task in line that wants one of these instances and has at least this priority.
-pub(super) async fn before(read: &mut Read, instances: &[i64], priority: i64) -> Result<Option<InTheWay>> {
+/// A task in line that wants one of these and has at least this priority.
+pub(super) async fn before(read: &mut Read, targets: &Targets, priority: i64) -> Result<Option<InTheWay>> {
+    let (instances, hosts) = targets.ids();
     let sql = sql!(
         "SELECT t.id AS task_id, e.host_name FROM executions e JOIN tasks t ON t.id = e.task_id \
          WHERE t.taken IS NULL AND t.phase <> 'over' AND NOT t.waits AND t.held_by IS NULL AND t.stop_reason IS NULL \
-         AND t.priority >= $2 AND e.state = 'queued' AND e.instance_id IN ($1) ORDER BY t.priority DESC, t.id LIMIT 1"
+         AND t.priority >= $3 AND e.state = 'queued' AND (e.instance_id IN ($1) OR (e.instance_id IS NULL \
+         AND e.role = 'instance' AND e.host_id IN ($2))) ORDER BY t.priority DESC, t.id LIMIT 1"
     );
-    Ok(read.opt(sql, args![instances.to_vec(), priority]).await?)
+    Ok(read.opt(sql, args![instances.to_vec(), hosts.to_vec(), priority]).await?)
 }
 
-/// A task that has one of these instances.
-pub(super) async fn holder(read: &mut Read, instances: &[i64]) -> Result<Option<InTheWay>> {
-    let sql = sql!(
-        "SELECT x.task_id, x.host_name FROM executions x JOIN tasks o ON o.id = x.task_id WHERE o.taken IS NOT NULL \
-         AND x.instance_id IN ($1) AND (x.state IN ('queued', 'dispatched', 'running') \
+/// A task that has one of these.
+pub(super) async fn holder(read: &mut Read, targets: &Targets) -> Result<Option<InTheWay>> {
+    let of_instances = sql!(
+        "SELECT x.task_id, x.host_name FROM executions x JOIN tasks o ON o.id = x.task_id WHERE x.instance_id IN ($1) \
+         AND o.taken IS NOT NULL AND (x.state IN ('queued', 'dispatched', 'running') \
          OR (x.state = 'lost' AND x.answer IS NULL)) ORDER BY x.task_id LIMIT 1"
     );
-    Ok(read.opt(sql, args![instances.to_vec()]).await?)
+    let of_hosts = sql!(
+        "SELECT x.task_id, x.host_name FROM executions x JOIN tasks o ON o.id = x.task_id WHERE x.host_id IN ($1) \
+         AND x.state IN ('queued', 'dispatched', 'running') AND x.instance_id IS NULL AND x.role = 'instance' \
+         AND o.taken IS NOT NULL UNION ALL \
+         SELECT x.task_id, x.host_name FROM executions x JOIN tasks o ON o.id = x.task_id WHERE x.host_id IN ($1) \
+         AND x.state = 'lost' AND x.answer IS NULL AND x.instance_id IS NULL AND x.role = 'instance' \
+         AND o.taken IS NOT NULL ORDER BY task_id LIMIT 1"
+    );
+    match targets {
+        Targets::Instances(ids) => Ok(read.opt(of_instances, args![ids.clone()]).await?),
+        Targets::Hosts(ids) => Ok(read.opt(of_hosts, args![ids.clone()]).await?),
+    }
 }
 
 /// Hosts of what a task in the queue wants and that is not there any more.
@@ -150,8 +169,8 @@ row! {
         pub id: i64,
         pub deploy_task_id: Option<i64>,
         pub kind: Action,
-        pub application_id: i64,
-        pub application: String,
+        pub application_id: Option<i64>,
+        pub application: Option<String>,
         pub version: String,
         pub priority: i64,
         pub waits: bool,
@@ -169,12 +188,12 @@ pub(super) async fn queue(
     paging: &Paging,
 ) -> Result<(i64, Vec<QueuedRow>)> {
     let count = sql!(
-        "SELECT COUNT(*) FROM tasks t JOIN applications a ON a.id = t.application_id \
+        "SELECT COUNT(*) FROM tasks t LEFT JOIN applications a ON a.id = t.application_id \
          WHERE t.organisation_id = $1 AND t.taken IS NULL AND t.phase <> 'over'/* filters */"
     );
     let rows = sql!(
         "SELECT t.id, t.deploy_task_id, t.kind, t.application_id, a.full_name AS application, t.version, t.priority, t.waits, \
-         t.held_by, t.creator, t.created_at FROM tasks t JOIN applications a ON a.id = t.application_id \
+         t.held_by, t.creator, t.created_at FROM tasks t LEFT JOIN applications a ON a.id = t.application_id \
          WHERE t.organisation_id = $1 AND t.taken IS NULL AND t.phase <> 'over'/* filters */ \
          ORDER BY t.priority DESC, t.id"
     );
@@ -193,8 +212,8 @@ row! {
         pub has_turn: bool,
         pub deploy_task_id: Option<i64>,
         pub kind: Action,
-        pub application_id: i64,
-        pub application: String,
+        pub application_id: Option<i64>,
+        pub application: Option<String>,
         pub version: String,
         pub creator: String,
         pub taken_at: Option<Time>,
@@ -213,18 +232,20 @@ pub(super) async fn held(
     paging: &Paging,
 ) -> Result<(i64, Vec<HeldRow>)> {
     let count = sql!(
-        "SELECT COUNT(*) FROM executions e JOIN tasks t ON t.id = e.task_id JOIN applications a ON a.id = t.application_id \
+        "SELECT COUNT(*) FROM executions e JOIN tasks t ON t.id = e.task_id LEFT JOIN applications a ON a.id = t.application_id \
          WHERE e.organisation_id = $1 AND e.role = 'instance' AND t.taken IS NOT NULL \
-         AND (e.state IN ('queued', 'dispatched', 'running') OR (e.state = 'lost' AND e.answer IS NULL))/* filters */"
+         AND e.id IN (SELECT x.id FROM executions x WHERE x.state IN ('queued', 'dispatched', 'running') \
+         UNION ALL SELECT y.id FROM executions y WHERE y.state = 'lost' AND y.answer IS NULL)/* filters */"
     );
     let rows = sql!(
         "SELECT e.id AS execution_id, e.task_id, e.instance_id, e.host_id, e.host_name, e.state, \
          (t.phase = 'instances' AND t.held_by IS NULL AND e.batch <= t.batch_admitted) AS has_turn, t.deploy_task_id, t.kind, \
          t.application_id, a.full_name AS application, t.version, t.creator, t.taken_at, t.deadline_at, t.held_by, \
          g.connected, g.last_seen_at FROM executions e JOIN tasks t ON t.id = e.task_id \
-         JOIN applications a ON a.id = t.application_id LEFT JOIN agents g ON g.host_id = e.host_id \
+         LEFT JOIN applications a ON a.id = t.application_id LEFT JOIN agents g ON g.host_id = e.host_id \
          WHERE e.organisation_id = $1 AND e.role = 'instance' AND t.taken IS NOT NULL \
-         AND (e.state IN ('queued', 'dispatched', 'running') OR (e.state = 'lost' AND e.answer IS NULL))/* filters */ \
+         AND e.id IN (SELECT x.id FROM executions x WHERE x.state IN ('queued', 'dispatched', 'running') \
+         UNION ALL SELECT y.id FROM executions y WHERE y.state = 'lost' AND y.answer IS NULL)/* filters */ \
          ORDER BY t.taken, e.task_id, e.ordinal"
     );
     paging.read(read, count, rows, args![organisation_id], conditions).await

@@ -2,12 +2,13 @@
 //!
 //! Invariant: who takes something that others wait for as well stood before them in the line.
 
-use drover_inventory::instances;
 use drover_inventory::instances::rules::InstanceStatus;
+use drover_inventory::{hosts, instances};
 use drover_kernel::fields::Number;
 use drover_kernel::{Error, Result, Tx, api_words};
 use drover_shared::words::Action;
 
+use super::rules::Object;
 use super::store;
 use crate::tasks::answer::check_answered;
 use crate::tasks::premises;
@@ -68,12 +69,57 @@ pub(crate) fn checked_priority(priority: Number) -> Result<i64> {
     Err(Error::invalid("priority", format!("must be -{PRIORITY_MAX} to {PRIORITY_MAX}")))
 }
 
-/// What an instance is doing while a task of this kind changes it.
-fn busy(kind: Action) -> InstanceStatus {
+/// What a task changes: instances, or hosts.
+#[derive(Debug, Clone)]
+pub(crate) enum Targets {
+    /// Instances of an application.
+    Instances(Vec<i64>),
+    /// Hosts that a script runs on.
+    Hosts(Vec<i64>),
+}
+
+impl Targets {
+    /// Those of executions, which are all of one kind.
+    pub(crate) fn of(objects: impl Iterator<Item = Object>) -> Self {
+        let (mut instances, mut hosts) = (Vec::new(), Vec::new());
+        for object in objects {
+            match object {
+                Object::Instance(id) => instances.push(id),
+                Object::Host(id) => hosts.push(id),
+            }
+        }
+        if hosts.is_empty() { Self::Instances(instances) } else { Self::Hosts(hosts) }
+    }
+
+    /// Their ids, for statements that look for either: instances, hosts.
+    pub(super) fn ids(&self) -> (&[i64], &[i64]) {
+        match self {
+            Self::Instances(ids) => (ids, &[]),
+            Self::Hosts(ids) => (&[], ids),
+        }
+    }
+
+    fn len(&self) -> usize {
+        let (instances, hosts) = self.ids();
+        instances.len() + hosts.len()
+    }
+
+    /// One of them, in a sentence.
+    fn one_on(&self, host: &str) -> String {
+        match self {
+            Self::Instances(_) => format!("the instance on {host}"),
+            Self::Hosts(_) => format!("the host {host}"),
+        }
+    }
+}
+
+/// What an instance is doing while a task of this kind changes it; nothing for one that runs a script on hosts.
+fn busy(kind: Action) -> Option<InstanceStatus> {
     match kind {
-        Action::Upgrade => InstanceStatus::Updating,
-        Action::Revert => InstanceStatus::Reverting,
-        Action::Start | Action::Stop | Action::Restart => InstanceStatus::Restarting,
+        Action::Upgrade => Some(InstanceStatus::Updating),
+        Action::Revert => Some(InstanceStatus::Reverting),
+        Action::Start | Action::Stop | Action::Restart => Some(InstanceStatus::Restarting),
+        Action::Script => None,
     }
 }
 
@@ -101,45 +147,67 @@ impl Taken {
     }
 }
 
-/// Takes instances for a task that is about to be made, or finds that it has to wait.
+/// Takes what a task changes that is about to be made, or finds that it has to wait.
 ///
 /// # Errors
 /// A conflict when something is taken, or wanted by others, and the task does not wait; when the queue is full.
-pub(crate) async fn take_or_wait(tx: &mut Tx, ids: &[i64], kind: Action, place: Place) -> Result<Taken> {
+pub(crate) async fn take_or_wait(tx: &mut Tx, targets: &Targets, kind: Action, place: Place) -> Result<Taken> {
     if place.if_busy == IfBusy::Refuse {
-        let before = take(tx, ids, kind).await?;
-        let Some(other) = store::before(tx, ids, i64::MIN).await? else { return Ok(Taken::Now(before)) };
-        let (task_id, host) = (other.task_id, other.host_name);
-        return Err(Error::conflict(format!("task {task_id} waits for the instance on {host} already")));
+        let before = take(tx, targets, kind).await?;
+        let Some(other) = store::before(tx, targets, i64::MIN).await? else { return Ok(Taken::Now(before)) };
+        let what = targets.one_on(&other.host_name);
+        return Err(Error::conflict(format!("task {} waits for {what} already", other.task_id)));
     }
     // Whoever ends a change at this moment has ended it, or sees that this one waits.
-    instances::store::hold(tx, ids).await?;
-    let why = if let Some(holder) = store::holder(tx, ids).await? {
-        Some(format!("task {} has the instance on {}", holder.task_id, holder.host_name))
+    hold(tx, targets).await?;
+    let why = if let Some(holder) = store::holder(tx, targets).await? {
+        Some(format!("task {} has {}", holder.task_id, targets.one_on(&holder.host_name)))
     } else {
-        let before = store::before(tx, ids, place.priority).await?;
-        before.map(|other| format!("task {} waits for the instance on {} already", other.task_id, other.host_name))
+        let before = store::before(tx, targets, place.priority).await?;
+        before.map(|one| format!("task {} waits for {} already", one.task_id, targets.one_on(&one.host_name)))
     };
-    let Some(why) = why else { return take(tx, ids, kind).await.map(Taken::Now) };
+    let Some(why) = why else { return take(tx, targets, kind).await.map(Taken::Now) };
     let length = store::length(tx).await?;
-    let objects = length.objects.saturating_add(i64::try_from(ids.len()).unwrap_or(i64::MAX));
+    let objects = length.objects.saturating_add(i64::try_from(targets.len()).unwrap_or(i64::MAX));
     if length.tasks >= TASKS_MAX || objects > OBJECTS_MAX {
-        let text = format!("the queue is full: {} tasks wait for {} instances", length.tasks, length.objects);
+        let text = format!("the queue is full: {} tasks wait for {} instances or hosts", length.tasks, length.objects);
         return Err(Error::conflict(text));
     }
     Ok(Taken::Later(why))
 }
 
-/// Takes instances, all or none, and gives the status that each had.
+async fn hold(tx: &mut Tx, targets: &Targets) -> Result<()> {
+    match targets {
+        Targets::Instances(ids) => instances::store::hold(tx, ids).await,
+        Targets::Hosts(ids) => hosts::store::hold(tx, ids).await,
+    }
+}
+
+/// Takes instances or hosts, all or none, and gives the status that each instance had.
 ///
 /// # Errors
 /// A conflict when one of them is taken.
-pub(crate) async fn take(tx: &mut Tx, ids: &[i64], kind: Action) -> Result<Vec<(i64, String)>> {
-    // Read under the change's own lock: this is what they go back to if nothing happens to them.
-    let before = premises::instance_statuses(tx, ids).await?;
-    instances::store::begin_change(tx, ids, busy(kind)).await?;
-    check_answered(tx, ids).await?;
-    Ok(before)
+pub(crate) async fn take(tx: &mut Tx, targets: &Targets, kind: Action) -> Result<Vec<(i64, String)>> {
+    match (targets, busy(kind)) {
+        (Targets::Instances(ids), Some(busy)) => {
+            // Read under the change's own lock: this is what they go back to if nothing happens to them.
+            let before = premises::instance_statuses(tx, ids).await?;
+            instances::store::begin_change(tx, ids, busy).await?;
+            check_answered(tx, ids).await?;
+            Ok(before)
+        }
+        (Targets::Hosts(ids), None) => {
+            // A host has no state that says so: whoever takes one waits for the others who do.
+            hosts::store::hold(tx, ids).await?;
+            match store::holder(tx, targets).await? {
+                None => Ok(Vec::new()),
+                Some(holder) => {
+                    Err(Error::conflict(format!("task {} has the host {}", holder.task_id, holder.host_name)))
+                }
+            }
+        }
+        _ => Err(Error::internal(format!("a task that does {kind} has other targets"))),
+    }
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use drover_shared::words::{Action, Word as _};
 
 use super::{Operate, commands};
 use crate::channel;
-use crate::locks::taking::Place;
+use crate::locks::taking::{Place, Targets};
 use crate::settings;
 use crate::tasks::create::{self, NewPlan};
 use crate::tasks::plan::{self, Input};
@@ -50,10 +50,10 @@ pub(super) async fn make(call: Call<Operate>, application_id: i64, wanted: Wante
         &mut tx,
         NewPlan {
             deploy_task_id: None,
-            application_id,
+            application_id: Some(application_id),
             action: wanted.action,
             version: "",
-            instances: &wanted.instances,
+            targets: Targets::Instances(wanted.instances.clone()),
             timeout_s: wanted.timeout_s.unwrap_or(TIMEOUT_S),
             keep_backups: input.settings.keep_backups(),
             source: None,

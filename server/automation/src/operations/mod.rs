@@ -7,7 +7,6 @@ mod commands;
 pub(crate) mod make;
 pub(crate) mod paths;
 
-use drover_identity::visible_applications;
 use drover_kernel::db::Condition;
 use drover_kernel::fields::{Flag, Id, Many, Name, Number, Reference, Words};
 use drover_kernel::{Body, Call, Error, Page, Paging, Path, Query, Reply, Result, Routes, permission, when};
@@ -19,6 +18,7 @@ use crate::locks::taking::{IfBusy, Place};
 use crate::output;
 use crate::tasks::control;
 use crate::tasks::rollout::{Rollout, Share};
+use crate::tasks::seen::visible_tasks;
 use crate::tasks::view::{Status, SubTaskReceipt, shown, with_executions};
 use crate::tasks::{SubTaskOut, create, required, store};
 
@@ -163,7 +163,7 @@ struct Filters {
 async fn list(call: Call<List>, filters: Query<Filters>, paging: Paging) -> Result<Reply<Page<SubTaskOut>>> {
     let filters = filters.0;
     let mut conditions: Vec<Condition> = Vec::new();
-    conditions.extend(visible_applications(call.caller()?));
+    conditions.extend(visible_tasks(call.caller()?));
     conditions.extend(filters.application_id.map(|id| when!("t.application_id = $1", id.0)));
     if let Some(kind) = filters.kind {
         let kind = Action::parse(&kind.0).map_err(|error| Error::invalid("kind", error.to_string()))?;
@@ -172,7 +172,7 @@ async fn list(call: Call<List>, filters: Query<Filters>, paging: Paging) -> Resu
     conditions.extend(filters.creator.map(|creator| when!("t.creator = $1", creator.0)));
     conditions.extend(filters.unanswered.map(|wanted| {
         when!(
-            "EXISTS (SELECT 1 FROM executions e WHERE e.task_id = t.id AND e.instance_id IS NOT NULL AND e.state = 'lost' \
+            "EXISTS (SELECT 1 FROM executions e WHERE e.task_id = t.id AND e.role = 'instance' AND e.state = 'lost' \
              AND e.answer IS NULL) = $1",
             wanted.0
         )

@@ -64,6 +64,7 @@ pub fn resources() -> Resources {
         )),
         implied: crate::deploys::REVIEWERS_READ,
         text_key: false,
+        instead: Some(crate::tasks::seen::BY_TASK),
     })
 }
 

@@ -18,7 +18,7 @@ pub struct Context {
     pub action: Action,
     pub task: Task,
     pub deploy_task: Option<DeployTask>,
-    pub application: Application,
+    pub application: Option<Application>,
     pub version: String,
     pub previous_version: Option<String>,
     pub deploy_path: Option<String>,
@@ -32,6 +32,7 @@ pub struct Context {
     pub keep_backups: i64,
     pub source: Source,
     pub vars: BTreeMap<String, serde_json::Value>,
+    pub params: BTreeMap<String, serde_json::Value>,
     #[serde(skip)]
     pub secrets: SecretNames,
 }

@@ -18,7 +18,7 @@ fn context() -> Context {
             description: "it's <new> & shiny".to_owned(),
             creator: "ada".to_owned(),
         }),
-        application: Application {
+        application: Some(Application {
             id: 3,
             name: "shop".to_owned(),
             full_name: "web.shop".to_owned(),
@@ -30,7 +30,7 @@ fn context() -> Context {
             stdout_path: "/var/log/shop.out".to_owned(),
             stderr_path: "/var/log/shop.err".to_owned(),
             pid_path: "/run/shop.pid".to_owned(),
-        },
+        }),
         version: "2.0".to_owned(),
         previous_version: None,
         deploy_path: Some("/srv/shop".to_owned()),
@@ -56,6 +56,7 @@ fn context() -> Context {
             path: "dist".to_owned(),
         },
         vars: BTreeMap::from([("NAME".to_owned(), serde_json::json!("value"))]),
+        params: BTreeMap::from([("NAME".to_owned(), serde_json::json!("given"))]),
         secrets: ["NAME".to_owned(), "OTHER".to_owned()].into_iter().collect(),
     }
 }

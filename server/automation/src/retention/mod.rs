@@ -178,6 +178,8 @@ pub async fn keep(kernel: Kernel) {
 async fn choose(work: &Work, places: &Places, retention: &Retention) -> Result<Chosen> {
     let now = work.kernel().clock().now();
     let mut chosen = Chosen { files: places.logs().await?, ..Chosen::default() };
+    // What belongs to no application has none of this number.
+    choose_of(work, store::NO_APPLICATION, retention, now, &mut chosen).await?;
     let mut beyond = 0;
     loop {
         let applications = store::applications(work, beyond).await?;

@@ -5,6 +5,8 @@ use drover_kernel::{Result, Time, Tx, args, row, sql};
 
 use super::rules::{Ended, Had, Newest};
 
+/// In place of an application, for tasks that run scripts on hosts.
+pub(super) const NO_APPLICATION: i64 = 0;
 /// Tasks of one application that a round looks at: the oldest ones. The next round looks at the others.
 const LOOKED_AT_MAX: i64 = 50_000;
 /// Rows that are read at a time.
@@ -46,9 +48,9 @@ pub(super) async fn old_tasks(work: &Work, application_id: i64, before: Time, le
          EXISTS (SELECT 1 FROM task_requirements r JOIN tasks w ON w.id = r.task_id \
          WHERE r.required_id = t.id AND w.phase <> 'over') AS awaited, \
          (SELECT COUNT(*) FROM executions e WHERE e.task_id = t.id) AS executions \
-         FROM tasks t WHERE t.application_id = $1 AND t.phase = 'over' AND t.finished_at <= $2 \
-         AND t.id < COALESCE((SELECT MIN(n.id) FROM (SELECT id FROM tasks WHERE application_id = $1 \
-         ORDER BY id DESC LIMIT $3) n), 9223372036854775807) ORDER BY t.id LIMIT $4"
+         FROM tasks t WHERE (t.application_id = $1 OR ($1 = 0 AND t.application_id IS NULL)) AND t.phase = 'over' AND t.finished_at <= $2 \
+         AND t.id < COALESCE((SELECT MIN(n.id) FROM (SELECT id FROM tasks \
+         WHERE application_id = $1 OR ($1 = 0 AND application_id IS NULL) ORDER BY id DESC LIMIT $3) n), 9223372036854775807) ORDER BY t.id LIMIT $4"
     );
     let arguments = args![application_id, before, i64::from(least), LOOKED_AT_MAX];
     Ok(work.read().await?.all(sql, arguments).await?)
@@ -60,7 +62,7 @@ pub(super) async fn with_artifacts(work: &Work, application_id: i64, before: Tim
         "SELECT t.id, t.organisation_id, t.finished_at, \
          EXISTS (SELECT 1 FROM executions e WHERE e.task_id = t.id AND e.state = 'lost') AS lost, \
          FALSE AS awaited, CAST(0 AS BIGINT) AS executions \
-         FROM tasks t WHERE t.application_id = $1 AND t.phase = 'over' AND t.finished_at <= $2 \
+         FROM tasks t WHERE (t.application_id = $1 OR ($1 = 0 AND t.application_id IS NULL)) AND t.phase = 'over' AND t.finished_at <= $2 \
          AND t.artifact_digest IS NOT NULL AND t.artifact_removed_at IS NULL ORDER BY t.id LIMIT $3"
     );
     Ok(work.read().await?.all(sql, args![application_id, before, LOOKED_AT_MAX]).await?)
@@ -86,7 +88,10 @@ pub(super) async fn made_from(work: &Work, application_id: i64) -> Result<Vec<(i
             origin_task_id: i64,
         }
     }
-    let sql = sql!("SELECT id, origin_task_id FROM tasks WHERE application_id = $1 AND origin_task_id IS NOT NULL");
+    let sql = sql!(
+        "SELECT id, origin_task_id FROM tasks WHERE (application_id = $1 OR ($1 = 0 AND application_id IS NULL)) \
+         AND origin_task_id IS NOT NULL"
+    );
     let made: Vec<Made> = work.read().await?.all(sql, args![application_id]).await?;
     Ok(made.into_iter().map(|made| (made.id, made.origin_task_id)).collect())
 }

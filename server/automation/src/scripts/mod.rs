@@ -3,13 +3,15 @@
 //! Invariants: a name is unique in its organisation; the content is kept to the byte; a script that a hook uses is not
 //! deleted. A change of a script is seen by the next plan, never by one that is made already.
 
+pub mod parameters;
 pub mod rules;
 pub mod store;
 
+use drover_inventory::applications::rules::check_account;
 use drover_inventory::applications::{self, ApplicationOut};
 use drover_inventory::changes;
 use drover_kernel::db::Condition;
-use drover_kernel::fields::{Name, Text, Words};
+use drover_kernel::fields::{Name, Patch, Text, Words};
 use drover_kernel::{
     Audit, AuditEntry, AuditList, Body, Call, Error, Message, Page, Paging, Path, Query, Reply, Result, Routes,
     permission, when,
@@ -19,6 +21,7 @@ use drover_shared::words::Language;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use self::parameters::Parameter;
 use self::rules::{Content, TemplateEngine};
 use self::store::{Script, ScriptRow};
 
@@ -63,6 +66,12 @@ pub struct ScriptOut {
     pub content: String,
     /// Engine that renders the text.
     pub template_engine: TemplateEngine,
+    /// What it takes when it is run by itself; left out when that is nothing.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub parameters: Vec<Parameter>,
+    /// Account that it runs as by itself, unless somebody says otherwise; the agent's own when left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub running_user: Option<String>,
     /// Username that made it.
     pub creator: String,
 }
@@ -70,11 +79,13 @@ pub struct ScriptOut {
 impl From<ScriptRow> for ScriptOut {
     fn from(row: ScriptRow) -> Self {
         Self {
+            parameters: row.parameters().to_vec(),
             id: row.id,
             name: row.name,
             language: row.language,
             content: row.content,
             template_engine: row.template_engine,
+            running_user: row.running_user,
             creator: row.creator,
         }
     }
@@ -132,6 +143,11 @@ struct ScriptBody {
     /// Engine that renders the text.
     #[schemars(with = "Option<Words<TemplateEngine>>")]
     template_engine: Option<Name>,
+    /// What it takes when it is run by itself; replaces all.
+    parameters: Option<Vec<Parameter>>,
+    /// Account that it runs as by itself, unless somebody says otherwise; null for the agent's own.
+    #[serde(default)]
+    running_user: Patch<Name>,
 }
 
 impl ScriptBody {
@@ -143,12 +159,24 @@ impl ScriptBody {
         rules::check_name(&name)?;
         let language = self.language.map(|language| rules::language(&language.0)).transpose()?;
         let engine = self.template_engine.map(|engine| rules::engine(&engine.0)).transpose()?;
+        let running_user = match self.running_user {
+            Patch::Absent => before.and_then(|row| row.running_user.clone()),
+            Patch::Null => None,
+            Patch::Value(account) => account.non_empty(),
+        };
+        if let Some(account) = &running_user {
+            check_account("running_user", account)?;
+        }
+        let parameters = self.parameters.or_else(|| before.map(|row| row.parameters().to_vec())).unwrap_or_default();
+        parameters::check(&parameters)?;
         let content = self.content.map(|content| content.0).or_else(|| before.map(|row| row.content.clone()));
         Ok(Script {
             name,
             language: language.or(before.map(|row| row.language)).ok_or_else(|| missing("language"))?,
             content: content.ok_or_else(|| missing("content"))?,
             template_engine: engine.or(before.map(|row| row.template_engine)).unwrap_or(TemplateEngine::Jinja),
+            parameters,
+            running_user,
         })
     }
 }
@@ -161,6 +189,8 @@ fn told(script: &ScriptOut) -> serde_json::Value {
         "language": script.language,
         "template_engine": script.template_engine,
         "content": content,
+        "parameters": script.parameters,
+        "running_user": script.running_user,
     })
 }
 

@@ -156,6 +156,9 @@ impl From<HookRow> for HookOut {
             name: row.script_name,
             language: row.language,
             content: row.content,
+            // A hook takes none, and says itself as whom it runs.
+            parameters: Vec::new(),
+            running_user: None,
             template_engine: row.template_engine,
             creator: row.creator,
         };

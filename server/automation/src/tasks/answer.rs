@@ -78,7 +78,7 @@ pub(super) async fn answer<P: Permission>(call: Call<P>, which: Which, body: Ans
     };
     let mut hosts = Vec::with_capacity(wanted.len());
     for id in wanted {
-        let Some(execution) = executions.iter().find(|one| one.instance_id == Some(id)) else {
+        let Some(execution) = executions.iter().find(|one| one.target() == Some(id)) else {
             return Err(Error::invalid("instances", format!("{id} is no instance of this sub-task")));
         };
         note(&mut tx, execution, answer, (&caller, &body.reason.0)).await?;

@@ -299,7 +299,7 @@ async fn skip<P: Permission>(call: Call<P>, which: Which, body: Skip) -> Result<
     let why = if body.reason.0.is_empty() { String::new() } else { format!(": {}", body.reason.0) };
     let mut hosts = Vec::with_capacity(wanted.len());
     for id in wanted.iter().copied() {
-        let Some(execution) = executions.iter().find(|one| one.instance_id == Some(id)) else {
+        let Some(execution) = executions.iter().find(|one| one.target() == Some(id)) else {
             return Err(Error::invalid("instances", format!("{id} is no instance of this sub-task")));
         };
         if execution.state != State::Queued {
@@ -311,7 +311,7 @@ async fn skip<P: Permission>(call: Call<P>, which: Which, body: Skip) -> Result<
         rollout::exclude(&mut tx, &task, execution, &format!("taken out by {username}{why}")).await?;
         hosts.push(execution.host_name.clone());
     }
-    let out = |one: &Execution| one.excluded || one.instance_id.is_some_and(|id| wanted.contains(&id));
+    let out = |one: &Execution| one.excluded || one.target().is_some_and(|id| wanted.contains(&id));
     if executions.iter().filter(|one| one.role == Role::Instance).all(out) {
         // Who waits for this task would take it for well done.
         return Err(Error::conflict("this would leave nothing to do: cancel the task instead"));

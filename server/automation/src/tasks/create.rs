@@ -33,7 +33,7 @@ use crate::deploys::rules as deploy_rules;
 use crate::deploys::store::{self as deploy_store, DeployTask};
 use crate::engine;
 use crate::link::keys::random_secret;
-use crate::locks::taking::{Place, Taken, take_or_wait};
+use crate::locks::taking::{Place, Taken, Targets, take_or_wait};
 use crate::render;
 use crate::settings::rules::{Repository, RepositoryType, TIMEOUT_S_MAX};
 use crate::settings::{self, store::Loaded};
@@ -120,7 +120,7 @@ pub(crate) async fn gather(
     let variables = TaskVariables::read(read, application.id, host_ids.clone(), wanted.instances.clone()).await?;
     let owner_of_secrets = (application.organisation_id, application.id);
     let secrets = TaskSecrets::read(read, owner_of_secrets, host_ids, wanted.instances.clone()).await?;
-    required::find(read, application.organisation_id, application_id, wanted.rollout.as_ref()).await?;
+    required::find(read, application.organisation_id, Some(application_id), wanted.rollout.as_ref()).await?;
     let version = wanted.version.clone().unwrap_or_else(|| deploy_task.version.clone());
     let takes_back = wanted.rollout.as_ref().is_some_and(|rollout| rollout.auto_revert);
     let mut kept = Vec::new();
@@ -128,7 +128,7 @@ pub(crate) async fn gather(
         kept = premises::kept_releases(read, &wanted.instances).await?;
     }
     let back = match wanted.action {
-        Action::Upgrade | Action::Start | Action::Stop | Action::Restart => {
+        Action::Upgrade | Action::Start | Action::Stop | Action::Restart | Action::Script => {
             former::Return { kept: Vec::new(), source: None }
         }
         Action::Revert => former::find(read, &kept, &targets, &version, &settings).await?,
@@ -308,13 +308,13 @@ async fn hold_to_what_was_approved(call: Call<Run>, planned: &mut Planned) -> Re
 /// Stores the plan of an update or a revert as a task.
 pub(crate) async fn store_planned(tx: &mut Tx, planned: Planned, creator: &str, place: Place) -> Result<Made> {
     let Planned { deploy_task, input, drafts, reverts, source, timeout_s } = planned;
-    let instances: Vec<i64> = input.targets.iter().map(|target| target.instance_id).collect();
+    let instances = input.targets.iter().map(|target| target.instance_id).collect();
     let new = NewPlan {
         deploy_task_id: Some(deploy_task.id),
-        application_id: deploy_task.application_id,
+        application_id: Some(deploy_task.application_id),
         action: input.action,
         version: &input.version,
-        instances: &instances,
+        targets: Targets::Instances(instances),
         timeout_s,
         keep_backups: input.settings.keep_backups(),
         source: source.as_ref(),
@@ -344,10 +344,10 @@ pub(super) async fn begin(tx: &mut Tx, task_id: i64, first: &[i64], taken: &Take
 /// A rendered plan that is to become a task.
 pub(crate) struct NewPlan<'a> {
     pub deploy_task_id: Option<i64>,
-    pub application_id: i64,
+    pub application_id: Option<i64>,
     pub action: Action,
     pub version: &'a str,
-    pub instances: &'a [i64],
+    pub targets: Targets,
     pub timeout_s: i64,
     pub keep_backups: i64,
     pub source: Option<&'a Source>,
@@ -361,7 +361,7 @@ pub(crate) struct NewPlan<'a> {
 /// Stores a plan as a task, marks its instances as busy, or puts it into the queue, and wakes the engine.
 pub(crate) async fn store_plan(tx: &mut Tx, plan: NewPlan<'_>) -> Result<Made> {
     let channel = random_secret().map_err(Error::internal)?;
-    let taken = take_or_wait(tx, plan.instances, plan.action, plan.place).await?;
+    let taken = take_or_wait(tx, &plan.targets, plan.action, plan.place).await?;
     if !plan.reverts.is_empty() && taken.waits().is_some() {
         // By then it would take back to a release that is no longer the one before it.
         let text = "a task that takes back what it changes does not wait: leave out auto_revert or if_busy";

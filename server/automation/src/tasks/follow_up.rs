@@ -25,7 +25,8 @@ use crate::engine::UNTOUCHING;
 use crate::executions::rules::Answer;
 use crate::executions::store as execution_store;
 use crate::link::keys::random_secret;
-use crate::locks::taking::{Place, Taken, take, take_or_wait};
+use crate::locks::rules::Object;
+use crate::locks::taking::{Place, Taken, Targets, take, take_or_wait};
 
 /// Hosts that a remark names.
 const NAMED_MAX: usize = 20;
@@ -81,7 +82,7 @@ pub(crate) struct Retry<'a> {
 /// # Errors
 /// A conflict when nothing failed, or an instance is at work in another task.
 pub(crate) async fn retry(tx: &mut Tx, task: &Task, executions: &[Execution], retry: &Retry<'_>) -> Result<Made> {
-    let chosen = |execution: &Execution| match (execution.instance_id, retry.instances) {
+    let chosen = |execution: &Execution| match (execution.target(), retry.instances) {
         (Some(id), Some(wanted)) => wanted.contains(&id),
         // Nobody knows what a lost one did: it is tried again only when a person names it.
         (Some(_), None) => !execution.excluded && execution.state != State::Lost,
@@ -90,7 +91,7 @@ pub(crate) async fn retry(tx: &mut Tx, task: &Task, executions: &[Execution], re
     let mut failed: Vec<&Execution> =
         executions.iter().filter(|one| one.state.is_over() && one.state != State::Succeeded && chosen(one)).collect();
     for id in retry.instances.unwrap_or_default() {
-        if !failed.iter().any(|one| one.instance_id == Some(*id)) {
+        if !failed.iter().any(|one| one.target() == Some(*id)) {
             return Err(Error::invalid("instances", format!("{id} did not fail in this sub-task")));
         }
     }
@@ -302,11 +303,11 @@ pub(crate) async fn auto_revert(tx: &mut Tx, task: &Task, executions: &[Executio
 async fn insert(tx: &mut Tx, follow_up: FollowUp<'_>) -> Result<Made> {
     let FollowUp { origin, of, kind, version, creator, rollout, place, parts, complete } = follow_up;
     let channel = random_secret().map_err(Error::internal)?;
-    let ids: Vec<i64> = parts.iter().filter_map(|part| part.instance_id).collect();
+    let targets = Targets::of(parts.iter().filter_map(|part| Object::of(part.role, part.instance_id, part.host_id)));
     let taken = match origin {
-        Origin::Retry => take_or_wait(tx, &ids, kind, place).await?,
+        Origin::Retry => take_or_wait(tx, &targets, kind, place).await?,
         // It belongs to what had them up to now: nobody in the queue comes in between.
-        Origin::AutoRevert => Taken::Now(take(tx, &ids, kind).await?),
+        Origin::AutoRevert => Taken::Now(take(tx, &targets, kind).await?),
     };
     if taken.waits().is_some() && parts.iter().any(|part| part.revert_entry.is_some()) {
         let text = "a task that takes back what it changes does not wait: leave out if_busy";

@@ -18,6 +18,7 @@ pub mod required;
 pub mod rollout;
 pub mod rules;
 pub(crate) mod secrets;
+pub(crate) mod seen;
 pub(crate) mod store;
 pub(crate) mod view;
 
@@ -79,6 +80,7 @@ pub fn resources() -> Resources {
         )),
         implied: crate::deploys::REVIEWERS_READ,
         text_key: true,
+        instead: Some(seen::BY_CHANNEL),
     })
 }
 

@@ -296,7 +296,7 @@ pub(crate) fn context(
         action: input.action,
         task: render::Task { creator: input.creator.clone() },
         deploy_task: input.deploy_task.clone(),
-        application: render::Application {
+        application: Some(render::Application {
             id: application.id,
             name: application.name.clone(),
             full_name: application.full_name.clone(),
@@ -308,7 +308,7 @@ pub(crate) fn context(
             stdout_path: application.stdout_path.clone(),
             stderr_path: application.stderr_path.clone(),
             pid_path: application.pid_path.clone(),
-        },
+        }),
         version: input.version.clone(),
         previous_version: target.version.clone(),
         deploy_path: deploy_path.map(str::to_owned),
@@ -326,6 +326,7 @@ pub(crate) fn context(
             path: input.source_path.clone(),
         },
         vars: input.variables.on(target.host_id, instance_id),
+        params: BTreeMap::new(),
         // A path is stored and shown.
         secrets: match hook {
             "" => render::SecretNames::from_iter([]),

@@ -31,7 +31,7 @@ impl Offered {
     }
 
     /// What is offered on a host, for an instance or for none.
-    pub(super) fn on(&self, host_id: i64, instance_id: Option<i64>) -> SecretNames {
+    pub(crate) fn on(&self, host_id: i64, instance_id: Option<i64>) -> SecretNames {
         let mut names = self.all.narrow(host_id, instance_id);
         if names.is_subset(self.wide.names()) {
             return self.wide.clone();
@@ -45,7 +45,7 @@ impl Offered {
 ///
 /// # Errors
 /// The step, and what is wrong with what it asks for.
-pub(super) fn name(entry: &mut Entry, known: &BTreeSet<String>) -> Result<(), (String, String)> {
+pub(crate) fn name(entry: &mut Entry, known: &BTreeSet<String>) -> Result<(), (String, String)> {
     let mut needed = BTreeSet::new();
     for step in &entry.steps {
         let asked = match step {

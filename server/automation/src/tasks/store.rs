@@ -9,6 +9,7 @@ use super::rollout::Rollout;
 use super::rules::{Outcome, Phase, Role};
 use crate::credentials::store::Owner;
 use crate::executions::rules::Answer;
+use crate::locks::rules::Object;
 use crate::locks::store as lock_store;
 
 /// Executions in the detail of one deploy task; its newest sub-task is shown in any case.
@@ -20,7 +21,8 @@ row! {
         pub id: i64,
         pub organisation_id: i64,
         pub deploy_task_id: Option<i64>,
-        pub application_id: i64,
+        /// None for a task that runs a script: it belongs to its hosts.
+        pub application_id: Option<i64>,
         pub kind: Action,
         pub channel: String,
         pub version: String,
@@ -131,6 +133,18 @@ row! {
     }
 }
 
+impl Execution {
+    /// What people name: the instance, or the host of a script; none for a hook that runs once.
+    pub(crate) fn target(&self) -> Option<i64> {
+        self.instance_id.or_else(|| (self.role == Role::Instance).then_some(self.host_id))
+    }
+
+    /// What it has, until it is over.
+    pub(crate) fn object(&self) -> Option<Object> {
+        Object::of(self.role, self.instance_id, self.host_id)
+    }
+}
+
 row! {
     /// What an execution was made from and did, which is long: read only by what makes or completes a plan.
     pub struct Script {
@@ -183,7 +197,7 @@ row! {
 /// What is known of a new task before its row exists.
 pub(crate) struct NewTask<'a> {
     pub deploy_task_id: Option<i64>,
-    pub application_id: i64,
+    pub application_id: Option<i64>,
     pub kind: Action,
     pub channel: &'a str,
     pub version: &'a str,
@@ -349,11 +363,11 @@ pub(crate) async fn list_all(
     paging: &Paging,
 ) -> Result<(i64, Vec<Task>)> {
     let count = sql!(
-        "SELECT COUNT(*) FROM tasks t JOIN applications a ON a.id = t.application_id \
+        "SELECT COUNT(*) FROM tasks t LEFT JOIN applications a ON a.id = t.application_id \
          WHERE t.organisation_id = $1/* filters */"
     );
     let rows = sql!(
-        "SELECT t.* FROM tasks t JOIN applications a ON a.id = t.application_id \
+        "SELECT t.* FROM tasks t LEFT JOIN applications a ON a.id = t.application_id \
          WHERE t.organisation_id = $1/* filters */ ORDER BY t.id DESC"
     );
     paging.read(read, count, rows, args![organisation_id], conditions).await

@@ -59,13 +59,14 @@ pub struct SubTaskOut {
     /// What it does.
     #[schemars(with = "Words<Action>")]
     kind: Action,
-    /// None for a task that starts, stops or restarts instances.
+    /// None for a task that starts, stops or restarts instances, or runs a script.
     deploy_task_id: Option<i64>,
     /// State for each instance.
     instances: Vec<InstanceOut>,
     /// State of the hooks that run once, if there are any.
     global_hooks: Vec<InstanceOut>,
     update_source: Option<String>,
+    /// The version; of a script its name.
     version: String,
     timeout: i64,
     status: Status,
@@ -119,7 +120,7 @@ impl SubTaskOut {
 /// One instance or hook within a sub-task.
 #[derive(Debug, Serialize, JsonSchema)]
 struct InstanceOut {
-    /// Instance; null for a hook that runs once.
+    /// Instance, or host of a script; null for a hook that runs once.
     id: Option<i64>,
     hostname: String,
     /// What it is for.
@@ -159,7 +160,7 @@ pub(crate) fn shown<P: drover_kernel::call::Permission>(
     let (phase, queued) = (task.phase(), task.is_queued());
     let out = |view: ExecutionView| InstanceOut {
         answer: answer::shown(kernel, &view),
-        id: view.instance_id,
+        id: view.instance_id.or_else(|| (view.role == Role::Instance).then_some(view.host_id)),
         hostname: view.host_name,
         role: view.role,
         status: view.state,

@@ -86,6 +86,7 @@ pub(crate) fn resource() -> ResourceKind {
         further_rights: None,
         implied: &[],
         text_key: false,
+        instead: None,
     }
 }
 

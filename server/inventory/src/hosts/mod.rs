@@ -55,6 +55,7 @@ pub(crate) fn resource() -> ResourceKind {
         further_rights: None,
         implied: &[],
         text_key: false,
+        instead: None,
     }
 }
 
@@ -84,6 +85,8 @@ pub struct HostOut {
     pub ip_address: Vec<AddressOut>,
     /// Free text.
     pub description: String,
+    /// Words by which hosts are chosen.
+    pub labels: Vec<String>,
     /// The environment that it is in.
     pub environment: Option<HostEnvironmentOut>,
     /// The agent on it, null before one was enrolled.
@@ -151,7 +154,7 @@ impl From<AddressRow> for AddressOut {
 }
 
 impl HostOut {
-    fn new(row: HostRow, addresses: Vec<AddressOut>, kernel: &Kernel) -> Self {
+    fn new(row: HostRow, addresses: Vec<AddressOut>, labels: Vec<String>, kernel: &Kernel) -> Self {
         let agent = row.agent_id.map(|_| AgentOut {
             version: row.agent_version,
             connected: row.agent_connected.unwrap_or(false),
@@ -172,6 +175,7 @@ impl HostOut {
             memory: row.memory,
             location: row.location,
             ip_address: addresses,
+            labels,
             description: row.description,
             agent,
         }
@@ -182,9 +186,11 @@ impl HostOut {
 async fn show(read: &mut Read, kernel: &Kernel, rows: Vec<HostRow>) -> Result<Vec<HostOut>> {
     let ids: Vec<i64> = rows.iter().map(|row| row.id).collect();
     let mut addresses = store::addresses(read, &ids).await?;
+    let mut labels = store::labels(read, &ids).await?;
     let shown = rows.into_iter().map(|row| {
         let own = addresses.extract_if(.., |address| address.host_id == row.id).map(AddressOut::from).collect();
-        HostOut::new(row, own, kernel)
+        let labels = labels.extract_if(.., |label| label.host_id == row.id).map(|label| label.label).collect();
+        HostOut::new(row, own, labels, kernel)
     });
     Ok(shown.collect())
 }
@@ -204,6 +210,8 @@ struct ListFilters {
     status: Option<HostStatus>,
     /// Id of the environment that they are in.
     environment: Option<Id>,
+    /// Label that they have.
+    label: Option<Name>,
 }
 
 async fn list(
@@ -218,6 +226,11 @@ async fn list(
     conditions.extend(filters.host_type.map(|kind| when!("h.host_type = $1", kind)));
     conditions.extend(filters.status.map(|status| when!("h.status = $1", status)));
     conditions.extend(filters.environment.map(|environment| when!("h.environment_id = $1", environment.0)));
+    conditions.extend(
+        filters.label.map(|label| {
+            when!("EXISTS (SELECT 1 FROM host_labels l WHERE l.host_id = h.id AND l.label = $1)", label.0)
+        }),
+    );
     let mut read = call.read().await?;
     let (count, rows) = store::list(&mut read, &paging, call.organisation_id(), &conditions).await?;
     let shown = show(&mut read, call.kernel(), rows).await?;
@@ -277,12 +290,23 @@ struct HostBody {
     ip_address: Option<Many<AddressBody>>,
     /// Free text.
     description: Option<Prose>,
+    /// Words by which hosts are chosen; replaces the set.
+    labels: Option<Many<Name>>,
     /// Id of the environment that it is in, null for none; administrators alone change it.
     #[serde(default)]
     environment: Patch<Id>,
 }
 
 impl HostBody {
+    fn labels(&mut self) -> Result<Option<Vec<String>>> {
+        let Some(Many(labels)) = self.labels.take() else { return Ok(None) };
+        let mut labels: Vec<String> = labels.into_iter().map(|label| label.0).collect();
+        labels.sort_unstable();
+        labels.dedup();
+        rules::check_labels(&labels)?;
+        Ok(Some(labels))
+    }
+
     fn addresses(&mut self) -> Result<Option<Vec<Address>>> {
         let Some(Many(bodies)) = self.ip_address.take() else { return Ok(None) };
         if bodies.len() > ADDRESSES_MAX {
@@ -348,12 +372,14 @@ const NOT_AUDITED: &[&str] = &["id", "agent", "os_status"];
 
 async fn create(call: Call<Create>, Body(mut body): Body<HostBody>) -> Result<Reply<HostOut>> {
     let addresses = body.addresses()?.unwrap_or_default();
+    let labels = body.labels()?.unwrap_or_default();
     let record = body.record(None)?;
     let (kernel, organisation_id, caller) = (call.kernel().clone(), call.organisation_id(), call.caller()?.clone());
     let mut tx = call.begin().await?;
     check_environment(&mut tx, &caller, None, record.environment_id).await?;
     let id = store::insert(&mut tx, &record).await?;
     store::replace_addresses(&mut tx, id, &addresses).await?;
+    store::replace_labels(&mut tx, id, &labels).await?;
     let host = show_one(&mut tx, &kernel, organisation_id, id).await?;
     let mut entries = vec![entry("add", &host, changes::of(&host, NOT_AUDITED))];
     if let Some(user_id) = tx.user_id() {
@@ -364,6 +390,7 @@ async fn create(call: Call<Create>, Body(mut body): Body<HostBody>) -> Result<Re
 
 async fn update(call: Call<Edit>, Path(id): Path<i64>, Body(mut body): Body<HostBody>) -> Result<Reply<HostOut>> {
     let addresses = body.addresses()?;
+    let labels = body.labels()?;
     let (kernel, organisation_id, caller) = (call.kernel().clone(), call.organisation_id(), call.caller()?.clone());
     let mut tx = call.begin().await?;
     store::hold(&mut tx, &[id]).await?;
@@ -374,10 +401,13 @@ async fn update(call: Call<Edit>, Path(id): Path<i64>, Body(mut body): Body<Host
     let record = body.record(Some(&row))?;
     check_environment(&mut tx, &caller, row.environment_id, record.environment_id).await?;
     let present = store::addresses(&mut tx, &[id]).await?;
-    let before = HostOut::new(row, present.iter().cloned().map(AddressOut::from).collect(), &kernel);
+    let before = show_one(&mut tx, &kernel, organisation_id, id).await?;
     store::update(&mut tx, id, &record).await?;
     if let Some(addresses) = addresses.filter(|addresses| !same(&present, addresses)) {
         store::replace_addresses(&mut tx, id, &addresses).await?;
+    }
+    if let Some(labels) = labels {
+        store::replace_labels(&mut tx, id, &labels).await?;
     }
     let after = show_one(&mut tx, &kernel, organisation_id, id).await?;
     let detail = changes::between(&before, &after, NOT_AUDITED);
@@ -423,6 +453,9 @@ async fn delete(call: Call<Delete>, Path(id): Path<i64>) -> Result<Reply<Message
     if !carried.is_empty() {
         let text = format!("the host {} still carries instances of: {}", host.name, carried.join(", "));
         return Err(Error::conflict(text));
+    }
+    if let Some(task) = store::task_at_work(&mut tx, id).await? {
+        return Err(Error::conflict(format!("task {task} is at work on the host {}", host.name)));
     }
     store::delete(&mut tx, id).await?;
     forget_resource(&mut tx, "host", id).await?;

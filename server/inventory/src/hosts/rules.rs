@@ -100,6 +100,25 @@ pub fn check_size(cpu: i64, memory: i64) -> Result<()> {
     Ok(())
 }
 
+/// Labels of one host.
+const LABELS_MAX: usize = 50;
+
+/// Checks the words by which a host is chosen.
+///
+/// # Errors
+/// Names the field `labels`.
+pub fn check_labels(labels: &[String]) -> Result<()> {
+    let good = |character: char| character.is_ascii_alphanumeric() || "._-/=:".contains(character);
+    if labels.len() > LABELS_MAX {
+        return Err(Error::invalid("labels", format!("must have at most {LABELS_MAX} elements")));
+    }
+    if labels.iter().any(|label| label.is_empty() || label.len() > 60 || !label.chars().all(good)) {
+        let reason = "must be words of at most 60 letters, digits and the characters . _ - / = :";
+        return Err(Error::invalid("labels", reason));
+    }
+    Ok(())
+}
+
 /// The address in its usual spelling.
 ///
 /// # Errors

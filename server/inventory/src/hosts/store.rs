@@ -171,6 +171,49 @@ pub async fn addresses(read: &mut Read, host_ids: &[i64]) -> Result<Vec<AddressR
     Ok(read.all(rows, args![host_ids.to_vec()]).await?)
 }
 
+row! {
+    /// A label of a host.
+    pub struct LabelRow {
+        /// Host.
+        pub host_id: i64,
+        /// The word.
+        pub label: String,
+    }
+}
+
+/// The labels of these hosts, in their order.
+///
+/// # Errors
+/// When the database is not available.
+pub async fn labels(read: &mut Read, host_ids: &[i64]) -> Result<Vec<LabelRow>> {
+    let rows = sql!("SELECT host_id, label FROM host_labels WHERE host_id IN ($1) ORDER BY host_id, label");
+    Ok(read.all(rows, args![host_ids.to_vec()]).await?)
+}
+
+/// Replaces the labels of a host.
+///
+/// # Errors
+/// When the database refuses.
+pub async fn replace_labels(tx: &mut Tx, host_id: i64, labels: &[String]) -> Result<()> {
+    tx.run(sql!("DELETE FROM host_labels WHERE host_id = $1"), args![host_id]).await?;
+    let organisation_id = tx.organisation_id();
+    let rows = labels.iter().map(|label| args![organisation_id, host_id, label.as_str()]).collect();
+    let insert = sql!("INSERT INTO host_labels (organisation_id, host_id, label) VALUES ($1, $2, $3)");
+    Ok(tx.insert_many(insert, rows).await?)
+}
+
+/// A task that is at work on a host.
+///
+/// # Errors
+/// When the database is not available.
+pub async fn task_at_work(read: &mut Read, host_id: i64) -> Result<Option<i64>> {
+    let sql = sql!(
+        "SELECT MIN(e.task_id) FROM executions e JOIN tasks t ON t.id = e.task_id WHERE e.host_id = $1 \
+         AND e.state IN ('queued', 'dispatched', 'running') AND t.taken IS NOT NULL"
+    );
+    Ok(read.value(sql, args![host_id]).await?)
+}
+
 /// Adds a host and gives its id.
 ///
 /// # Errors

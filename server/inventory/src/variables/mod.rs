@@ -178,6 +178,24 @@ impl TaskVariables {
         })
     }
 
+    /// Reads those of hosts that are no application's here.
+    ///
+    /// # Errors
+    /// When the database is not available.
+    pub async fn of_hosts(read: &mut Read, organisation_id: i64, host_ids: Vec<i64>) -> Result<Self> {
+        let members = environments::store::of_hosts(read, host_ids.clone()).await?;
+        let environments: BTreeSet<i64> = members.values().copied().collect();
+        let environments = environments.into_iter().collect();
+        Ok(Self {
+            members,
+            environments: store::of_many(read, organisation_id, Scope::Environment, environments).await?,
+            organisation: Some(store::of(read, organisation_id, Scope::Organisation, NONE).await?),
+            application: None,
+            hosts: store::of_many(read, organisation_id, Scope::Host, host_ids).await?,
+            instances: BTreeMap::new(),
+        })
+    }
+
     /// What a script sees on a host, for an instance or for none.
     #[must_use]
     pub fn on(&self, host_id: i64, instance_id: Option<i64>) -> BTreeMap<String, Value> {

@@ -36,7 +36,8 @@ migrations!(
     "0016_artifacts",
     "0017_answers",
     "0018_retention",
-    "0019_queue"
+    "0019_queue",
+    "0020_scripts"
 );
 
 /// Key of the advisory lock that lets one server migrate at a time.

@@ -80,6 +80,13 @@ impl Condition {
         self
     }
 
+    /// A condition that has this one in place of its `/* condition */`; it has no arguments of its own.
+    #[must_use]
+    pub fn within(mut self, outer: &Self) -> Self {
+        self.sql = Sql(Cow::Owned(outer.sql.as_str().replace("/* condition */", self.sql.as_str())));
+        self
+    }
+
     /// A part of a text, ignoring case: the argument for `lower(x) LIKE $1 ESCAPE '\'`.
     #[must_use]
     pub fn pattern(part: &str) -> Value {

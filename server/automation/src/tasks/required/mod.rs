@@ -125,7 +125,7 @@ async fn names_of(read: &mut Read, ids: &[i64], visible: Option<Condition>) -> R
 pub(crate) async fn find(
     read: &mut Read,
     organisation_id: i64,
-    application_id: i64,
+    application_id: Option<i64>,
     rule: Option<&Rollout>,
 ) -> Result<Vec<i64>> {
     let Some(rule) = rule else { return Ok(Vec::new()) };
@@ -142,7 +142,7 @@ pub(crate) async fn find(
             first.extend((standing == Standing::Open).then_some(*id));
         }
     }
-    if rule.after_required {
+    if let Some(application_id) = application_id.filter(|_| rule.after_required) {
         let applications = applications(read, application_id).await?;
         let limit = i64::try_from(TASKS_MAX).unwrap_or(i64::MAX) + 1;
         first.extend(store::open_tasks(read, applications, limit).await?);
@@ -160,7 +160,7 @@ pub(crate) async fn find(
 /// As [`find`].
 pub(crate) async fn note(
     tx: &mut Tx,
-    (application_id, task_id): (i64, i64),
+    (application_id, task_id): (Option<i64>, i64),
     rule: Option<&Rollout>,
 ) -> Result<Vec<i64>> {
     let organisation_id = tx.organisation_id();
@@ -271,7 +271,7 @@ pub(crate) async fn look(
         let mut names = names_of(read, &ids, visible_applications(caller)).await?;
         order.applications = ids.iter().filter_map(|id| names.remove(id)).collect();
     }
-    let first = find(read, caller.organisation_id, application_id, Some(rule)).await?;
+    let first = find(read, caller.organisation_id, Some(application_id), Some(rule)).await?;
     let rows = store::of_ids(read, &first).await?;
     order.tasks = as_seen(read, caller, rows).await?.into_values().flatten().collect();
     Ok(order)
