@@ -25,11 +25,13 @@ use std::sync::Arc;
 
 use drover_shared::message::{Finished, StepOutcome};
 use drover_shared::order::{Entry, Order, Statement, canonical};
+use drover_shared::planted::{self, Bug};
 use nix::fcntl::{Flock, FlockArg, posix_fallocate};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Now;
+pub use crate::clock::boot_id;
 use crate::durable;
 pub use key::Key;
 use spare::Spares;
@@ -433,7 +435,10 @@ impl Folder {
             fs::rename(self.path.join(STATUS_NEW), self.path.join("status.json"))?;
             return Ok(Standing::Finished(Box::new(finished)));
         }
-        if let Some(started) = self.started()? {
+        if planted::has(Bug::LostIsTriedAgain) {
+            File::create(self.path.join("started"))?;
+        }
+        if let Some(started) = self.started()?.filter(|_| !planted::has(Bug::LostIsUnbegun)) {
             return Ok(Standing::Lost(started));
         }
         let accepted = self.accepted()?;
@@ -490,10 +495,4 @@ impl Folder {
 
 fn missing_is_empty(error: io::Error) -> io::Result<Vec<u8>> {
     if error.kind() == io::ErrorKind::NotFound { Ok(Vec::new()) } else { Err(error) }
-}
-
-/// The id of this boot of the host; empty when the system does not say.
-#[must_use]
-pub fn boot_id() -> String {
-    fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|text| text.trim().to_owned()).unwrap_or_default()
 }

@@ -13,6 +13,7 @@ pub mod limits;
 pub mod members;
 pub mod message;
 pub mod order;
+pub mod planted;
 pub mod record;
 pub mod secret;
 pub mod token;

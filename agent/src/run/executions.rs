@@ -8,7 +8,6 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
-use std::process::Stdio;
 use std::sync::Arc;
 
 use drover_shared::Digest;
@@ -16,18 +15,16 @@ use drover_shared::instance::{LogAnswer, Observation};
 use drover_shared::message::{Finished, Inspected};
 use drover_shared::order::{Entry, Step};
 use drover_shared::secret::Secrets;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use tokio::sync::Notify;
 
 use super::cache::{Cache, Done};
 use super::fetching::artifacts;
+use super::host::Host;
 use super::watcher::{Watcher, Watches};
 use crate::clock;
 use crate::describe;
 use crate::session::{NewOrder, Session};
 use crate::spool::{Accepted, CancelNote, Folder, Key, Spool, Standing};
-use crate::supervise;
 use crate::supervise::lost::{self, Obstacle};
 
 /// Supervisors at work at a time; the others wait their turn.
@@ -73,12 +70,12 @@ pub(super) struct Execution {
 impl Execution {
     /// Has the supervisor look at its cancel note. When nobody can say whether it lives, its process id may be anybody's
     /// by now, and the sweep tries again.
-    fn tell(&mut self) {
+    fn tell(&mut self, host: &dyn Host) {
         match self.folder.supervised() {
             Ok(lives) => {
                 self.untold = false;
                 if let Some(pid) = self.folder.supervisor().filter(|_| lives) {
-                    let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+                    host.tell(pid);
                 }
             }
             Err(error) => {
@@ -110,6 +107,7 @@ pub(super) enum Report {
 
 /// All executions.
 pub(super) struct Executions {
+    host: Arc<dyn Host>,
     spool: Spool,
     pub(super) cache: Cache,
     pub(super) all: BTreeMap<Key, Execution>,
@@ -129,13 +127,14 @@ impl Executions {
     pub(super) fn new(
         spool: Spool,
         cache: Cache,
-        watcher: Watcher,
+        host: Arc<dyn Host>,
         boot_id: String,
         reports: tokio::sync::mpsc::Sender<Report>,
     ) -> Self {
         let (all, queue) = (BTreeMap::new(), VecDeque::new());
         let ended = Arc::default();
-        Self { spool, cache, all, queue, running: 0, inspecting: 0, watcher, boot_id, reports, ended }
+        let watcher = host.watcher();
+        Self { host, spool, cache, all, queue, running: 0, inspecting: 0, watcher, boot_id, reports, ended }
     }
 
     /// What wakes the agent when a supervisor writes.
@@ -195,23 +194,14 @@ impl Executions {
         execution.entry = None;
         let secrets = execution.secrets.take().unwrap_or_default();
         execution.watch = self.watcher.add(key, &execution.folder);
-        let spawned = supervise::hand_over(&secrets).and_then(|secrets| {
-            tokio::process::Command::new("/proc/self/exe")
-                .arg("supervise")
-                .arg(execution.folder.path())
-                .stdin(secrets)
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .current_dir("/")
-                .spawn()
-        });
+        let spawned = self.host.supervise(&execution.folder, &secrets);
         execution.stage = Stage::Running { own: true };
         self.running += 1;
         match spawned {
-            Ok(mut child) => {
+            Ok(end) => {
                 let (reports, key) = (self.reports.clone(), key.clone());
                 tokio::spawn(async move {
-                    let _ = child.wait().await;
+                    end.await;
                     let _ = reports.send(Report::Exited(key)).await;
                 });
             }
@@ -285,7 +275,7 @@ impl Executions {
             Ok(Standing::Running) => {
                 execution.stage = Stage::Running { own: false };
                 if execution.untold {
-                    execution.tell();
+                    execution.tell(&*self.host);
                 }
             }
             Err(error) => {
@@ -317,15 +307,18 @@ impl Executions {
     }
 
     fn settle_lost(&self, key: &Key, case: lost::Case) {
-        let (reports, key) = (self.reports.clone(), key.clone());
-        tokio::task::spawn_blocking(move || match lost::settle(&key, &case) {
-            Ok(finished) => {
-                let _ = reports.blocking_send(Report::Settled(key, Box::new(finished)));
-            }
-            Err(error) => {
-                tracing::error!(%key, %error, "the outcome of a lost execution cannot be written, trying again");
-                let _ = reports.blocking_send(Report::Unsettled(key));
-            }
+        let (reports, key, host) = (self.reports.clone(), key.clone(), self.host.clone());
+        tokio::spawn(async move {
+            let of = key.clone();
+            let settled = clock::blocking(move || lost::settle(&of, &case, &*host)).await;
+            let report = match settled.unwrap_or_else(|error| Err(io::Error::other(error))) {
+                Ok(finished) => Report::Settled(key, Box::new(finished)),
+                Err(error) => {
+                    tracing::error!(%key, %error, "the outcome of a lost execution cannot be written, trying again");
+                    Report::Unsettled(key)
+                }
+            };
+            let _ = reports.send(report).await;
         });
     }
 
@@ -370,7 +363,7 @@ impl Executions {
                 self.queue.retain(|queued| queued != key);
                 self.start(key, session);
             }
-            Stage::Running { .. } => execution.tell(),
+            Stage::Running { .. } => execution.tell(&*self.host),
             Stage::Ending | Stage::Finished => {}
         }
     }
@@ -393,7 +386,7 @@ impl Executions {
             Ok(None) => {}
             Ok(Some(spare)) => {
                 let spool = self.spool.clone();
-                tokio::task::spawn_blocking(move || spool.recycle(spare));
+                tokio::spawn(clock::blocking(move || spool.recycle(spare)));
             }
             Err(error) => return tracing::error!(%key, %error, "a spool folder cannot be removed"),
         }

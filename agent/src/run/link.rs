@@ -11,7 +11,7 @@ use drover_shared::limits::{CONTROL_BYTES_MAX, DATA_BYTES_MAX};
 use drover_shared::message::{ToAgent, ToServer};
 use drover_shared::order::canonical;
 use futures_util::stream::{SplitSink, SplitStream};
-use futures_util::{SinkExt as _, StreamExt as _};
+use futures_util::{Sink, SinkExt as _, Stream, StreamExt as _};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
@@ -19,10 +19,10 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
+use tokio_tungstenite::client_async_with_config;
+use tokio_tungstenite::tungstenite;
 use tokio_tungstenite::tungstenite::http::Uri;
 use tokio_tungstenite::tungstenite::protocol::{Message, WebSocketConfig};
-use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 
 /// Path of the agents' endpoint.
 const PATH: &str = "/agent/v1/link";
@@ -39,7 +39,20 @@ const INCOMING_MAX: usize = 8;
 /// Messages written before they are flushed.
 const BATCH_MAX: usize = 32;
 
-type Socket = WebSocketStream<TlsStream<TcpStream>>;
+/// What a connection is held over: the messages of a websocket.
+pub trait Wire:
+    Stream<Item = Result<Message, tungstenite::Error>> + Sink<Message, Error = tungstenite::Error> + Unpin + Send + 'static
+{
+}
+
+impl<W> Wire for W where
+    W: Stream<Item = Result<Message, tungstenite::Error>>
+        + Sink<Message, Error = tungstenite::Error>
+        + Unpin
+        + Send
+        + 'static
+{
+}
 
 /// What came over the connection.
 #[derive(Debug)]
@@ -53,7 +66,7 @@ pub(super) enum Incoming {
 }
 
 /// An open connection; dropping it closes it.
-pub(super) struct Link {
+pub struct Link {
     incoming: mpsc::Receiver<Incoming>,
     control: mpsc::Sender<Message>,
     data: mpsc::Sender<Message>,
@@ -87,10 +100,12 @@ impl Link {
             .max_frame_size(Some(CONTROL_BYTES_MAX));
         let opened = timeout(CONNECT_MAX, Box::pin(client_async_with_config(address, stream, Some(config)))).await;
         let (socket, _) = opened.context("the server does not open a websocket")?.context("websocket")?;
-        Ok(Self::start(socket, room))
+        Ok(Self::over(socket, room))
     }
 
-    fn start(socket: Socket, room: Arc<Notify>) -> Self {
+    /// A connection over something that is open.
+    #[must_use]
+    pub fn over(socket: impl Wire, room: Arc<Notify>) -> Self {
         let (sink, stream) = socket.split();
         let (to_agent, incoming) = mpsc::channel(INCOMING_MAX);
         let (control, control_out) = mpsc::channel(CONTROL_MAX);
@@ -137,7 +152,7 @@ impl Drop for Link {
     }
 }
 
-async fn read(mut stream: SplitStream<Socket>, to_agent: mpsc::Sender<Incoming>) {
+async fn read(mut stream: SplitStream<impl Wire>, to_agent: mpsc::Sender<Incoming>) {
     loop {
         let incoming = match stream.next().await {
             Some(Ok(Message::Text(text))) => match serde_json::from_str(&text) {
@@ -161,7 +176,7 @@ async fn read(mut stream: SplitStream<Socket>, to_agent: mpsc::Sender<Incoming>)
 }
 
 async fn write(
-    mut sink: SplitSink<Socket, Message>,
+    mut sink: SplitSink<impl Wire, Message>,
     mut control: mpsc::Receiver<Message>,
     mut data: mpsc::Receiver<Message>,
     room: Arc<Notify>,

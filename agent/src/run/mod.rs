@@ -8,6 +8,7 @@ mod assembly;
 mod cache;
 mod executions;
 mod fetching;
+mod host;
 mod inspecting;
 mod instances;
 mod link;
@@ -26,7 +27,6 @@ use drover_shared::message::Abilities;
 use drover_shared::token::JoinToken;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{SigSet, Signal};
-use ring::rand::{SecureRandom as _, SystemRandom};
 use rustls::ClientConfig;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc};
@@ -38,9 +38,13 @@ use crate::spool::{Key, Spool, boot_id};
 use crate::supervise::processes::cgroups_usable;
 use crate::{accounts, clock, tls};
 use executions::{Executions, Report};
+pub use host::Host;
+use host::ThisHost;
 use instances::Instances;
-use link::{Incoming, Link};
+use link::Incoming;
+pub use link::{Link, Wire};
 use watcher::Change;
+pub use watcher::Watcher;
 
 /// Longest pause before dialling again: at first, and at last, in milliseconds. Each pause is anything up to that, so that
 /// all the agents of a server that was away do not come back at the same moment.
@@ -79,10 +83,28 @@ pub fn run(options: Options) -> anyhow::Result<()> {
         .thread_stack_size(512 * 1024)
         .build()
         .context("no runtime")?;
-    let outcome = runtime.block_on(async { Box::pin(Agent::new(options)?.work()).await });
+    let outcome = runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let quit = async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        };
+        Box::pin(work(options, Arc::new(ThisHost), quit)).await
+    });
     // Supervisors go on by themselves, and nothing else is worth waiting for.
     runtime.shutdown_background();
     outcome
+}
+
+/// Works on a host until it is to quit; executions go on under their supervisors.
+///
+/// # Errors
+/// A sentence for people: why it cannot go on.
+pub async fn work(options: Options, host: Arc<dyn Host>, quit: impl Future<Output = ()>) -> anyhow::Result<()> {
+    Agent::new(options, host)?.work(quit).await
 }
 
 /// The connection as it stands.
@@ -105,6 +127,7 @@ enum Event {
 }
 
 struct Agent {
+    host: Arc<dyn Host>,
     data_dir: PathBuf,
     _lock: Flock<File>,
     url: String,
@@ -125,7 +148,7 @@ struct Agent {
 }
 
 impl Agent {
-    fn new(options: Options) -> anyhow::Result<Self> {
+    fn new(options: Options, host: Arc<dyn Host>) -> anyhow::Result<Self> {
         let data_dir = options.data_dir;
         fs::DirBuilder::new()
             .recursive(true)
@@ -165,9 +188,10 @@ impl Agent {
         let (to_agent, reports) = mpsc::channel(REPORTS_MAX);
         let spool = Spool::open(&data_dir).context("spool")?;
         let cache = cache::Cache::open(&data_dir).context("artifact cache")?;
-        let executions = Executions::new(spool, cache, watcher::Watcher::new(), boot_id, to_agent.clone());
+        let executions = Executions::new(spool, cache, host.clone(), boot_id, to_agent.clone());
         let instances = Instances::start(&data_dir, to_agent, executions.ended.clone()).context("data directory")?;
         Ok(Self {
+            host,
             data_dir,
             _lock: lock,
             url,
@@ -186,17 +210,15 @@ impl Agent {
         })
     }
 
-    async fn work(mut self) -> anyhow::Result<()> {
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
+    async fn work(mut self, quit: impl Future<Output = ()>) -> anyhow::Result<()> {
+        let mut quit = std::pin::pin!(quit);
         self.executions.recover(&mut self.session).context("the spool cannot be read")?;
         loop {
             self.act()?;
             let wake_at_ms = self.wake_at_ms();
             let event = tokio::select! {
                 biased;
-                _ = terminate.recv() => Event::Quit,
-                _ = interrupt.recv() => Event::Quit,
+                () = &mut quit => Event::Quit,
                 event = self.connection.next() => event,
                 changes = self.executions.watcher().changed() => Event::Changed(changes),
                 report = self.reports.recv() => Event::Report(report),
@@ -219,7 +241,7 @@ impl Agent {
         match event {
             Event::Quit | Event::Nothing => {}
             Event::Dial => {
-                let dial = Link::dial(self.url.clone(), Arc::clone(&self.tls), Arc::clone(&self.room));
+                let dial = self.host.dial(self.url.clone(), Arc::clone(&self.tls), Arc::clone(&self.room));
                 self.connection = Connection::Dialing(tokio::spawn(dial));
             }
             Event::Dialed(Ok(link)) => {
@@ -340,7 +362,7 @@ impl Agent {
         if self.opened_ms.take().is_some_and(|opened_ms| now_ms >= opened_ms + LASTING_MS) {
             self.back_off_ms = BACK_OFF_MS.0;
         }
-        let pause = up_to(self.back_off_ms);
+        let pause = self.host.up_to(self.back_off_ms);
         tracing::warn!(url = self.url, reason, pause_ms = pause, "not connected");
         self.connection = Connection::Waiting(now_ms + pause);
         self.back_off_ms = (self.back_off_ms * 2).min(BACK_OFF_MS.1);
@@ -378,13 +400,6 @@ async fn sleep_until(at_ms: Option<u64>) {
         Some(wait) => tokio::time::sleep(Duration::from_millis(wait)).await,
         None => std::future::pending().await,
     }
-}
-
-/// Anything up to the pause.
-fn up_to(pause_ms: u64) -> u64 {
-    let mut random = [0; 4];
-    let _ = SystemRandom::new().fill(&mut random);
-    u64::from(u32::from_be_bytes(random)) % (pause_ms + 1)
 }
 
 fn lock(data_dir: &Path) -> anyhow::Result<Flock<File>> {

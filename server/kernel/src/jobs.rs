@@ -14,12 +14,13 @@ use std::time::Duration;
 use apalis::prelude::{BackendExt as _, BoxDynError, TaskBuilder, WorkerBuilder, WorkerBuilderExt as _};
 use apalis_postgres::PostgresStorage;
 use apalis_sqlite::SqliteStorage;
-use futures_util::stream;
+use futures_util::{StreamExt as _, stream};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use uuid::Uuid;
 
 use crate::audit::Audit;
+use crate::db::direct::Direct;
 use crate::db::{Db, DbError, Pools, Read};
 use crate::kernel::Kernel;
 use crate::panics::caught;
@@ -163,6 +164,7 @@ impl Jobs {
         };
         let wake = wake_ups(kernel.queue_notify());
         match kernel.db().pools() {
+            Pools::Direct(direct) => self.deliver(kernel, direct).await?,
             Pools::Sqlite { write, .. } => {
                 let config = apalis_sqlite::Config::default()
                     .queue(QUEUE)
@@ -190,6 +192,23 @@ impl Jobs {
                     .build(handler)
                     .run_until(signal)
                     .await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Jobs {
+    /// As a worker of the queue does it, without the queue's own threads and clocks.
+    async fn deliver(&self, kernel: &Kernel, direct: &Direct) -> std::result::Result<(), DbError> {
+        let mut wake = wake_ups(kernel.queue_notify());
+        let stop = kernel.stopping();
+        while !stop.is_cancelled() {
+            wake.next().await;
+            for (number, payload) in direct.wake_ups()? {
+                let payload: String = serde_json::from_slice(&payload).unwrap_or_default();
+                self.handle(kernel, &payload).await;
+                direct.handled(number).await?;
             }
         }
         Ok(())
@@ -276,6 +295,7 @@ pub(crate) async fn clean(kernel: &Kernel) -> Result<()> {
 /// The queue's own schema. Its set-up call is not used: it turns off durability on SQLite.
 pub(crate) async fn migrate(db: &Db) -> std::result::Result<(), DbError> {
     match db.pools() {
+        Pools::Direct(_) => {}
         Pools::Sqlite { write, .. } => {
             SqliteStorage::migrations().set_ignore_missing(true).run(write).await.map_err(migrate_error)?;
             // This index makes acknowledging quadratic in the number of jobs.

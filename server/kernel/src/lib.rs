@@ -4,6 +4,7 @@
 //! that all areas share. Invariants: no handler without a permission, no statement without a call or a piece of work,
 //! no commit without an audit. sqlx, apalis and axum's router are named in this crate alone.
 
+pub mod at_once;
 pub mod audit;
 pub mod call;
 pub mod clock;

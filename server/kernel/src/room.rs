@@ -110,7 +110,7 @@ impl Room {
 }
 
 async fn trial(folder: PathBuf, reserve_bytes: u64) -> Result<(), String> {
-    let trial = tokio::task::spawn_blocking(move || attempt(&folder, reserve_bytes));
+    let trial = crate::at_once::blocking(move || attempt(&folder, reserve_bytes));
     match tokio::time::timeout(TRIAL_MAX, trial).await {
         Ok(Ok(answer)) => answer,
         Ok(Err(error)) => Err(format!("the data directory cannot be tried: {error}")),

@@ -8,6 +8,7 @@ use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use drover_kernel::at_once::blocking;
 use drover_kernel::{Audit, Error, Kernel, Result};
 use drover_shared::Digest;
 use sha2::{Digest as _, Sha256};
@@ -199,10 +200,10 @@ async fn expire(kernel: &Kernel, row: &Archive) -> Result<()> {
 
 /// Ids of the archives that something has come of.
 async fn files(folder: &Path) -> Vec<i64> {
-    let mut ids = Vec::new();
-    let Ok(mut items) = tokio::fs::read_dir(folder).await else { return ids };
-    while let Ok(Some(item)) = items.next_entry().await {
-        ids.extend(item.file_name().to_string_lossy().parse::<i64>().ok());
-    }
-    ids
+    let folder = folder.to_owned();
+    let list = move || {
+        let items = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        items.filter_map(|item| item.file_name().to_string_lossy().parse().ok()).collect()
+    };
+    blocking(list).await.unwrap_or_default()
 }

@@ -6,6 +6,7 @@
 
 use std::collections::HashSet;
 
+use drover_kernel::at_once::blocking;
 use drover_kernel::db::Read;
 use drover_kernel::{Error, Kernel, Result, args, row, sql};
 use drover_shared::Digest;
@@ -37,13 +38,13 @@ impl Naming {
     /// When the server stops.
     pub(crate) async fn has(&self, digest: Digest) -> Result<bool> {
         let artifacts = self.artifacts.clone();
-        tokio::task::spawn_blocking(move || artifacts.contains(digest)).await.map_err(Error::internal)
+        blocking(move || artifacts.contains(digest)).await
     }
 
     async fn remove(&self, digests: Vec<Digest>) -> Result<()> {
         let artifacts = self.artifacts.clone();
         let remove = move || digests.into_iter().try_for_each(|digest| artifacts.remove(digest));
-        tokio::task::spawn_blocking(remove).await.map_err(Error::internal)?.map_err(Error::internal)
+        blocking(remove).await?.map_err(Error::internal)
     }
 }
 
@@ -73,8 +74,7 @@ pub async fn sweep(kernel: &Kernel) -> Result<Counted> {
     let mut removed = Counted::default();
     for first in 0..=u8::MAX {
         let store = artifacts.clone();
-        let all = tokio::task::spawn_blocking(move || store.beginning_with(first)).await;
-        let all = all.map_err(Error::internal)?.map_err(Error::internal)?;
+        let all = blocking(move || store.beginning_with(first)).await?.map_err(Error::internal)?;
         for some in all.chunks(LOOKED_FOR) {
             let naming = Naming::begin(kernel).await;
             let named = named(&mut kernel.work().read().await?, some, &HashSet::new()).await?;
@@ -98,8 +98,7 @@ pub(crate) async fn unneeded(read: &mut Read, artifacts: &ArtifactStore, without
     let mut unneeded = Counted::default();
     for first in 0..=u8::MAX {
         let store = artifacts.clone();
-        let all = tokio::task::spawn_blocking(move || store.beginning_with(first)).await;
-        let all = all.map_err(Error::internal)?.map_err(Error::internal)?;
+        let all = blocking(move || store.beginning_with(first)).await?.map_err(Error::internal)?;
         for some in all.chunks(LOOKED_FOR) {
             let named = named(read, some, without).await?;
             let unnamed = some.iter().filter(|digest| !named.contains(&digest.to_string())).copied().collect();
@@ -121,7 +120,7 @@ async fn measured(artifacts: &ArtifactStore, digests: Vec<Digest>) -> Result<Cou
         }
         counted
     };
-    tokio::task::spawn_blocking(measure).await.map_err(Error::internal)
+    blocking(measure).await
 }
 
 /// Those of these artifacts that a row names. A task that is over counts, because a revert may want what it installed,

@@ -89,7 +89,7 @@ pub struct Engine {
     /// Deploy tasks that were tried to start by themselves, and before when they are not tried again.
     starting: Mutex<HashMap<i64, Time>>,
     /// Tasks that ended and whose log has no end yet, because the disk was full for example.
-    unclosed: Mutex<HashSet<(i64, Outcome)>>,
+    unclosed: Mutex<BTreeMap<i64, Outcome>>,
     /// What the output of tasks was told about their batches, so that it is told once.
     told: Mutex<HashSet<(i64, i64)>>,
     /// When the sweep was last seen to move, in milliseconds since 1970; 0 before it began.
@@ -265,7 +265,7 @@ async fn send_again(kernel: &Kernel, now: Time) -> Result<()> {
 /// Ends the logs whose end could not be written when their tasks ended.
 async fn close_logs(kernel: &Kernel) {
     let engine = kernel.part::<Engine>();
-    let unclosed: Vec<(i64, Outcome)> = lock(&engine.unclosed).drain().collect();
+    let unclosed = std::mem::take(&mut *lock(&engine.unclosed));
     for (task_id, outcome) in unclosed {
         report(task_id, close_log(&engine, task_id, outcome).await);
     }
@@ -442,7 +442,7 @@ async fn close_log(engine: &Engine, task_id: i64, outcome: Outcome) -> Result<()
         Err(error) => Err(Error::internal(error)),
     };
     if ended.is_err() {
-        lock(&engine.unclosed).insert((task_id, outcome));
+        lock(&engine.unclosed).insert(task_id, outcome);
     }
     ended
 }

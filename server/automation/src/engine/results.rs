@@ -6,6 +6,7 @@ use drover_inventory::instances::store::{begin_change, finish_change};
 use drover_kernel::{Audit, Error, Kernel, Result, Tx};
 use drover_shared::instance::ProcessState;
 use drover_shared::message::{Finished, StepOutcome};
+use drover_shared::planted::{self, Bug};
 use drover_shared::words::{Action, ExecutionState as State, StepState, Word as _};
 
 use super::{Engine, dispatch_hosts, former_status, known, queue, restore_instance, rollout, say_and_wake, wake};
@@ -29,7 +30,7 @@ async fn find(kernel: &Kernel, session: &Session, id: &str, attempt: i64) -> Res
 /// What a session concludes from what its agent does not hold, or does not take, counts while it is the agent's newest: an
 /// older one knows nothing of what the agent was sent since.
 async fn fence(tx: &mut Tx, session: &Session) -> Result<()> {
-    if is_newest(tx, &session.agent_id, session.epoch).await? {
+    if planted::has(Bug::NoFence) || is_newest(tx, &session.agent_id, session.epoch).await? {
         return Ok(());
     }
     Err(Error::conflict(format!("a newer session of {} is open", session.host_name)))

@@ -5,6 +5,7 @@
 
 mod rules;
 
+use drover_kernel::at_once::blocking;
 use drover_kernel::{Call, Error, Path, Query, Reply, Result, Routes, permission};
 use drover_shared::instance::{LogEvent, LogOutcome};
 use schemars::JsonSchema;
@@ -62,11 +63,11 @@ async fn read(
 ) -> Result<Reply<LogOut>> {
     let (of, piece) = wish.piece()?;
     let input = paths::input(&mut call.read().await?, id, instance_id).await?;
-    let rendering = tokio::task::spawn_blocking(move || {
+    let rendering = blocking(move || {
         let place = input.targets.first().map(|target| paths::place(&input, target, of));
         (input, place)
     });
-    let (input, place) = rendering.await.map_err(Error::internal)?;
+    let (input, place) = rendering.await?;
     let (Some(target), Some(place)) = (input.targets.first(), place) else { return Err(Error::not_found("instance")) };
     let place = place.map_err(Error::conflict)?;
     let missing = || Error::NotFound(format!("{} has no {}", input.application.full_name, of.member()));

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use drover_kernel::{Kernel, Result};
 use drover_shared::message::{Finished, ToAgent};
+use drover_shared::planted::{self, Bug};
 use futures_util::TryStreamExt as _;
 use futures_util::stream::FuturesOrdered;
 use tokio::sync::mpsc;
@@ -155,6 +156,9 @@ async fn acknowledge_output(
 async fn all_is_durable(session: &Session, held: &Held, output: Option<&(u32, Arc<Output>)>, news: &Finished) -> bool {
     let Some((channel, output)) = output else { return true };
     let durable = output.log.durable(output.ordinal);
+    if planted::has(Bug::OutputOnTrust) {
+        return true;
+    }
     if durable < news.log_length && !held.is_held(*channel) {
         session.send(ToAgent::OutputResume { channel: *channel, offset: durable }).await;
     }
@@ -169,6 +173,11 @@ struct Over {
 
 /// Takes news in, and tells the agent to forget the execution that is over.
 async fn take_news(kernel: &Kernel, session: &Session, news: News, over: Option<Over>) -> Result<(), Ended> {
+    if let Some(Over { key: (execution_id, attempt), .. }) =
+        over.as_ref().filter(|_| planted::has(Bug::ForgottenTooEarly))
+    {
+        session.send(ToAgent::Archived { execution_id: execution_id.clone(), attempt: *attempt }).await;
+    }
     engine::take_in(kernel, session, news).await?;
     if let Some(Over { key: (execution_id, attempt), output }) = over {
         if let Some((_, output)) = output {

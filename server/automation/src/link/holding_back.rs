@@ -2,7 +2,7 @@
 //!
 //! Invariant: what is held back is asked for once, after a pause that grows from time to time until something is kept.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -18,11 +18,11 @@ struct Channel<T> {
 }
 
 /// Channels that are held back, each with what it takes to ask for the rest. Bounded by the channels of a session.
-pub(super) struct HeldBack<T>(HashMap<u32, Channel<T>>);
+pub(super) struct HeldBack<T>(BTreeMap<u32, Channel<T>>);
 
 impl<T> Default for HeldBack<T> {
     fn default() -> Self {
-        Self(HashMap::new())
+        Self(BTreeMap::new())
     }
 }
 

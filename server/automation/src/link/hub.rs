@@ -1,6 +1,6 @@
 //! Which agents are connected to this server.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use drover_shared::instance::Watched;
@@ -91,8 +91,9 @@ impl Session {
     /// Queues a message, waiting while the queue is full. False when the session is over.
     pub(crate) async fn send(&self, message: ToAgent) -> bool {
         tokio::select! {
-            sent = self.control.send(Box::new(message)) => sent.is_ok(),
+            biased;
             () = self.closed.cancelled() => false,
+            sent = self.control.send(Box::new(message)) => sent.is_ok(),
         }
     }
 
@@ -156,7 +157,7 @@ impl Session {
 /// Every open session of this server.
 #[derive(Default)]
 pub struct Hub {
-    sessions: Mutex<HashMap<i64, Arc<Session>>>,
+    sessions: Mutex<BTreeMap<i64, Arc<Session>>>,
     absences: Mutex<HashSet<(i64, i64)>>,
 }
 

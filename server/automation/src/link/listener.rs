@@ -12,12 +12,17 @@ use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::server::{ErrorResponse, Request, Response};
 use tokio_tungstenite::tungstenite::http::StatusCode;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 
 use super::admission::{Admission, Bounds, Visitor};
-use super::session::{self, Socket};
+use super::session;
+
+/// Boxed, because it is handed on several times, and a future keeps room for each.
+type Socket = Box<WebSocketStream<TlsStream<TcpStream>>>;
 
 /// Path of the link.
 const PATH: &str = "/agent/v1/link";
@@ -92,7 +97,7 @@ pub async fn serve(kernel: Kernel, listener: TcpListener, tls: Arc<ServerConfig>
                 Ok(socket) => {
                     let owner = kernel.clone();
                     owner.spawn(async move {
-                        session::run(kernel, socket).await;
+                        session::converse(kernel, socket).await;
                         drop(connection);
                     });
                 }

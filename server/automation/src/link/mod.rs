@@ -18,6 +18,7 @@ mod transfer;
 
 pub use enrol::create_join_token;
 pub use listener::{Patience, bind, serve};
+pub use session::{Wire, converse};
 pub(crate) use store::is_newest;
 
 use drover_kernel::jobs::Work;

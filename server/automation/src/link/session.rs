@@ -17,16 +17,14 @@ use drover_shared::limits::{
     HEARTBEAT_DEADLINE_MS, HEARTBEAT_MS, HOLDINGS_MAX, OUTPUT_WINDOW_BYTES, PROTOCOL_VERSIONS,
 };
 use drover_shared::message::{Finished, Hello, Holding, HoldingAnswer, ToAgent, ToServer, hello_bytes};
+use drover_shared::planted::{self, Bug};
 use drover_shared::words::ExecutionState as State;
 use futures_util::future::try_join_all;
 use futures_util::stream::{SplitSink, SplitStream};
-use futures_util::{SinkExt as _, StreamExt as _};
+use futures_util::{Sink, SinkExt as _, Stream, StreamExt as _};
 use ring::signature::{ED25519, UnparsedPublicKey};
-use tokio::net::TcpStream;
 use tokio::sync::{OwnedMutexGuard, mpsc, watch};
-use tokio_rustls::server::TlsStream;
-use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::{self, Message};
 
 use super::acknowledging::{Output, Waiting, acknowledge};
 use super::asking::Answer;
@@ -40,8 +38,21 @@ use crate::logs::TaskLog;
 use crate::tasks::store as task_store;
 use crate::watching;
 
-/// Boxed, because it is handed on several times, and a future keeps room for each.
-pub(super) type Socket = Box<WebSocketStream<TlsStream<TcpStream>>>;
+/// What a session is held over: the messages of a websocket. Handed on several times, for each of which a future keeps
+/// room: so it is a small thing, such as a box.
+pub trait Wire:
+    Stream<Item = Result<Message, tungstenite::Error>> + Sink<Message, Error = tungstenite::Error> + Unpin + Send + 'static
+{
+}
+
+impl<W> Wire for W where
+    W: Stream<Item = Result<Message, tungstenite::Error>>
+        + Sink<Message, Error = tungstenite::Error>
+        + Unpin
+        + Send
+        + 'static
+{
+}
 
 /// Time for the messages before the session is open.
 const OPENING: Duration = Duration::from_secs(20);
@@ -72,8 +83,8 @@ impl<E: std::fmt::Display> From<E> for Ended {
     }
 }
 
-/// Runs a session to its end.
-pub(super) async fn run(kernel: Kernel, mut socket: Socket) {
+/// Holds a session with whoever is at the other end, until its end.
+pub async fn converse(kernel: Kernel, mut socket: impl Wire) {
     // What happens once or seldom is boxed: ten thousand idle sessions hold what waiting for a message takes.
     let opened = tokio::time::timeout(OPENING, Box::pin(open(&kernel, &mut socket))).await;
     let (session, hello, control, turn) = match opened {
@@ -118,12 +129,12 @@ async fn note_seen(kernel: &Kernel, session: &Session, connected: bool, skew_ms:
     tx.finish(Audit::none("a sign of life")).await
 }
 
-async fn say(socket: &mut Socket, message: &ToAgent) -> Result<(), Ended> {
+async fn say(socket: &mut impl Wire, message: &ToAgent) -> Result<(), Ended> {
     let text = serde_json::to_string(message)?;
     socket.send(Message::text(text)).await.map_err(Ended::from)
 }
 
-async fn hear(socket: &mut Socket) -> Result<ToServer, Ended> {
+async fn hear(socket: &mut impl Wire) -> Result<ToServer, Ended> {
     loop {
         match socket.next().await {
             Some(Ok(Message::Text(text))) => return serde_json::from_str(&text).map_err(Ended::from),
@@ -138,7 +149,7 @@ async fn hear(socket: &mut Socket) -> Result<ToServer, Ended> {
 type Opened = (Arc<Session>, Box<Hello>, mpsc::Receiver<Box<ToAgent>>, OwnedMutexGuard<()>);
 
 /// Challenge, enrolment if the agent is new, hello. None when the agent was refused.
-async fn open(kernel: &Kernel, socket: &mut Socket) -> Result<Option<Opened>, Ended> {
+async fn open(kernel: &Kernel, socket: &mut impl Wire) -> Result<Option<Opened>, Ended> {
     let nonce = random_secret()?;
     let time_ms = kernel.clock().now().millis();
     say(socket, &ToAgent::Challenge { nonce: nonce.clone(), versions: PROTOCOL_VERSIONS, time_ms }).await?;
@@ -190,17 +201,17 @@ fn features(hello: &Hello) -> Vec<String> {
     hello.features.iter().filter(known).take(FEATURES_MAX).cloned().collect()
 }
 
-async fn refuse(socket: &mut Socket, reason: String, retry: bool) -> Result<Option<Opened>, Ended> {
+async fn refuse(socket: &mut impl Wire, reason: String, retry: bool) -> Result<Option<Opened>, Ended> {
     tracing::info!(reason, "an agent is refused");
     say(socket, &ToAgent::Refused { reason, retry }).await?;
-    let _ = (**socket).close(None).await;
+    let _ = socket.close().await;
     Ok(None)
 }
 
 /// Writes control messages before data, until the session is over.
 async fn write(
     session: Arc<Session>,
-    mut sink: SplitSink<Socket, Message>,
+    mut sink: SplitSink<impl Wire, Message>,
     mut control: mpsc::Receiver<Box<ToAgent>>,
     mut frames: mpsc::Receiver<Vec<u8>>,
 ) {
@@ -262,6 +273,9 @@ impl Reader {
                 // The agent keeps what cannot be taken in: it hears neither that it is wanted nor that it is not.
                 let Some(output) = self.open_output(holding.channel, known).await? else { continue };
                 offset = output.log.durable(output.ordinal);
+                if planted::has(Bug::OutputOnTrust) {
+                    offset = holding.log_length;
+                }
             }
             answers.push(HoldingAnswer {
                 execution_id: holding.execution_id.clone(),
@@ -355,16 +369,17 @@ impl Reader {
         opened.inspect_err(|error| tracing::error!(task_id, %error, "the output of a task cannot be opened")).ok()
     }
 
-    async fn read(&mut self, mut stream: SplitStream<Socket>) -> Result<(), Ended> {
+    async fn read(&mut self, mut stream: SplitStream<impl Wire>) -> Result<(), Ended> {
         let stop = self.kernel.stopping();
         let silence = Duration::from_millis(HEARTBEAT_DEADLINE_MS);
         let mut seen = tokio::time::Instant::now();
         loop {
             let session = self.session.clone();
             let message = tokio::select! {
-                message = tokio::time::timeout(silence, stream.next()) => message,
+                biased;
                 () = session.closed.cancelled() => return Err(Ended("the session was closed".to_owned())),
                 () = stop.cancelled() => return Err(Ended("the server stops".to_owned())),
+                message = tokio::time::timeout(silence, stream.next()) => message,
             };
             match message {
                 Err(_) => return Err(Ended(format!("nothing was heard for {} s", silence.as_secs()))),

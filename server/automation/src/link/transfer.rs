@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use drover_kernel::at_once::blocking;
 use drover_shared::Digest;
 use drover_shared::frame::{FLAG_END, Header, Kind};
 use drover_shared::limits::{ARTIFACT_WINDOW_BYTES, RANGES_MAX};
@@ -74,7 +75,7 @@ pub(super) async fn send(
     mut acknowledged: watch::Receiver<u64>,
 ) {
     let Wanted { digest, part, from } = wanted;
-    let content = match tokio::task::spawn_blocking(move || Content::open(&artifacts, digest, part)).await {
+    let content = match blocking(move || Content::open(&artifacts, digest, part)).await {
         Ok(Ok(Some(content))) if from <= content.length => Arc::new(content),
         Ok(Ok(_)) => return refuse(&session, channel, "what is asked for is beyond the artifact's end").await,
         Ok(Err(error)) => return refuse(&session, channel, &error.to_string()).await,
@@ -93,7 +94,7 @@ pub(super) async fn send(
             }
         }
         let reader = content.clone();
-        let piece = match tokio::task::spawn_blocking(move || reader.read_at(offset)).await {
+        let piece = match blocking(move || reader.read_at(offset)).await {
             Ok(Ok(piece)) => piece,
             _ => return refuse(&session, channel, "the artifact cannot be read").await,
         };

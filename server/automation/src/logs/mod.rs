@@ -20,12 +20,14 @@ mod writer;
 mod tests;
 
 use std::collections::{HashMap, VecDeque};
-use std::fs::{OpenOptions, TryLockError};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
 use bytes::Bytes;
+use drover_kernel::Error;
+use drover_kernel::at_once::{self, blocking};
 use drover_shared::limits::DATA_BYTES_MAX;
 use drover_shared::record::{Record, Stream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -86,11 +88,20 @@ struct Shared {
     folder: PathBuf,
     options: Options,
     full: Arc<AtomicBool>,
-    queue: Mutex<Option<mpsc::Sender<Command>>>,
+    queue: Mutex<Option<Queue>>,
     room: Arc<Semaphore>,
     stopped: tokio::sync::Mutex<Option<oneshot::Receiver<()>>>,
     open: Mutex<Open>,
     openers: [tokio::sync::Mutex<()>; OPENERS],
+}
+
+/// Where appends go.
+#[derive(Debug, Clone)]
+enum Queue {
+    /// To the thread that writes.
+    Thread(mpsc::Sender<Command>),
+    /// Into the file at once, see [`at_once`]. The file keeps other processes away.
+    AtOnce(Arc<(Mutex<Writer>, File)>),
 }
 
 /// Logs that are open: all of them weakly, the newest also by themselves.
@@ -119,26 +130,20 @@ impl LogStore {
             Err(TryLockError::Error(error)) => return Err(storage(error)),
         }
         let full = Arc::new(AtomicBool::new(false));
-        let (sender, receiver) = mpsc::channel(QUEUE_COMMANDS_MAX);
-        let (stopping, stopped) = oneshot::channel();
         let writer = Writer::new(Arc::clone(&full));
-        let work = move || {
-            writer.run(receiver);
-            // From here on another process may have the folder. Closing alone would not do: a child that is just being
-            // started holds the file open too.
-            if let Err(error) = guard.unlock() {
-                tracing::warn!(%error, "cannot unlock the log folder");
-            }
-            let _ = stopping.send(());
+        let (queue, stopped) = if at_once::is_set() {
+            (Queue::AtOnce(Arc::new((Mutex::new(writer), guard))), None)
+        } else {
+            let (sender, stopped) = start(writer, guard).map_err(storage)?;
+            (Queue::Thread(sender), Some(stopped))
         };
-        std::thread::Builder::new().name("log-writer".to_owned()).spawn(work).map_err(storage)?;
         let shared = Shared {
             folder: folder.to_owned(),
             options,
             full,
-            queue: Mutex::new(Some(sender)),
+            queue: Mutex::new(Some(queue)),
             room: Arc::new(Semaphore::new(QUEUE_BYTES_MAX)),
-            stopped: tokio::sync::Mutex::new(Some(stopped)),
+            stopped: tokio::sync::Mutex::new(stopped),
             open: Mutex::default(),
             openers: Default::default(),
         };
@@ -186,6 +191,23 @@ impl LogStore {
     }
 }
 
+/// Starts the thread that writes. The other end is told when it has ended.
+fn start(writer: Writer, guard: File) -> std::io::Result<(mpsc::Sender<Command>, oneshot::Receiver<()>)> {
+    let (sender, receiver) = mpsc::channel(QUEUE_COMMANDS_MAX);
+    let (stopping, stopped) = oneshot::channel();
+    let work = move || {
+        writer.run(receiver);
+        // From here on another process may have the folder. Closing alone would not do: a child that is just being
+        // started holds the file open too.
+        if let Err(error) = guard.unlock() {
+            tracing::warn!(%error, "cannot unlock the log folder");
+        }
+        let _ = stopping.send(());
+    };
+    std::thread::Builder::new().name("log-writer".to_owned()).spawn(work)?;
+    Ok((sender, stopped))
+}
+
 impl Shared {
     /// The log if it is open; it counts as used now.
     fn opened(&self, id: u64) -> Option<Arc<LogFile>> {
@@ -203,7 +225,7 @@ impl Shared {
     async fn open_file(&self, id: u64) -> Result<Arc<LogFile>, OpenError> {
         let path = self.path(id);
         let shown = path.display().to_string();
-        let opening = tokio::task::spawn_blocking(move || LogFile::open(id, path));
+        let opening = blocking(move || LogFile::open(id, path));
         let file = opening.await.map_err(|error| OpenError::Storage { path: shown, reason: error.to_string() })??;
         let file = Arc::new(file);
         let mut open = lock(&self.open);
@@ -323,13 +345,19 @@ impl TaskLog {
             Action::Append { body, .. } => body.stored.len() + chunk::HEADER_BYTES,
             Action::Finish { .. } => chunk::HEADER_BYTES,
         };
-        let sender = lock(&self.shared.queue).clone().ok_or(AppendError::Closed)?;
+        let queue = lock(&self.shared.queue).clone().ok_or(AppendError::Closed)?;
         let room = Arc::clone(&self.shared.room);
         let room = room.acquire_many_owned(u32::try_from(bytes).unwrap_or(u32::MAX)).await;
         let room = room.map_err(|_| AppendError::Closed)?;
         let (reply, pending) = oneshot::channel();
         let command = Command { log: Arc::clone(&self.file), action, reply, room };
-        sender.send(command).await.map_err(|_| AppendError::Closed)?;
+        match queue {
+            Queue::Thread(sender) => sender.send(command).await.map_err(|_| AppendError::Closed)?,
+            Queue::AtOnce(writer) => {
+                at_once::unless_halted().await;
+                lock(&writer.0).commit(vec![command]);
+            }
+        }
         Ok(Pending(pending))
     }
 
@@ -385,7 +413,7 @@ impl TaskLog {
         }
         let file = Arc::clone(&self.file);
         let task_id = file.task_id.cast_signed();
-        let measuring = tokio::task::spawn_blocking(move || {
+        let measuring = blocking(move || {
             let mut measure = Measure { length: 0, text_offset: length, skip: 0 };
             file.visit_headers(end, |header| {
                 if !header.is_end() && sources.has(header.source) {
@@ -400,7 +428,7 @@ impl TaskLog {
             })?;
             Ok(measure)
         });
-        let stopped = |error: tokio::task::JoinError| ReadError::Storage { task_id, reason: error.to_string() };
+        let stopped = |error: Error| ReadError::Storage { task_id, reason: error.to_string() };
         measuring.await.map_err(stopped)?
     }
 

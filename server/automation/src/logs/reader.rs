@@ -8,6 +8,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use bytes::{Buf as _, Bytes};
+use drover_kernel::Error;
+use drover_kernel::at_once::blocking;
 use drover_shared::record::Record;
 use serde_json::{Map, Value, json};
 use tokio::sync::watch;
@@ -185,8 +187,8 @@ impl LogReader {
         }
         let (log, at, sources) = (Arc::clone(&self.log), self.at, self.sources.clone());
         let task_id = log.task_id.cast_signed();
-        let stopped = |error: tokio::task::JoinError| ReadError::Storage { task_id, reason: error.to_string() };
-        tokio::task::spawn_blocking(move || log.load(at, length, &sources)).await.map_err(stopped)?
+        let stopped = |error: Error| ReadError::Storage { task_id, reason: error.to_string() };
+        blocking(move || log.load(at, length, &sources)).await.map_err(stopped)?
     }
 
     /// Makes a frame of what is loaded; none when there is nothing to show in it.

@@ -8,6 +8,8 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use drover_kernel::at_once::blocking;
+
 use super::error::OpenError;
 use super::file::lock;
 use super::{LogStore, OPENERS, Shared, task_of};
@@ -63,7 +65,7 @@ impl LogStore {
         let path = self.shared.path(id);
         let shown = path.display().to_string();
         let storage = |reason: String| OpenError::Storage { path: shown, reason };
-        match tokio::task::spawn_blocking(move || std::fs::remove_file(path)).await {
+        match blocking(move || std::fs::remove_file(path)).await {
             Ok(Err(error)) if error.kind() != io::ErrorKind::NotFound => Err(storage(error.to_string())),
             Err(error) => Err(storage(error.to_string())),
             Ok(_) => Ok(true),

@@ -7,6 +7,7 @@ use drover_inventory::instances::rules::InstanceStatus;
 use drover_inventory::instances::states;
 use drover_inventory::secrets::TaskSecrets;
 use drover_inventory::variables::TaskVariables;
+use drover_kernel::at_once::blocking;
 use drover_kernel::db::Read;
 use drover_kernel::{Audit, AuditEntry, AuditList, Call, Error, Reply, Result};
 use drover_shared::instance::ProcessState;
@@ -42,8 +43,8 @@ pub(super) async fn make(call: Call<Operate>, application_id: i64, wanted: Wante
     let gathered = gather(&mut call.read().await?, application_id, &creator, &wanted).await?;
     let output_bytes_max = call.kernel().settings().output_bytes_max;
     let input = Input { rollout: wanted.rollout.clone(), output_bytes_max, ..gathered };
-    let rendering = tokio::task::spawn_blocking(move || commands::draft(&input).map(|drafts| (input, drafts)));
-    let (input, drafts) = rendering.await.map_err(Error::internal)??;
+    let rendering = blocking(move || commands::draft(&input).map(|drafts| (input, drafts)));
+    let (input, drafts) = rendering.await??;
     let addresses = channel::addresses(&call);
     let mut tx = call.begin().await?;
     let made = create::store_plan(

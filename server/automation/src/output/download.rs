@@ -9,6 +9,7 @@ use axum::body::Body;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use bytes::{Buf as _, Bytes};
+use drover_kernel::at_once::blocking;
 use drover_kernel::call::Permit;
 use drover_kernel::{Error, Kernel, Result};
 use tokio::sync::mpsc;
@@ -53,12 +54,11 @@ impl Producer {
             },
             Self::Marked(marked) => {
                 let Some(mut working) = marked.take() else { return Ok(None) };
-                let work = tokio::task::spawn_blocking(move || {
+                let work = blocking(move || {
                     let piece = working.next_piece();
                     (working, piece)
                 });
-                let stopped =
-                    |error: tokio::task::JoinError| ReadError::Storage { task_id: 0, reason: error.to_string() };
+                let stopped = |error: Error| ReadError::Storage { task_id: 0, reason: error.to_string() };
                 let (working, piece) = work.await.map_err(stopped)?;
                 *marked = Some(working);
                 piece

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use axum::http::HeaderMap;
 use axum::response::Response;
+use drover_kernel::at_once::blocking;
 use drover_kernel::fields::{Flag, Name, Number, Words};
 use drover_kernel::resources::{ResourceKind, Resources};
 use drover_kernel::{Call, Error, Kernel, Path, Query, Reply, Result, Routes, Time, api_words, permission, sql};
@@ -304,12 +305,12 @@ async fn search(call: Call<ReadOutput>, id: Path<i64>, wish: Query<SearchWish>) 
     let _turn = timeout(TURN, viewers.searches.acquire()).await.map_err(|_| busy())?.map_err(Error::internal)?;
     let mut search = Search::new(pattern, bounds, begin, log.scan(sources, begin.from));
     loop {
-        let step = tokio::task::spawn_blocking(move || {
+        let step = blocking(move || {
             let more = search.advance(SEARCHED_AT_A_TIME_BYTES);
             (search, more)
         });
         let more;
-        (search, more) = step.await.map_err(Error::internal)?;
+        (search, more) = step.await?;
         if !more.map_err(Error::internal)? {
             break;
         }

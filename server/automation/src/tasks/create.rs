@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use drover_inventory::secrets::TaskSecrets;
 use drover_inventory::variables::TaskVariables;
+use drover_kernel::at_once::blocking;
 use drover_kernel::db::Read;
 use drover_kernel::fields::{Many, Number, Reference};
 use drover_kernel::{Audit, AuditEntry, AuditList, Call, Error, Reply, Result, Tx};
@@ -208,13 +209,13 @@ fn source_of(repository: &Repository, owner: Owner, application_id: i64) -> Sour
 /// do not wait.
 pub(crate) async fn render(gathered: Gathered) -> Result<Planned> {
     let Gathered { deploy_task, input, kept, source, timeout_s } = gathered;
-    let rendering = tokio::task::spawn_blocking(move || {
+    let rendering = blocking(move || {
         let drafts = plan::draft(&input)?;
         let takes_back = input.rollout.as_ref().is_some_and(|rollout| rollout.auto_revert);
         let reverts = if takes_back { plan::draft_reverts(&input, kept)? } else { BTreeMap::new() };
         Ok::<_, Error>(Planned { deploy_task, input, drafts, reverts, source, timeout_s })
     });
-    rendering.await.map_err(Error::internal)?
+    rendering.await?
 }
 
 /// What asking for a sub-task gives.

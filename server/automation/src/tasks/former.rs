@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 
+use drover_kernel::at_once::blocking;
 use drover_kernel::db::Read;
 use drover_kernel::{Error, Kernel, Result, args, row, sql};
 use drover_shared::Digest;
@@ -126,7 +127,7 @@ pub(crate) async fn in_store(kernel: &Kernel, digest: Digest) -> Result<Option<A
         let size_bytes = artifacts.read(digest)?.size_bytes();
         Ok(Artifact { digest, size_bytes, index: artifacts.index(digest)? })
     };
-    match tokio::task::spawn_blocking(look).await.map_err(Error::internal)? {
+    match blocking(look).await? {
         Ok(artifact) => Ok(Some(artifact)),
         Err(ArtifactError::Missing(_)) => Ok(None),
         Err(error) => Err(Error::internal(error)),

@@ -12,6 +12,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use drover_inventory::instances::states::{self, Changed, TOPIC, Witness};
+use drover_kernel::at_once::blocking;
 use drover_kernel::jobs::{Jobs, Work};
 use drover_kernel::{Audit, Error, Kernel, Result};
 use drover_shared::instance::{FEATURE, Observation, ProcessState, REASON_BYTES_MAX, WATCHED_MAX, Watched};
@@ -162,8 +163,8 @@ async fn tell(kernel: &Kernel, session: &Session) -> Result<()> {
         inputs.push(paths::input(&mut read, application_id, instance_id).await?);
     }
     drop(read);
-    let rendering = tokio::task::spawn_blocking(move || render(&inputs));
-    let (watched, unclear) = rendering.await.map_err(Error::internal)?;
+    let rendering = blocking(move || render(&inputs));
+    let (watched, unclear) = rendering.await?;
     let is_known = {
         let mut told = session.watched.lock().unwrap_or_else(PoisonError::into_inner);
         let is_known = told.as_ref().map_or(watched.is_empty(), |told| *told == watched);

@@ -7,6 +7,7 @@ use std::time::Duration;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 
+use super::direct::{Direct, Fates};
 use super::{ACQUIRE_TIMEOUT, Db, DbError, Patience, Pools};
 
 /// How long PostgreSQL works at one statement, and how long a transaction may stand still there. The first is shorter than
@@ -75,6 +76,23 @@ impl Db {
             .connect_with(connect)
             .await?;
         Ok(Self(Pools::Postgres(pool), patience))
+    }
+
+    /// Opens an SQLite file that is migrated already, for a simulation: each statement is carried out at once, or goes wrong
+    /// as the fates have it.
+    ///
+    /// # Errors
+    /// [`DbError::Unavailable`] when it cannot be opened, with the reason.
+    pub fn direct(file: &Path, fates: Fates) -> Result<Self, DbError> {
+        Ok(Self(Pools::Direct(Direct::open(file, fates)?), Patience::new(PATIENCE)))
+    }
+
+    /// Runs a text of several statements on an SQLite file, by itself.
+    ///
+    /// # Errors
+    /// [`DbError`].
+    pub fn direct_script(file: &Path, text: &str) -> Result<(), DbError> {
+        Direct::script(file, text)
     }
 
     async fn connect_sqlite(file: &Path, readers: u32) -> Result<Self, DbError> {

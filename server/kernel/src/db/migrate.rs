@@ -102,6 +102,7 @@ impl Db {
     /// [`DbError`]; nothing of a failed migration stays.
     pub async fn migrate(&self, clock: &Clock) -> Result<(), DbError> {
         match self.pools() {
+            Pools::Direct(_) => {}
             Pools::Sqlite { write, .. } => {
                 let mut transaction = write.begin_with("BEGIN IMMEDIATE").await?;
                 apply!(transaction, clock, for_sqlite);

@@ -6,6 +6,7 @@
 //! Absent: SQL generated for one engine, transactions that outlive a function of the caller's, nested transactions.
 
 mod connect;
+pub mod direct;
 mod migrate;
 mod patience;
 mod row;
@@ -13,6 +14,7 @@ pub mod snapshot;
 mod sql;
 mod value;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::pool::PoolConnection;
@@ -26,6 +28,7 @@ pub use row::{Column, FromRow, Json, OptionalColumn, Row};
 pub use sql::{Condition, Sql};
 pub use value::{Value, WordColumn};
 
+use direct::{Direct, Writing};
 use patience::Patience;
 use row::RowOf;
 
@@ -142,6 +145,7 @@ pub struct Db(Pools, Patience);
 pub(crate) enum Pools {
     Sqlite { write: SqlitePool, read: SqlitePool },
     Postgres(PgPool),
+    Direct(Arc<Direct>),
 }
 
 enum Connection {
@@ -149,6 +153,8 @@ enum Connection {
     Postgres(PoolConnection<Postgres>),
     SqliteWrite(Transaction<'static, Sqlite>),
     PostgresWrite(Transaction<'static, Postgres>),
+    Direct(Arc<Direct>),
+    DirectWrite(Writing),
 }
 
 /// Statements that only read.
@@ -165,7 +171,7 @@ impl Db {
     /// Whether the database is SQLite.
     #[must_use]
     pub fn is_sqlite(&self) -> bool {
-        matches!(self.0, Pools::Sqlite { .. })
+        matches!(self.0, Pools::Sqlite { .. } | Pools::Direct(_))
     }
 
     /// A connection for reading.
@@ -173,6 +179,10 @@ impl Db {
         let connection = match &self.0 {
             Pools::Sqlite { read, .. } => Connection::Sqlite(read.acquire().await?),
             Pools::Postgres(pool) => Connection::Postgres(pool.acquire().await?),
+            Pools::Direct(direct) => {
+                direct.read().await?;
+                Connection::Direct(direct.clone())
+            }
         };
         Ok(Read(connection, self.1.clone()))
     }
@@ -182,6 +192,7 @@ impl Db {
         let connection = match &self.0 {
             Pools::Sqlite { write, .. } => Connection::SqliteWrite(write.begin_with("BEGIN IMMEDIATE").await?),
             Pools::Postgres(pool) => Connection::PostgresWrite(Box::pin(self.1.wait(pool.begin())).await?),
+            Pools::Direct(direct) => Connection::DirectWrite(direct.write().await?),
         };
         Ok(Write(Read(connection, self.1.clone())))
     }
@@ -194,6 +205,7 @@ impl Db {
                 write.close().await;
             }
             Pools::Postgres(pool) => pool.close().await,
+            Pools::Direct(direct) => direct.close(),
         }
     }
 }
@@ -250,23 +262,25 @@ impl Read {
     /// Not generic, so that the driver's futures are compiled once, here.
     async fn fetch(&mut self, sql: Sql, arguments: Vec<Value>) -> Result<Vec<Row>, DbError> {
         let (text, arguments) = sql::expand(sql, arguments)?;
-        let text = AssertSqlSafe(text);
+        let of_sqlite = |rows: Vec<_>| rows.into_iter().map(|row| Row(RowOf::Sqlite(row))).collect();
         let rows: Vec<Row> = match &mut self.0 {
+            Connection::Direct(direct) => of_sqlite(direct.fetch(text, arguments).await?),
+            Connection::DirectWrite(writing) => of_sqlite(writing.fetch(text, arguments).await?),
             Connection::Sqlite(connection) => {
-                let query = sqlx::query_with(text, sqlite_arguments(arguments)?);
-                query.fetch_all(&mut **connection).await?.into_iter().map(|row| Row(RowOf::Sqlite(row))).collect()
+                let query = sqlx::query_with(AssertSqlSafe(text), sqlite_arguments(arguments)?);
+                of_sqlite(query.fetch_all(&mut **connection).await?)
             }
             Connection::SqliteWrite(transaction) => {
-                let query = sqlx::query_with(text, sqlite_arguments(arguments)?);
-                query.fetch_all(&mut **transaction).await?.into_iter().map(|row| Row(RowOf::Sqlite(row))).collect()
+                let query = sqlx::query_with(AssertSqlSafe(text), sqlite_arguments(arguments)?);
+                of_sqlite(query.fetch_all(&mut **transaction).await?)
             }
             Connection::Postgres(connection) => {
-                let query = sqlx::query_with(text, postgres_arguments(arguments)?);
+                let query = sqlx::query_with(AssertSqlSafe(text), postgres_arguments(arguments)?);
                 let rows = Box::pin(self.1.wait(query.fetch_all(&mut **connection))).await?;
                 rows.into_iter().map(|row| Row(RowOf::Postgres(row))).collect()
             }
             Connection::PostgresWrite(transaction) => {
-                let query = sqlx::query_with(text, postgres_arguments(arguments)?);
+                let query = sqlx::query_with(AssertSqlSafe(text), postgres_arguments(arguments)?);
                 let rows = Box::pin(self.1.wait(query.fetch_all(&mut **transaction))).await?;
                 rows.into_iter().map(|row| Row(RowOf::Postgres(row))).collect()
             }
@@ -289,6 +303,9 @@ impl Read {
             Connection::SqliteWrite(transaction) => (&mut **transaction).prepare(text).await.map(drop)?,
             Connection::Postgres(connection) => (&mut **connection).prepare(text).await.map(drop)?,
             Connection::PostgresWrite(transaction) => (&mut **transaction).prepare(text).await.map(drop)?,
+            Connection::Direct(_) | Connection::DirectWrite(_) => {
+                return Err(DbError::Unavailable("a simulated database only runs statements".to_owned()));
+            }
         }
         Ok(())
     }
@@ -314,16 +331,17 @@ impl Write {
     /// [`DbError`].
     pub async fn run(&mut self, sql: impl Into<Sql>, arguments: Vec<Value>) -> Result<u64, DbError> {
         let (text, arguments) = sql::expand(sql.into(), arguments)?;
-        let text = AssertSqlSafe(text);
         Ok(match &mut self.0.0 {
+            Connection::DirectWrite(writing) => writing.run(text, arguments).await?,
             Connection::SqliteWrite(transaction) => {
-                sqlx::query_with(text, sqlite_arguments(arguments)?).execute(&mut **transaction).await?.rows_affected()
+                let query = sqlx::query_with(AssertSqlSafe(text), sqlite_arguments(arguments)?);
+                query.execute(&mut **transaction).await?.rows_affected()
             }
             Connection::PostgresWrite(transaction) => {
-                let query = sqlx::query_with(text, postgres_arguments(arguments)?);
+                let query = sqlx::query_with(AssertSqlSafe(text), postgres_arguments(arguments)?);
                 Box::pin(self.0.1.wait(query.execute(&mut **transaction))).await?.rows_affected()
             }
-            Connection::Sqlite(_) | Connection::Postgres(_) => {
+            Connection::Sqlite(_) | Connection::Postgres(_) | Connection::Direct(_) => {
                 return Err(DbError::Unavailable("a connection for reading cannot write".to_owned()));
             }
         })
@@ -348,11 +366,12 @@ impl Write {
 
     pub(crate) async fn enqueue(&mut self, queue: &str, payload: &str) -> Result<(), DbError> {
         match &mut self.0.0 {
+            Connection::DirectWrite(writing) => writing.enqueue(queue, payload).await,
             Connection::SqliteWrite(transaction) => crate::jobs::push_sqlite(&mut *transaction, queue, payload).await,
             Connection::PostgresWrite(transaction) => {
                 Box::pin(self.0.1.wait(crate::jobs::push_postgres(&mut *transaction, queue, payload))).await
             }
-            Connection::Sqlite(_) | Connection::Postgres(_) => {
+            Connection::Sqlite(_) | Connection::Postgres(_) | Connection::Direct(_) => {
                 Err(DbError::Unavailable("a connection for reading cannot enqueue".to_owned()))
             }
         }
@@ -361,9 +380,10 @@ impl Write {
     pub(crate) async fn commit(self) -> Result<(), DbError> {
         let Self(Read(connection, patience)) = self;
         match connection {
+            Connection::DirectWrite(writing) => writing.commit().await?,
             Connection::SqliteWrite(transaction) => transaction.commit().await?,
             Connection::PostgresWrite(transaction) => Box::pin(patience.wait(transaction.commit())).await?,
-            Connection::Sqlite(_) | Connection::Postgres(_) => {}
+            Connection::Sqlite(_) | Connection::Postgres(_) | Connection::Direct(_) => {}
         }
         Ok(())
     }

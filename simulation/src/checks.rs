@@ -1,0 +1,233 @@
+//! The promises, held against what really happened. Everything is over when this looks.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use drover_agent::spool::Key;
+use drover_automation::executions::rules::{Event, step};
+use drover_kernel::{row, sql};
+use drover_shared::words::{ExecutionState as State, Word as _};
+use serde_json::Value;
+
+use crate::truth::Deed;
+use crate::world::World;
+
+row! {
+    /// An execution as the server tells of it.
+    struct Told {
+        id: String,
+        task_id: i64,
+        ordinal: i64,
+        attempt: i64,
+        state: String,
+        reason: Option<String>,
+        dispatched_at: Option<i64>,
+    }
+}
+
+row! {
+    /// A move of an execution.
+    struct Moved { task_id: i64, execution_id: String, role: String, old: String, new: String }
+}
+
+row! {
+    /// A task that is over.
+    struct Task { id: i64, outcome: Option<String>, rollout: Option<String> }
+}
+
+/// What was looked at.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Counted {
+    /// Tasks.
+    pub tasks: usize,
+    /// Executions.
+    pub executions: usize,
+    /// Bytes that hooks said.
+    pub bytes: usize,
+    /// Executions of which nobody knows how they ended.
+    pub lost: usize,
+}
+
+/// What does not agree: promise and sentence.
+pub(crate) type Broken = (&'static str, String);
+
+/// Holds everything against the truth.
+///
+/// # Errors
+/// The first promise that is broken.
+pub(crate) fn check(world: &mut World) -> Result<Counted, Broken> {
+    let (tasks, executions, moves) = read(world);
+    every_request_is_one_task(world, &tasks)?;
+    states_never_go_back(&moves)?;
+    nothing_starts_after_too_many_failures(&tasks, &moves)?;
+    let mut counted = Counted { tasks: tasks.len(), executions: executions.len(), ..Counted::default() };
+    let mut known = BTreeSet::new();
+    for told in &executions {
+        let attempt = u32::try_from(told.attempt).unwrap_or(0);
+        let key = Key { execution_id: told.id.clone(), attempt };
+        let deed = world.truth.deeds.get(&key).cloned().unwrap_or_default();
+        agrees(told, &deed, world.apart)?;
+        counted.lost += usize::from(told.state == "lost");
+        counted.bytes += output_agrees(world, told, &deed)?;
+        nothing_lives_on(world, told, &key, &deed)?;
+        known.insert(key);
+    }
+    if let Some(key) = world.truth.deeds.keys().find(|key| !known.contains(key)) {
+        return Err(("P1", format!("{key} was run and nobody knows of it")));
+    }
+    Ok(counted)
+}
+
+fn read(world: &World) -> (Vec<Task>, Vec<Told>, Vec<Moved>) {
+    let server = world.server.as_ref().expect("the server is up at the end");
+    server.run(async {
+        let mut read = server.kernel().work().read().await.expect("a connection");
+        let tasks = sql!("SELECT id, outcome, rollout FROM tasks ORDER BY id");
+        let executions = sql!(
+            "SELECT id, task_id, ordinal, attempt, state, reason, dispatched_at FROM executions ORDER BY task_id, ordinal"
+        );
+        let moves = drover_kernel::db::Sql::literal(
+            "SELECT task_id, execution_id, role, old, new FROM moves ORDER BY number",
+        );
+        (
+            read.all(tasks, vec![]).await.expect("tasks"),
+            read.all(executions, vec![]).await.expect("executions"),
+            read.all(moves, vec![]).await.expect("moves"),
+        )
+    })
+}
+
+/// P1: what was accepted is there, is over, and is there once.
+fn every_request_is_one_task(world: &World, tasks: &[Task]) -> Result<(), Broken> {
+    let there: BTreeMap<i64, &Task> = tasks.iter().map(|task| (task.id, task)).collect();
+    for id in &world.people.accepted {
+        let Some(task) = there.get(id) else {
+            return Err(("P1", format!("task {id} was accepted and is gone")));
+        };
+        if task.outcome.is_none() {
+            return Err(("P1", format!("task {id} never ended")));
+        }
+    }
+    Ok(())
+}
+
+/// Every move is one that the rules have.
+fn states_never_go_back(moves: &[Moved]) -> Result<(), Broken> {
+    for moved in moves {
+        let (Ok(old), Ok(new)) = (State::parse(&moved.old), State::parse(&moved.new)) else {
+            return Err(("states", format!("{moved:?}")));
+        };
+        if !Event::ALL.iter().any(|event| step(old, *event) == Ok(new)) {
+            return Err(("states", format!("{} went from {old} to {new}", moved.execution_id)));
+        }
+    }
+    Ok(())
+}
+
+/// P6: after the failures that a rollout allows nothing more of it is sent.
+fn nothing_starts_after_too_many_failures(tasks: &[Task], moves: &[Moved]) -> Result<(), Broken> {
+    for task in tasks {
+        let Some(rollout) = &task.rollout else { continue };
+        let rollout: Value = serde_json::from_str(rollout).unwrap_or_default();
+        let Some(allowed) = rollout["max_failures"].as_u64() else { continue };
+        let mut failed = BTreeSet::new();
+        let mut stopped = false;
+        for moved in moves.iter().filter(|moved| moved.task_id == task.id && moved.role == "instance") {
+            if moved.old == "queued" && moved.new == "dispatched" && stopped {
+                let text =
+                    format!("{} of task {} was sent after {} failures", moved.execution_id, task.id, failed.len());
+                return Err(("P6", text));
+            }
+            match moved.new.as_str() {
+                "failed" | "timed_out" | "lost" => drop(failed.insert(moved.execution_id.clone())),
+                "succeeded" => drop(failed.remove(&moved.execution_id)),
+                _ => {}
+            }
+            stopped |= failed.len() as u64 > allowed;
+        }
+    }
+    Ok(())
+}
+
+/// P1 and P6: hooks started at most once, and the state is what happened.
+fn agrees(told: &Told, deed: &Deed, apart: bool) -> Result<(), Broken> {
+    let what = || {
+        format!(
+            "execution {} of task {} is {} ({:?}): {}",
+            told.ordinal, told.task_id, told.state, told.reason, told.id
+        )
+    };
+    for (hook, count) in &deed.starts {
+        if *count > 1 {
+            return Err(("P1", format!("{hook} started {count} times: {}", what())));
+        }
+    }
+    let state = State::parse(&told.state).map_err(|_| ("states", what()))?;
+    if !state.is_over() {
+        return Err(("P1", format!("it never ended: {}", what())));
+    }
+    if told.dispatched_at.is_none() && !deed.starts.is_empty() {
+        return Err(("P1", format!("it was never sent and ran: {}", what())));
+    }
+    match (deed.ended, state) {
+        (Some(ended), state) if ended == state => Ok(()),
+        (Some(ended), _) => Err(("P1", format!("it ended {ended}: {}", what()))),
+        (None, State::Succeeded) => Err(("P1", format!("it never ran to its end: {}", what()))),
+        // Its order never came, and its time ran out meanwhile.
+        (None, State::Lost) if apart && deed.starts.is_empty() && ran_out(told) => Ok(()),
+        (None, State::Lost) if deed.unknown.is_none() => {
+            Err(("P1", format!("nothing happened that could have lost it: {}", what())))
+        }
+        (None, State::Lost) => Ok(()),
+        // Killed after its first hook, nobody can know how it ended.
+        (None, _) if deed.unknown.is_some() && !deed.starts.is_empty() => {
+            Err(("P1", format!("it was {} and nobody can know that: {}", deed.unknown.unwrap_or_default(), what())))
+        }
+        (None, _) if !deed.starts.is_empty() => Err(("P1", format!("it never ended on its host: {}", what()))),
+        (None, _) => Ok(()),
+    }
+}
+
+/// Whether its time ran out before its host said anything.
+fn ran_out(told: &Told) -> bool {
+    told.reason.as_ref().is_some_and(|reason| reason.starts_with("the time ran out"))
+}
+
+/// P2: what the server has of an execution is what its hooks said.
+fn output_agrees(world: &mut World, told: &Told, deed: &Deed) -> Result<usize, Broken> {
+    let path = format!("/tasks/{}/output/?format=json&execution={}", told.task_id, told.id);
+    let server = world.server.as_mut().expect("the server is up at the end");
+    let answer = server.ask(&mut world.now_ms, "GET", &path, &Value::Null, "read");
+    let Some((200, body)) = answer else { return Err(("P2", format!("{path}: {answer:?}"))) };
+    // One line is JSON by itself.
+    let lines = body.as_str().map_or_else(|| body.to_string(), str::to_owned);
+    let records = lines.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let stdout = records.filter(|record| record["stream"] == "stdout");
+    let seen: String = stdout.filter_map(|record| record["text"].as_str().map(str::to_owned)).collect();
+    let kept = deed.kept.unwrap_or(deed.said.len());
+    if seen.as_bytes() != &deed.said[..kept] {
+        let common = seen.bytes().zip(&deed.said).take_while(|(one, other)| one == *other).count();
+        let text = format!(
+            "execution {} of task {} ({}): {} bytes were said, {kept} kept, {} are told, {common} the same",
+            told.id,
+            told.task_id,
+            told.state,
+            deed.said.len(),
+            seen.len()
+        );
+        return Err(("P2", text));
+    }
+    Ok(kept)
+}
+
+/// P3: what was stopped or lost has no process any more.
+fn nothing_lives_on(world: &World, told: &Told, key: &Key, deed: &Deed) -> Result<(), Broken> {
+    if deed.left_running || !matches!(told.state.as_str(), "cancelled" | "timed_out" | "lost") {
+        return Ok(());
+    }
+    let left: usize =
+        world.hosts.iter().map(|host| host.machine.lock().processes.iter().filter(|of| *of == key).count()).sum();
+    if left > 0 {
+        return Err(("P3", format!("{left} processes of {key} live on, which is {}", told.state)));
+    }
+    Ok(())
+}
