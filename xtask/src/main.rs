@@ -9,6 +9,7 @@ mod bench;
 mod bless;
 mod check;
 mod demo;
+mod simulate;
 mod sql;
 mod test;
 mod torture;
@@ -27,6 +28,9 @@ cargo xtask COMMAND
   sql                                prepare every SQL statement on both engines
   bless [--check]                    write the golden files anew; --check: they must not change
   torture [--minutes M] [--seed N]   kill everything at random under load, and compare what came of it
+  simulate [--seeds N] [--from S]    server and agents on one thread, under accidents that follow from seeds
+           [--seed S] [--bug NAME]   one seed, with all that happens; with a bug put in
+           [--bugs]                  how many seeds it takes to find each bug that can be put in
   demo [--once]                      server, two agents, a real application: deploy, deploy, revert, and look at it
   bench [--json FILE]                figures of release builds, each beside its limit in the same run
 ";
@@ -53,6 +57,7 @@ fn run() -> Result<ExitCode> {
         "sql" => sql::run().map(|()| ExitCode::SUCCESS),
         "bless" => bless::run(&rest).map(|()| ExitCode::SUCCESS),
         "bench" => bench::run(&rest).map(|()| ExitCode::SUCCESS),
+        "simulate" => simulate::run(&rest).map(|()| ExitCode::SUCCESS),
         "torture" => torture::run(&rest).map(|()| ExitCode::SUCCESS),
         "demo" => demo::run(&rest).map(|()| ExitCode::SUCCESS),
         "" | "help" | "-h" | "--help" => {

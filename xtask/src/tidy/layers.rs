@@ -17,6 +17,10 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("server/automation/Cargo.toml", AREA),
     ("server/Cargo.toml", SERVER),
     ("tests/Cargo.toml", TESTS),
+    (
+        "simulation/Cargo.toml",
+        &["drover-shared", "drover-kernel", "drover-identity", "drover-automation", "drover-server", "drover-agent"],
+    ),
     ("bench/Cargo.toml", &["drover-shared"]),
     ("xtask/Cargo.toml", &[]),
 ];
