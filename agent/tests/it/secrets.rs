@@ -43,7 +43,7 @@ async fn a_hook_gets_its_secrets_and_the_log_does_not() {
     let mut server = Server::start().await;
     let _agent = agent(&bench.data_dir(), Some(&server.token));
     let (mut peer, hello) = server.open(|_| (true, 0)).await;
-    assert_eq!(hello.features, ["secrets", "inspect", "shared_paths", "instances"]);
+    assert_eq!(hello.features, ["secrets", "inspect", "shared_paths", "instances", "scripts"]);
     let content = format!(
         r#"expected=$(cat <<'END'
 {}
