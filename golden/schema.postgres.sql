@@ -288,6 +288,32 @@ roles.organisation_id bigint NOT NULL
 roles.name text NOT NULL
 roles.creator text NOT NULL
 roles.created_at bigint NOT NULL
+schedule_runs.schedule_id bigint NOT NULL
+schedule_runs.moment bigint NOT NULL
+schedule_runs.state text NOT NULL COLLATE C
+schedule_runs.asked_by_id bigint
+schedule_runs.asked_by text
+schedule_runs.task_id bigint
+schedule_runs.reason text
+schedule_runs.created_at bigint NOT NULL
+schedules.id bigint NOT NULL IDENTITY
+schedules.organisation_id bigint NOT NULL
+schedules.application_id bigint NOT NULL
+schedules.name text NOT NULL
+schedules.what jsonb NOT NULL
+schedules.cron text NOT NULL
+schedules.zone text NOT NULL
+schedules.missed text NOT NULL COLLATE C
+schedules.missed_max bigint NOT NULL
+schedules.overlap text NOT NULL COLLATE C
+schedules.jitter_s bigint NOT NULL
+schedules.owner_id bigint NOT NULL
+schedules.owner text NOT NULL
+schedules.paused_by text
+schedules.paused_at bigint
+schedules.next_moment bigint
+schedules.next_at bigint
+schedules.created_at bigint NOT NULL
 schema_migrations.name text NOT NULL
 schema_migrations.digest text NOT NULL
 schema_migrations.applied_at bigint NOT NULL
@@ -492,6 +518,16 @@ role_users PRIMARY KEY (role_id, user_id)
 roles FOREIGN KEY (organisation_id) REFERENCES organisations(id)
 roles PRIMARY KEY (id)
 roles UNIQUE (organisation_id, name)
+schedule_runs CHECK ((state = ANY (ARRAY['waiting'::text, 'started'::text, 'skipped'::text, 'missed'::text, 'failed'::text])))
+schedule_runs FOREIGN KEY (schedule_id) REFERENCES schedules(id) ON DELETE CASCADE
+schedule_runs FOREIGN KEY (task_id) REFERENCES tasks(id) ON DELETE SET NULL
+schedule_runs PRIMARY KEY (schedule_id, moment)
+schedules CHECK ((missed = ANY (ARRAY['skip'::text, 'once'::text, 'all'::text])))
+schedules CHECK ((overlap = ANY (ARRAY['skip'::text, 'queue'::text, 'cancel_old'::text])))
+schedules FOREIGN KEY (application_id) REFERENCES applications(id) ON DELETE CASCADE
+schedules FOREIGN KEY (organisation_id) REFERENCES organisations(id)
+schedules PRIMARY KEY (id)
+schedules UNIQUE (organisation_id, name)
 schema_migrations PRIMARY KEY (name)
 secrets CHECK ((scope = ANY (ARRAY['organisation'::text, 'application'::text, 'environment'::text, 'host'::text, 'instance'::text])))
 secrets FOREIGN KEY (organisation_id) REFERENCES organisations(id)
@@ -552,6 +588,10 @@ CREATE INDEX repository_credentials_by_settings ON public.repository_credentials
 CREATE INDEX repository_credentials_by_template ON public.repository_credentials USING btree (template_id) WHERE (template_id IS NOT NULL)
 CREATE INDEX resource_rights_by_resource ON public.resource_rights USING btree (resource_type, resource_id)
 CREATE INDEX role_users_by_user ON public.role_users USING btree (user_id)
+CREATE INDEX schedule_runs_by_task ON public.schedule_runs USING btree (task_id) WHERE (task_id IS NOT NULL)
+CREATE INDEX schedule_runs_waiting ON public.schedule_runs USING btree (schedule_id, moment) WHERE (state = 'waiting'::text)
+CREATE INDEX schedules_by_application ON public.schedules USING btree (application_id)
+CREATE INDEX schedules_due ON public.schedules USING btree (next_at) WHERE (paused_by IS NULL)
 CREATE INDEX sessions_by_end ON public.sessions USING btree (expires_at)
 CREATE INDEX sessions_by_user ON public.sessions USING btree (user_id)
 CREATE INDEX sign_in_failures_by_age ON public.sign_in_failures USING btree (organisation_id, last_at)
@@ -608,6 +648,9 @@ CREATE UNIQUE INDEX resource_rights_pkey ON public.resource_rights USING btree (
 CREATE UNIQUE INDEX role_users_pkey ON public.role_users USING btree (role_id, user_id)
 CREATE UNIQUE INDEX roles_organisation_id_name_key ON public.roles USING btree (organisation_id, name)
 CREATE UNIQUE INDEX roles_pkey ON public.roles USING btree (id)
+CREATE UNIQUE INDEX schedule_runs_pkey ON public.schedule_runs USING btree (schedule_id, moment)
+CREATE UNIQUE INDEX schedules_organisation_id_name_key ON public.schedules USING btree (organisation_id, name)
+CREATE UNIQUE INDEX schedules_pkey ON public.schedules USING btree (id)
 CREATE UNIQUE INDEX schema_migrations_pkey ON public.schema_migrations USING btree (name)
 CREATE UNIQUE INDEX secrets_next_pkey1 ON public.secrets USING btree (organisation_id, scope, object_id, name)
 CREATE UNIQUE INDEX sessions_pkey ON public.sessions USING btree (id)

@@ -441,6 +441,48 @@ CREATE TABLE roles (
     UNIQUE (organisation_id, name)
 );
 
+CREATE TABLE schedule_runs (
+    schedule_id BIGINT NOT NULL REFERENCES schedules (id) ON DELETE CASCADE,
+    moment BIGINT NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('waiting', 'started', 'skipped', 'missed', 'failed')),
+    asked_by_id BIGINT,
+    asked_by TEXT,
+    task_id BIGINT REFERENCES tasks (id) ON DELETE SET NULL,
+    reason TEXT,
+    created_at BIGINT NOT NULL,
+    PRIMARY KEY (schedule_id, moment)
+);
+
+CREATE INDEX schedule_runs_by_task ON schedule_runs (task_id) WHERE task_id IS NOT NULL;
+
+CREATE INDEX schedule_runs_waiting ON schedule_runs (schedule_id, moment) WHERE state = 'waiting';
+
+CREATE TABLE schedules (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    organisation_id BIGINT NOT NULL REFERENCES organisations (id),
+    application_id BIGINT NOT NULL REFERENCES applications (id) ON DELETE CASCADE,
+    name TEXT NOT NULL,
+    what TEXT NOT NULL,
+    cron TEXT NOT NULL,
+    zone TEXT NOT NULL,
+    missed TEXT NOT NULL CHECK (missed IN ('skip', 'once', 'all')),
+    missed_max BIGINT NOT NULL,
+    overlap TEXT NOT NULL CHECK (overlap IN ('skip', 'queue', 'cancel_old')),
+    jitter_s BIGINT NOT NULL,
+    owner_id BIGINT NOT NULL,
+    owner TEXT NOT NULL,
+    paused_by TEXT,
+    paused_at BIGINT,
+    next_moment BIGINT,
+    next_at BIGINT,
+    created_at BIGINT NOT NULL,
+    UNIQUE (organisation_id, name)
+);
+
+CREATE INDEX schedules_by_application ON schedules (application_id);
+
+CREATE INDEX schedules_due ON schedules (next_at) WHERE paused_by IS NULL;
+
 CREATE TABLE schema_migrations (name TEXT PRIMARY KEY, digest TEXT NOT NULL, applied_at BIGINT NOT NULL);
 
 CREATE TABLE "secrets" (

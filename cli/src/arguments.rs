@@ -101,6 +101,9 @@ pub(crate) enum Command {
     /// Upload archives to deploy from, look at them and delete them
     #[command(subcommand)]
     Archive(crate::commands::archive::Command),
+    /// Have something run by itself, again and again
+    #[command(subcommand)]
+    Schedule(crate::commands::schedule::Command),
     /// Show the output of a task
     Logs(Logs),
     /// Look at the releases that hosts keep
@@ -512,6 +515,10 @@ mod tests {
             "drover prioritise 12/34 --priority -3 --reason later",
             "drover queue --app shop --limit 5",
             "drover locks --wanted",
+            "drover schedule create nightly --cron @daily --restart shop --hosts a,b --batch 25% --missed once --jitter 60",
+            "drover schedule create release --cron @weekly --deploy-task 7 --overlap cancel_old",
+            "drover schedule next nightly --count 3",
+            "drover schedule pause nightly --reason holiday",
             "drover lock break shop --host web-1 --reason stuck --whole-task",
         ] {
             parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));
@@ -529,6 +536,10 @@ mod tests {
             "drover deploy shop --version v1 --timeout 0",
             "drover deploy shop --version v1 --level Z",
             "drover task list --status done",
+            "drover schedule create nightly --cron @daily",
+            "drover schedule create nightly --cron @daily --restart shop --stop shop",
+            "drover schedule create nightly --restart shop",
+            "drover schedule create release --cron @weekly --deploy-task 7 --hosts a",
             "drover logs x",
             "drover logs 1/",
             "drover logs 1/x",

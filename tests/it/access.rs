@@ -60,7 +60,14 @@ async fn objects(server: &TestServer) -> Objects {
     let archive = "INSERT INTO archives (id, organisation_id, application_id, version, name, state, size_bytes, sha256, \
         creator, created_at, touched_at) VALUES (80, 1, $1, '1', 'hidden.tar', 'receiving', 9, $2, 'admin', 0, 0)";
     server.run(Sql::literal(archive), args![application_id, "0".repeat(64)]).await;
+    let schedule = "INSERT INTO schedules (id, organisation_id, application_id, name, what, cron, zone, missed, missed_max, \
+        overlap, jitter_s, owner_id, owner, created_at) VALUES (81, 1, $1, 'hidden', $2, '@daily', 'UTC', 'skip', 1, \
+        'skip', 0, 1, 'admin', 0)";
+    let what = json!({"kind": "restart", "application_id": application_id, "instances": null, "timeout": null,
+        "rollout": null});
+    server.run(Sql::literal(schedule), args![application_id, what]).await;
     let ids = [
+        ("schedules", "81".to_owned()),
         ("archives", "80".to_owned()),
         ("environments", environment_id.to_string()),
         ("applications", application_id.to_string()),
@@ -105,6 +112,10 @@ fn body(route: &Route, objects: &Objects) -> Value {
     // Rights on modules are an array.
     if route.path.ends_with("/system/perms/") {
         return json!([{"module_name": "dns", "permissions": {"manage_dns_server": true}}]);
+    }
+    if route.path.ends_with("/schedules/") {
+        let what = json!({"kind": "restart", "application_id": objects.application_id});
+        return json!({"name": "something", "cron": "@daily", "what": what});
     }
     if route.path.contains("/environments/") {
         return json!({"name": "something", "variables": {}, "secrets": {}});

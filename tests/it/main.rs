@@ -14,6 +14,7 @@ mod locks;
 mod operations;
 mod probes;
 mod releases;
+mod schedules;
 mod schema;
 mod scripts;
 mod settings;

@@ -12,6 +12,7 @@ pub(crate) mod release;
 mod revert;
 mod rollout;
 pub(crate) mod run;
+pub(crate) mod schedule;
 mod session;
 mod sub_task;
 mod task;
@@ -50,6 +51,7 @@ pub(crate) fn run(Arguments { global, command }: Arguments) -> Result<()> {
         Command::Instance(command) => instance::run(&server(&global)?, &command, global.json),
         Command::Logs(logs) => logs::run(&server(&global)?, &logs, global.json),
         Command::Archive(command) => archive::run(&server(&global)?, &command, global.json),
+        Command::Schedule(command) => schedule::run(&server(&global)?, &command, global.json),
         Command::Release(release) => release::run(&server(&global)?, &release, global.json),
         Command::Host(Host::List(list)) => inventory::hosts(&server(&global)?, &list, global.json),
         Command::App(App::List(list)) => inventory::applications(&server(&global)?, &list, global.json),

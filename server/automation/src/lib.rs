@@ -20,6 +20,7 @@ pub mod output;
 pub mod releases;
 pub mod render;
 pub mod retention;
+pub mod schedules;
 pub mod script_tasks;
 pub mod scripts;
 pub mod settings;
@@ -43,7 +44,7 @@ pub fn routes() -> Routes {
         .merge(channel::routes())
         .merge(locks::routes())
         .merge(script_tasks::routes());
-    let tasks = tasks.merge(releases::routes()).merge(archives::routes());
+    let tasks = tasks.merge(releases::routes()).merge(archives::routes()).merge(schedules::routes());
     let settings = credentials::routes().merge(templates::routes()).merge(settings::routes());
     scripts::routes().merge(settings).merge(tasks)
 }
@@ -51,7 +52,8 @@ pub fn routes() -> Routes {
 /// Kinds of objects of this area.
 #[must_use]
 pub fn resources() -> Resources {
-    deploys::resources().merge(tasks::resources()).merge(output::resources()).merge(locks::resources())
+    let tasks = deploys::resources().merge(tasks::resources()).merge(output::resources());
+    tasks.merge(locks::resources()).merge(schedules::resources())
 }
 
 /// Background handlers of this area.

@@ -297,6 +297,19 @@ async fn check_resource(
     Ok(rights)
 }
 
+/// Checks a right on an object for somebody in whose name the server acts by itself.
+///
+/// # Errors
+/// Not found when they may not see it, forbidden when the right is missing.
+pub async fn require_right(
+    kernel: &Kernel,
+    read: &mut Read,
+    caller: &Caller,
+    (kind, id, right): (&'static str, i64, &str),
+) -> Result<()> {
+    check_resource(kernel, read, caller, kind, &id.to_string(), right).await.map(drop)
+}
+
 /// Why a call was not handed to its handler.
 pub enum Refusal {
     /// An error.

@@ -21,6 +21,7 @@ mod restarts;
 mod retention;
 mod reverting;
 mod rollouts;
+mod schedules;
 mod scripts;
 mod secrets;
 mod shared;

@@ -37,6 +37,7 @@ use crate::executions::store::{self as execution_store, Known, Sendable, Unsent}
 use crate::link::hub::{Hub, Session};
 use crate::link::keys::Keys;
 use crate::logs::LogStore;
+use crate::schedules::{self, Scheduling};
 use crate::source::Sources;
 use crate::tasks::follow_up::TakenBack;
 use crate::tasks::rules::{self, Facts, Next, Outcome, Phase, Role};
@@ -99,6 +100,7 @@ pub struct Engine {
     waking: Waking,
     queue: queue::Queue,
     pub(crate) watching: Watching,
+    pub(crate) scheduling: Scheduling,
 }
 
 impl Engine {
@@ -122,6 +124,7 @@ impl Engine {
             waking: Waking::default(),
             queue: queue::Queue::default(),
             watching: Watching::default(),
+            scheduling: Scheduling::default(),
         }
     }
 
@@ -209,6 +212,9 @@ pub async fn sweep_once(kernel: &Kernel, full: bool) -> Result<()> {
     }
     if let Err(error) = auto_start::look(kernel).await {
         tracing::warn!(%error, "cannot look which deploy tasks start by themselves; the next round does");
+    }
+    if let Err(error) = schedules::look(kernel).await {
+        tracing::warn!(%error, "cannot look at schedules; the next round does");
     }
     let mut beyond = 0;
     loop {

@@ -12,6 +12,7 @@ use drover_kernel::{Audit, AuditEntry, AuditList, DEFAULT_ORGANISATION, Error, R
 use crate::executions::store as execution_store;
 use crate::link;
 use crate::logs;
+use crate::schedules;
 use crate::tasks::store as task_store;
 
 /// Who holds the tasks that were waiting.
@@ -36,6 +37,7 @@ pub async fn restored(work: &Work, folder: &Path) -> Result<Restored> {
     let under_way = execution_store::take_as_begun(&mut tx).await?;
     let held = task_store::hold_all(&mut tx, HOLDER).await?;
     link::start_anew(&mut tx).await?;
+    schedules::start_anew(&mut tx).await?;
     let detail = format!("{under_way} executions were under way, {held} tasks are held");
     let entry = AuditEntry::new(AuditList::General, "restore", "server", 0, "server").detail(detail);
     let last = task_store::last_id(&mut tx).await?;

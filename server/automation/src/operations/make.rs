@@ -9,7 +9,7 @@ use drover_inventory::secrets::TaskSecrets;
 use drover_inventory::variables::TaskVariables;
 use drover_kernel::at_once::blocking;
 use drover_kernel::db::Read;
-use drover_kernel::{Audit, AuditEntry, AuditList, Call, Error, Reply, Result};
+use drover_kernel::{Audit, AuditEntry, AuditList, Call, Error, Kernel, Reply, Result, Tx};
 use drover_shared::instance::ProcessState;
 use drover_shared::limits::OUTPUT_BYTES_MAX_DEFAULT;
 use drover_shared::words::{Action, Word as _};
@@ -19,7 +19,8 @@ use crate::channel;
 use crate::locks::taking::{Place, Targets};
 use crate::settings;
 use crate::tasks::create::{self, NewPlan};
-use crate::tasks::plan::{self, Input};
+use crate::tasks::follow_up::Made;
+use crate::tasks::plan::{self, Draft, Input};
 use crate::tasks::premises::{self, Target};
 use crate::tasks::rollout::Rollout;
 use crate::tasks::secrets::Offered;
@@ -29,26 +30,61 @@ use crate::tasks::view::SubTaskReceipt;
 const TIMEOUT_S: i64 = 300;
 
 /// What is asked for.
-pub(super) struct Wanted {
+pub(crate) struct Wanted {
     pub action: Action,
     pub instances: Vec<i64>,
     pub timeout_s: Option<i64>,
     pub rollout: Option<Rollout>,
     pub place: Place,
+    /// Whether instances that are so already are left out, in place of refusing everything.
+    pub leaves_out: bool,
+}
+
+/// A task that is ready to be stored. Everything was left out if there are no instances.
+pub(crate) struct Prepared {
+    application_id: i64,
+    pub wanted: Wanted,
+    input: Input,
+    drafts: Vec<Draft>,
 }
 
 /// Makes the task.
 pub(super) async fn make(call: Call<Operate>, application_id: i64, wanted: Wanted) -> Result<Reply<SubTaskReceipt>> {
     let creator = call.caller()?.username.clone();
-    let gathered = gather(&mut call.read().await?, application_id, &creator, &wanted).await?;
-    let output_bytes_max = call.kernel().settings().output_bytes_max;
+    let prepared = prepare(call.kernel(), application_id, &creator, wanted).await?;
+    let addresses = channel::addresses(&call);
+    let mut tx = call.begin().await?;
+    let (made, entry) = store(&mut tx, prepared, &creator).await?;
+    let receipt = SubTaskReceipt { task_id: made.task_id.to_string(), task_output: addresses.of(&made.channel) };
+    tx.commit(Audit::of(entry), receipt).await
+}
+
+/// Reads, checks and renders everything; stores nothing.
+///
+/// # Errors
+/// Names what is wrong; a conflict when instances are so already.
+pub(crate) async fn prepare(
+    kernel: &Kernel,
+    application_id: i64,
+    creator: &str,
+    mut wanted: Wanted,
+) -> Result<Prepared> {
+    let gathered = gather(&mut kernel.work().read().await?, application_id, creator, &mut wanted).await?;
+    let output_bytes_max = kernel.settings().output_bytes_max;
     let input = Input { rollout: wanted.rollout.clone(), output_bytes_max, ..gathered };
     let rendering = blocking(move || commands::draft(&input).map(|drafts| (input, drafts)));
     let (input, drafts) = rendering.await??;
-    let addresses = channel::addresses(&call);
-    let mut tx = call.begin().await?;
+    Ok(Prepared { application_id, wanted, input, drafts })
+}
+
+/// Stores it as a task; gives that and its entry in the audit.
+///
+/// # Errors
+/// A conflict when an instance is in another task.
+pub(crate) async fn store(tx: &mut Tx, prepared: Prepared, creator: &str) -> Result<(Made, AuditEntry)> {
+    let Prepared { application_id, wanted, input, drafts } = prepared;
     let made = create::store_plan(
-        &mut tx,
+        tx,
         NewPlan {
             deploy_task_id: None,
             application_id: Some(application_id),
@@ -58,7 +94,7 @@ pub(super) async fn make(call: Call<Operate>, application_id: i64, wanted: Wante
             timeout_s: wanted.timeout_s.unwrap_or(TIMEOUT_S),
             keep_backups: input.settings.keep_backups(),
             source: None,
-            creator: &creator,
+            creator,
             rollout: wanted.rollout.as_ref(),
             place: wanted.place,
             drafts,
@@ -70,12 +106,11 @@ pub(super) async fn make(call: Call<Operate>, application_id: i64, wanted: Wante
     let detail = format!("{} instances: {}", wanted.instances.len(), hosts.join(", "));
     let name = input.application.full_name.clone();
     let entry = AuditEntry::new(AuditList::General, wanted.action.as_str(), "task", made.task_id, name).detail(detail);
-    let receipt = SubTaskReceipt { task_id: made.task_id.to_string(), task_output: addresses.of(&made.channel) };
-    tx.commit(Audit::of(entry), receipt).await
+    Ok((made, entry))
 }
 
-async fn gather(read: &mut Read, application_id: i64, creator: &str, wanted: &Wanted) -> Result<Input> {
-    let input = input(read, application_id, creator, (wanted.action, &wanted.instances)).await?;
+async fn gather(read: &mut Read, application_id: i64, creator: &str, wanted: &mut Wanted) -> Result<Input> {
+    let mut input = input(read, application_id, creator, (wanted.action, &wanted.instances)).await?;
     if let Some(missing) =
         wanted.instances.iter().find(|id| !input.targets.iter().any(|target| target.instance_id == **id))
     {
@@ -97,6 +132,12 @@ async fn gather(read: &mut Read, application_id: i64, creator: &str, wanted: &Wa
     };
     let is_there =
         |target: &&Target| already.is_some_and(|status| target.status == status.as_str()) && !is_otherwise(target);
+    if wanted.leaves_out {
+        input.targets.retain(|target| !is_there(&target));
+        wanted.instances.retain(|id| input.targets.iter().any(|target| target.instance_id == *id));
+        input.everyone = plan::everyone(&input.targets);
+        return Ok(input);
+    }
     let there: Vec<&str> =
         input.targets.iter().filter(is_there).map(|target| target.host_name.as_str()).take(20).collect();
     if let Some(status) = already.filter(|_| !there.is_empty()) {

@@ -135,6 +135,7 @@ async fn operate(
         timeout_s: create::wanted_timeout(manner.timeout)?,
         rollout: manner.rollout()?,
         place: Place::wanted(manner.if_busy, manner.priority)?,
+        leaves_out: false,
     };
     make::make(call, application_id, wanted).await
 }

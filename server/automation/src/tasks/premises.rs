@@ -1,6 +1,7 @@
 //! What planning reads of applications, instances and hosts. SQL alone.
 
 use drover_kernel::db::{Json, Read};
+use drover_kernel::fields::ELEMENTS_MAX;
 use drover_kernel::{Result, Time, args, row, sql};
 use drover_shared::Digest;
 use drover_shared::words::Action;
@@ -68,6 +69,12 @@ pub(crate) async fn targets(read: &mut Read, application_id: i64, ids: &[i64]) -
     let mut targets: Vec<Target> = read.all(sql, args![application_id, ids.to_vec()]).await?;
     targets.sort_by_key(|target| ids.iter().position(|id| *id == target.instance_id));
     Ok(targets)
+}
+
+/// Ids of the instances of an application, as many as a task may have.
+pub(crate) async fn instances_of(read: &mut Read, application_id: i64) -> Result<Vec<i64>> {
+    let sql = sql!("SELECT id FROM instances WHERE application_id = $1 ORDER BY id LIMIT $2");
+    Ok(read.values(sql, args![application_id, i64::try_from(ELEMENTS_MAX).unwrap_or(i64::MAX)]).await?)
 }
 
 /// Addresses of hosts, as pairs of host and address.

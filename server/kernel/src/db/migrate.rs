@@ -37,7 +37,8 @@ migrations!(
     "0017_answers",
     "0018_retention",
     "0019_queue",
-    "0020_scripts"
+    "0020_scripts",
+    "0021_schedules"
 );
 
 /// Key of the advisory lock that lets one server migrate at a time.

@@ -1,0 +1,90 @@
+//! Schedules that carry out an approved deploy task.
+
+use drover_kernel::{args, sql};
+use drover_tests::both_engines;
+use serde_json::{Value, json};
+
+use super::{PATH, body, look, newest_task, pass, runs, schedule, wait_for};
+use crate::deploys::{PATH as DEPLOY_TASKS, Shop, grant, id};
+
+/// A deploy task that carries an update of all instances.
+async fn carried(shop: &Shop) -> i64 {
+    let mut body = shop.body();
+    let instances: Value = shop.instances.iter().map(|id| json!({"id": id})).collect();
+    body["plan"] = json!({"instances": instances, "rollout": {"batch": 1}});
+    id(&shop.admin.post(DEPLOY_TASKS, body).await.expect(200))
+}
+
+fn deploys(task: i64) -> Value {
+    json!({"what": {"kind": "deploy", "deploy_task_id": task}})
+}
+
+/// Ends the update of a deploy task by hand.
+async fn end_update(shop: &Shop, deploy_task: i64, task: i64) {
+    let one = format!("{DEPLOY_TASKS}{deploy_task}/sub-upgrade-tasks/{task}/");
+    shop.admin.post(&format!("{one}actions/cancel/"), json!({})).await.expect(200);
+    drover_tests::wait_until("its end", async || shop.admin.get(&one).await.expect(200)["status"] == "failed").await;
+}
+
+both_engines! {
+    async fn what_was_approved_is_carried_out_at_each_moment(server: TestServer) {
+        let shop = Shop::new(&server, 2).await;
+        let script = shop.hook("pre_exec", "echo {{ host.name }}").await;
+        let task = carried(&shop).await;
+        let id = schedule(&server, &shop, deploys(task)).await;
+        // Nobody has approved it yet.
+        pass(&server, 10).await;
+        wait_for(&server, &shop, id, &["12:10 failed"]).await;
+        assert_eq!(shop.read(task).await["status"], "wait_review");
+        shop.act(task, "approve").await;
+        pass(&server, 10).await;
+        wait_for(&server, &shop, id, &["12:10 failed", "12:20 started"]).await;
+        assert_eq!(shop.read(task).await["status"], "running");
+        let first = newest_task(&shop, id).await;
+        end_update(&shop, task, first).await;
+        pass(&server, 10).await;
+        wait_for(&server, &shop, id, &["12:10 failed", "12:20 started", "12:30 started"]).await;
+        end_update(&shop, task, newest_task(&shop, id).await).await;
+        // What would run has become something else.
+        let path = format!("/applications/deploy-scripts/{script}/");
+        shop.admin.patch(&path, json!({"content": "echo other"})).await.expect(200);
+        pass(&server, 10).await;
+        wait_for(&server, &shop, id, &["12:10 failed", "12:20 started", "12:30 started", "12:40 failed"]).await;
+        let reason = runs(&shop, id).await[0]["reason"].as_str().expect("a reason").to_owned();
+        assert!(reason.contains("the approval of the deploy task is void: the script of pre_exec changed"), "{reason}");
+        assert_eq!(shop.read(task).await["status"], "wait_review");
+        assert_eq!(server.count(sql!("SELECT COUNT(*) FROM tasks"), args![]).await, 2);
+    }
+
+    async fn only_a_deploy_task_with_a_plan_and_for_who_may_deploy(server: TestServer) {
+        let shop = Shop::new(&server, 1).await;
+        let bare = shop.task().await;
+        let wanted = body(&shop, deploys(bare));
+        assert_eq!(shop.admin.post(PATH, wanted).await.expect(400)["field"], "what.deploy_task_id");
+        shop.admin.post(PATH, body(&shop, deploys(999_999))).await.expect(404);
+        let task = carried(&shop).await;
+        let ada = server.user("ada").await;
+        grant(&server, ada.id, shop.application, &["view_app", "restart_app"]).await;
+        ada.post(PATH, body(&shop, deploys(task))).await.expect(403);
+        grant(&server, ada.id, shop.application, &["view_app", "deploy_app"]).await;
+        ada.post(PATH, body(&shop, deploys(task))).await.expect(200);
+        look(&server).await;
+        // It goes with its application.
+        assert_eq!(server.count(sql!("SELECT COUNT(*) FROM schedules"), args![]).await, 1);
+    }
+
+    async fn one_that_was_closed_is_not_carried_out(server: TestServer) {
+        let shop = Shop::new(&server, 1).await;
+        shop.hook("pre_exec", "true").await;
+        let task = carried(&shop).await;
+        shop.act(task, "approve").await;
+        shop.act(task, "close").await;
+        let id = schedule(&server, &shop, deploys(task)).await;
+        pass(&server, 10).await;
+        drover_tests::wait_until("a reason", async || {
+            look(&server).await;
+            runs(&shop, id).await.first().is_some_and(|run| run["reason"] != Value::Null)
+        }).await;
+        assert_eq!(server.count(sql!("SELECT COUNT(*) FROM tasks"), args![]).await, 0);
+    }
+}
