@@ -329,6 +329,7 @@ impl Group {
 
     fn publish(self) {
         if let Some(failure) = self.failure {
+            drop(self.log);
             for (reply, outcome) in self.replies {
                 let _ = reply.send(outcome.and(Err(failure.clone())));
             }
@@ -351,6 +352,8 @@ impl Group {
             }
             self.log.publish(published, recent);
         }
+        // Whoever hears of it may look whether anybody has the log: the writer has it no more.
+        drop(self.log);
         for (reply, outcome) in self.replies {
             let _ = reply.send(outcome);
         }
