@@ -13,7 +13,7 @@ use drover_automation::link::{self, create_join_token};
 use drover_automation::retention;
 use drover_kernel::db::{Db, DbOptions};
 use drover_kernel::secrets::KeyText;
-use drover_kernel::{Clock, Kernel, Settings, serve};
+use drover_kernel::{Clock, Kernel, Settings, pulse, serve};
 use drover_server::config::{Config, DataArgs, ServeArgs};
 use drover_server::keeping::KeepArgs;
 use drover_server::{VERSION, backup, bare_kernel, gc, http, jobs, kernel};
@@ -255,6 +255,7 @@ async fn run(config: Config) -> Result<()> {
         kernel.spawn(link::serve(kernel.clone(), agents, agent_tls, link::Patience::default())),
         kernel.spawn(engine::sweep(kernel.clone())),
         kernel.spawn(retention::keep(kernel.clone())),
+        kernel.spawn(pulse::beat(kernel.clone())),
         kernel.spawn(jobs().run(kernel.clone())),
     );
     tokio::select! {
@@ -272,18 +273,19 @@ async fn run(config: Config) -> Result<()> {
 }
 
 /// Waits until one of the server's parts has ended, by a panic for instance.
-async fn any_ended((requests, agents, sweep, retention, queue): &mut Parts) -> &'static str {
+async fn any_ended((requests, agents, sweep, retention, pulse, queue): &mut Parts) -> &'static str {
     tokio::select! {
         _ = requests => "the listener for people",
         _ = agents => "the listener for agents",
         _ = sweep => "the sweep",
         _ = retention => "the removal of what is old",
+        _ = pulse => "the trial of the database",
         _ = queue => "the queue of wake-ups",
     }
 }
 
 /// What runs for as long as the server does.
-type Parts = (JoinHandle<()>, JoinHandle<()>, JoinHandle<()>, JoinHandle<()>, JoinHandle<()>);
+type Parts = (JoinHandle<()>, JoinHandle<()>, JoinHandle<()>, JoinHandle<()>, JoinHandle<()>, JoinHandle<()>);
 
 async fn stop(kernel: &Kernel) {
     let engine = kernel.part::<Engine>();

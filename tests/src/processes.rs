@@ -5,6 +5,7 @@
 //! descendants.
 
 mod api;
+mod state;
 mod tree;
 mod viewer;
 
@@ -24,6 +25,7 @@ use sqlx::{Connection as _, PgConnection, SqliteConnection};
 use tempfile::TempDir;
 
 pub use api::{Api, ApiAnswer, Download};
+pub use state::Memory;
 pub use tree::{is_alive, with_environment};
 pub use viewer::{Closing, Seen, Viewer};
 
@@ -43,15 +45,6 @@ const CONNECTION: Duration = Duration::from_secs(60);
 
 /// Bytes of a program's log that a failing test shows.
 const LOG_SHOWN_BYTES: usize = 8 * 1024;
-
-/// Memory of a process as the kernel tells it, in KiB.
-#[derive(Debug, Clone, Copy)]
-pub struct Memory {
-    /// Resident now.
-    pub resident_kib: u64,
-    /// The most that was resident at a time.
-    pub peak_kib: u64,
-}
 
 /// A server with its agents.
 pub struct Processes {
@@ -103,21 +96,27 @@ impl Processes {
     /// # Panics
     /// As [`start`](Self::start).
     pub async fn start_on(database_url: Option<String>) -> Self {
-        let programs = programs();
-        let mut processes = Self {
+        Self::prepare(database_url).begin().await
+    }
+
+    fn prepare(database_url: Option<String>) -> Self {
+        Self {
             folder: tempfile::Builder::new().prefix("drover-story-").tempdir().expect("a temporary folder"),
-            programs,
+            programs: programs(),
             database_url,
             server: None,
             addresses: None,
             agents: BTreeMap::new(),
             api: None,
             database: None,
-        };
-        processes.start_server().await;
-        let token = processes.administer(&["token", "create", "--user", "admin", "--name", "stories"]);
-        processes.api = Some(Api::new(&processes.url(), &token));
-        processes
+        }
+    }
+
+    async fn begin(mut self) -> Self {
+        self.start_server().await;
+        let token = self.administer(&["token", "create", "--user", "admin", "--name", "stories"]);
+        self.api = Some(Api::new(&self.url(), &token));
+        self
     }
 
     /// Folder of everything: the story may put its own files there.
@@ -328,6 +327,12 @@ impl Processes {
         self.tail(&format!("agent-{host}"))
     }
 
+    /// What the server has written to its log.
+    #[must_use]
+    pub fn server_log(&self) -> String {
+        self.tail("server")
+    }
+
     /// Waits until an agent ends by itself.
     ///
     /// # Panics
@@ -371,21 +376,6 @@ impl Processes {
     pub fn signal_agent(&self, host: &str, signal: Signal) {
         let child = self.agents.get(host).expect("the agent runs");
         kill(Pid::from_raw(i32::try_from(child.id()).expect("a process id")), signal).expect("the agent is there");
-    }
-
-    /// Memory of the server.
-    ///
-    /// # Panics
-    /// When it does not run.
-    #[must_use]
-    pub fn server_memory(&self) -> Memory {
-        let id = self.server.as_ref().expect("the server runs").id();
-        let status = std::fs::read_to_string(format!("/proc/{id}/status")).expect("the server's state");
-        let kib = |name: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("a line of the state");
-            line.trim_matches(|sign: char| !sign.is_ascii_digit()).parse().expect("a number")
-        };
-        Memory { resident_kib: kib("VmRSS:"), peak_kib: kib("VmHWM:") }
     }
 
     /// Waits until the server says that a host's agent is connected, or is not, and gives the host's id.

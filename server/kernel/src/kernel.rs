@@ -18,6 +18,7 @@ use crate::idempotency::UnderWay;
 use crate::jobs::Work;
 use crate::metrics::Metrics;
 use crate::proxies::Proxies;
+use crate::pulse::Pulse;
 use crate::resources::Resources;
 use crate::retention::Retention;
 use crate::room::RESERVE_BYTES;
@@ -75,6 +76,7 @@ struct Inner {
     under_way: Arc<UnderWay>,
     parts: HashMap<TypeId, Arc<dyn Any + Send + Sync>>,
     metrics: Metrics,
+    pulse: Pulse,
     queue_notify: Arc<Notify>,
     stopping: CancellationToken,
     tasks: TaskTracker,
@@ -111,6 +113,7 @@ impl KernelBuilder {
                 under_way: Arc::default(),
                 parts: HashMap::new(),
                 metrics: Metrics::default(),
+                pulse: Pulse::default(),
                 queue_notify: Arc::new(Notify::new()),
                 stopping: CancellationToken::new(),
                 tasks: TaskTracker::new(),
@@ -145,6 +148,10 @@ impl Kernel {
 
     pub(crate) fn queue_notify(&self) -> Arc<Notify> {
         self.0.queue_notify.clone()
+    }
+
+    pub(crate) fn pulse(&self) -> &Pulse {
+        &self.0.pulse
     }
 
     pub(crate) fn authority(&self) -> &dyn Authority {
@@ -211,11 +218,12 @@ impl Kernel {
         Work::new(self.clone())
     }
 
-    /// Whether the database answers.
+    /// Whether the database takes changes, and answers.
     ///
     /// # Errors
     /// When it does not.
     pub async fn check_database(&self) -> crate::Result<()> {
+        self.0.pulse.check(std::time::Instant::now()).map_err(crate::Error::Unavailable)?;
         let mut read = self.0.db.read().await?;
         read.value::<i64>(crate::sql!("SELECT COUNT(*) FROM organisations"), vec![]).await?;
         Ok(())

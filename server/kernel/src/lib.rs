@@ -21,6 +21,7 @@ pub mod metrics;
 pub mod page;
 mod panics;
 pub mod proxies;
+pub mod pulse;
 pub mod resources;
 pub mod retention;
 pub mod room;

@@ -14,6 +14,7 @@ mod instances;
 mod interruptions;
 mod operations;
 mod order;
+mod outages;
 mod output;
 mod queue;
 mod releases;
@@ -26,6 +27,7 @@ mod scripts;
 mod secrets;
 mod shared;
 mod sources;
+mod steady;
 mod torture;
 mod viewers;
 mod volume;
@@ -62,7 +64,11 @@ struct Output {
 impl Shop {
     /// A server, an agent for each host, and an application `shop` that is deployed from an empty repository.
     async fn open(engine: Engine, hosts: &[&str]) -> Self {
-        let mut processes = Processes::start(engine).await;
+        Self::open_on(Processes::start(engine).await, hosts).await
+    }
+
+    /// As [`Shop::open`], on a server that runs already.
+    async fn open_on(mut processes: Processes, hosts: &[&str]) -> Self {
         let mut host_ids = Vec::new();
         for host in hosts {
             host_ids.push(processes.add_agent(host).await);

@@ -1,102 +1,13 @@
 //! Server and agent stop, are killed, and come back in the middle of a deploy.
 //!
-//! The hook writes line after line, numbered, to its output and to a file, and ends when it is told to. Each story
-//! makes sure that it went on while the other side was away.
+//! Each story makes sure that the hook went on while the other side was away.
 
-use std::fs;
 use std::time::Duration;
 
 use drover_tests::wait_within;
 
+use super::steady::Story;
 use super::*;
-
-const STEADY: &str = r#"
-import os, sys, time
-with open("FOLDER/starts", "a") as starts:
-    starts.write("started\n")
-kept = open("FOLDER/kept", "ab")
-number = 0
-def say():
-    global number
-    number += 1
-    data = ("%06d \x1b[32m\U0001f600\x1b[0m\n" % number).encode()
-    kept.write(data)
-    kept.flush()
-    sys.stdout.buffer.write(data)
-    sys.stdout.buffer.flush()
-while not os.path.exists("FOLDER/go"):
-    say()
-    time.sleep(0.002)
-for _ in range(500):
-    say()
-"#;
-
-/// Lines that the hook writes before, and again during, an absence.
-const LINES: usize = 100;
-
-struct Story {
-    shop: Shop,
-    sub_task: SubTask,
-}
-
-impl Story {
-    /// Begins a deploy and waits until its hook's output is seen.
-    async fn begin(engine: Engine) -> Self {
-        Self::begin_within(engine, 600).await
-    }
-
-    /// The same with so many seconds for the whole deploy.
-    async fn begin_within(engine: Engine, timeout: i64) -> Self {
-        let shop = Shop::open(engine, &["web-1"]).await;
-        shop.commit("v1", &[("index.html", "one\n")]);
-        shop.hook("pre_exec", "python", &STEADY.replace("FOLDER", &shop.folder().display().to_string())).await;
-        shop.set(json!({"timeout": timeout})).await;
-        let sub_task = shop.deploy("v1").await;
-        let mut viewer = Viewer::open(&sub_task.channel, shop.api().token()).await;
-        viewer.until(&format!("{LINES:06} ")).await;
-        Self { shop, sub_task }
-    }
-
-    fn kept(&self) -> String {
-        fs::read_to_string(self.shop.folder().join("kept")).expect("what the hook wrote")
-    }
-
-    /// Waits until the hook has written more.
-    async fn goes_on(&self) {
-        let before = self.kept().lines().count();
-        wait_until("the hook to go on", async || self.kept().lines().count() >= before + LINES).await;
-    }
-
-    fn let_it_end(&self) {
-        fs::write(self.shop.folder().join("go"), "").expect("a file");
-    }
-
-    /// Waits until the hook has written its last line.
-    async fn hook_is_done(&self) {
-        self.let_it_end();
-        let mut before = 0;
-        wait_until("the release to be there", async || {
-            before = self.kept().len();
-            self.shop.current("web-1", "index.html").is_some()
-        })
-        .await;
-    }
-
-    /// Everything went well, once, and the output is what the hook wrote.
-    async fn ends_well(self) {
-        let detail = self.shop.end_of(&self.sub_task).await;
-        assert_eq!(detail["status"], "finished", "{detail:#}");
-        assert_eq!(on_host(&detail, "web-1")["attempt"], 1);
-        let starts = fs::read_to_string(self.shop.folder().join("starts")).expect("the hook's starts");
-        assert_eq!(starts, "started\n", "the hook started once");
-        let output = self.shop.output(&self.sub_task, "?format=json").await;
-        assert_eq!(output.closing, Closing { code: 1000, reason: "finished".to_owned() });
-        let seen = stdout_of(&output.records(), "web-1");
-        assert!(seen == self.kept(), "{} bytes seen, {} written", seen.len(), self.kept().len());
-        assert_eq!(self.shop.current("web-1", "index.html").as_deref(), Some("one\n"));
-        assert_eq!(self.shop.instance("web-1").await, ("running".to_owned(), Some("v1".to_owned())));
-    }
-}
 
 #[tokio::test]
 async fn the_server_stops_and_starts() {
@@ -244,6 +155,6 @@ async fn a_host_that_was_given_up_comes_back_with_the_truth() {
     assert_eq!(story.shop.instance("web-1").await, ("running".to_owned(), Some("v1".to_owned())));
     let output = story.shop.output(&story.sub_task, "?format=json").await;
     let seen = stdout_of(&output.records(), "web-1");
-    assert!(seen == story.kept(), "{} bytes seen, {} written", seen.len(), story.kept().len());
+    assert!(seen == story.kept("web-1"), "{} bytes seen, {} written", seen.len(), story.kept("web-1").len());
     assert!(output.text.contains("came back after it was given up as lost: succeeded"), "it is said");
 }

@@ -112,6 +112,13 @@ impl Api {
         fetching.await.expect("the download does not panic")
     }
 
+    /// Whether the server is ready, as its probe says; none when it does not answer.
+    pub async fn readiness(&self) -> Option<ApiAnswer> {
+        let base = self.base.trim_end_matches("/api/v1").to_owned();
+        let probing = Self { base, ..self.clone() };
+        probing.try_send(Method::GET, "/readyz", Value::Null, None).await.ok()
+    }
+
     /// The body that GET gives, if the server answers and says 200.
     pub async fn try_get(&self, path: &str) -> Option<Value> {
         let answer = self.try_send(Method::GET, path, Value::Null, None).await.ok()?;

@@ -12,6 +12,7 @@ mod holding_back;
 pub mod hub;
 pub mod keys;
 mod listener;
+mod presence;
 mod session;
 mod store;
 mod transfer;

@@ -31,6 +31,7 @@ use super::asking::Answer;
 use super::enrol::{EnrolRefused, enrol};
 use super::hub::Session;
 use super::keys::random_secret;
+use super::presence::{note_gone, note_seen};
 use super::{store, transfer};
 use crate::engine::{self, Engine, News};
 use crate::executions::store::{self as execution_store, Known};
@@ -118,15 +119,9 @@ pub async fn converse(kernel: Kernel, mut socket: impl Wire) {
     let _ = acknowledger.await;
     let _ = writer.await;
     let present = kernel.part::<Engine>().hub.remove(&session);
-    if present && let Err(error) = Box::pin(note_seen(&kernel, &session, false, None)).await {
-        tracing::warn!(%error, "cannot note that an agent has gone");
+    if present {
+        Box::pin(note_gone(&kernel, &session)).await;
     }
-}
-
-async fn note_seen(kernel: &Kernel, session: &Session, connected: bool, skew_ms: Option<i64>) -> Result<()> {
-    let mut tx = kernel.work().begin(session.organisation_id).await?;
-    store::seen(&mut tx, &session.agent_id, session.epoch, connected, skew_ms).await?;
-    tx.finish(Audit::none("a sign of life")).await
 }
 
 async fn say(socket: &mut impl Wire, message: &ToAgent) -> Result<(), Ended> {
