@@ -39,7 +39,7 @@ async fn schedule(server: &TestServer, shop: &Shop, more: Value) -> i64 {
 }
 
 async fn look(server: &TestServer) {
-    sweep_once(server.kernel(), false).await.expect("a round");
+    Box::pin(sweep_once(server.kernel(), false)).await.expect("a round");
 }
 
 /// Time passes, and somebody looks.

@@ -213,7 +213,7 @@ pub async fn sweep_once(kernel: &Kernel, full: bool) -> Result<()> {
     if let Err(error) = auto_start::look(kernel).await {
         tracing::warn!(%error, "cannot look which deploy tasks start by themselves; the next round does");
     }
-    if let Err(error) = schedules::look(kernel).await {
+    if let Err(error) = Box::pin(schedules::look(kernel)).await {
         tracing::warn!(%error, "cannot look at schedules; the next round does");
     }
     let mut beyond = 0;
