@@ -288,6 +288,7 @@ roles.organisation_id bigint NOT NULL
 roles.name text NOT NULL
 roles.creator text NOT NULL
 roles.created_at bigint NOT NULL
+schedule_runs.organisation_id bigint NOT NULL
 schedule_runs.schedule_id bigint NOT NULL
 schedule_runs.moment bigint NOT NULL
 schedule_runs.state text NOT NULL COLLATE C
@@ -519,6 +520,7 @@ roles FOREIGN KEY (organisation_id) REFERENCES organisations(id)
 roles PRIMARY KEY (id)
 roles UNIQUE (organisation_id, name)
 schedule_runs CHECK ((state = ANY (ARRAY['waiting'::text, 'started'::text, 'skipped'::text, 'missed'::text, 'failed'::text])))
+schedule_runs FOREIGN KEY (organisation_id) REFERENCES organisations(id)
 schedule_runs FOREIGN KEY (schedule_id) REFERENCES schedules(id) ON DELETE CASCADE
 schedule_runs FOREIGN KEY (task_id) REFERENCES tasks(id) ON DELETE SET NULL
 schedule_runs PRIMARY KEY (schedule_id, moment)

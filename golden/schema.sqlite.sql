@@ -442,6 +442,7 @@ CREATE TABLE roles (
 );
 
 CREATE TABLE schedule_runs (
+    organisation_id BIGINT NOT NULL REFERENCES organisations (id),
     schedule_id BIGINT NOT NULL REFERENCES schedules (id) ON DELETE CASCADE,
     moment BIGINT NOT NULL,
     state TEXT NOT NULL CHECK (state IN ('waiting', 'started', 'skipped', 'missed', 'failed')),

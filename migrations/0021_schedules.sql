@@ -25,6 +25,7 @@ CREATE INDEX schedules_due ON schedules (next_at) WHERE paused_by IS NULL;
 CREATE INDEX schedules_by_application ON schedules (application_id);
 
 CREATE TABLE schedule_runs (
+    organisation_id BIGINT NOT NULL REFERENCES organisations (id),
     schedule_id BIGINT NOT NULL REFERENCES schedules (id) ON DELETE CASCADE,
     moment BIGINT NOT NULL,
     state TEXT COLLATE "C" NOT NULL CHECK (state IN ('waiting', 'started', 'skipped', 'missed', 'failed')),

@@ -74,7 +74,7 @@ pub async fn beat(kernel: Kernel) {
 /// Writes what stands there already: both engines carry it out as any other change.
 async fn change(kernel: &Kernel) -> Result<()> {
     let mut tx = kernel.work().begin(DEFAULT_ORGANISATION).await?;
-    tx.run(sql!("UPDATE organisations SET created_at = created_at WHERE id = $1"), args![DEFAULT_ORGANISATION]).await?;
+    tx.run(sql!("UPDATE schema_migrations SET applied_at = applied_at WHERE name = '0001_kernel'"), args![]).await?;
     tx.finish(Audit::none("a sign of life")).await.map(drop)
 }
 

@@ -1,3 +1,5 @@
+//! Moments by the calendar and by the clock of a zone: what crontab(5) says, and what happens when clocks change.
+
 use super::*;
 use chrono_tz::{Africa, America, Antarctica, Asia, Australia, Europe, Pacific};
 

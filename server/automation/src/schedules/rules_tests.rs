@@ -1,3 +1,5 @@
+//! Which moments are run, left out and put off: tables, and every moment decided about once.
+
 use super::*;
 
 const MINUTE: i64 = 60_000;

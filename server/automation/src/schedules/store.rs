@@ -222,11 +222,20 @@ pub(super) async fn note(
     reason: Option<&str>,
 ) -> Result<bool> {
     let sql = sql!(
-        "INSERT INTO schedule_runs (schedule_id, moment, state, asked_by_id, asked_by, reason, created_at) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (schedule_id, moment) DO NOTHING"
+        "INSERT INTO schedule_runs (organisation_id, schedule_id, moment, state, asked_by_id, asked_by, reason, \
+         created_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (schedule_id, moment) DO NOTHING"
     );
     let (asked_by_id, asked_by) = (asked_by.map(|by| by.0), asked_by.map(|by| by.1.to_owned()));
-    let arguments = args![schedule_id, moment, state, asked_by_id, asked_by, reason.map(str::to_owned), tx.now()];
+    let arguments = args![
+        tx.organisation_id(),
+        schedule_id,
+        moment,
+        state,
+        asked_by_id,
+        asked_by,
+        reason.map(str::to_owned),
+        tx.now()
+    ];
     Ok(tx.run(sql, arguments).await? == 1)
 }
 
