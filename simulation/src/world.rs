@@ -422,7 +422,7 @@ impl World {
         let Some(server) = &self.server else { return Vec::new() };
         let sql = drover_kernel::sql!(
             "SELECT id, CASE WHEN held_by IS NULL THEN 0 ELSE 1 END AS held, \
-             CASE WHEN rollout LIKE '%\"canary\":1%' AND NOT promoted THEN 1 ELSE 0 END AS waits \
+             CASE WHEN CAST(rollout AS TEXT) LIKE '%\"canary\":1%' AND NOT promoted THEN 1 ELSE 0 END AS waits \
              FROM tasks WHERE outcome IS NULL ORDER BY id"
         );
         drover_kernel::row! { struct Open { id: i64, held: i64, waits: i64 } }
