@@ -113,7 +113,7 @@ pub(crate) struct Break {
     whole_task: bool,
 }
 
-fn found(server: &Server, path: &str, list: &List, more: &[(&str, &str)]) -> Result<Vec<Value>> {
+pub(super) fn found(server: &Server, path: &str, list: &List, more: &[(&str, &str)]) -> Result<Vec<Value>> {
     let application = list.application.as_deref().map(|wanted| Application::find(server, wanted)).transpose()?;
     let application = application.map(|application| application.id.to_string());
     let mut filters: Vec<(&str, &str)> = application.as_deref().map(|id| ("application_id", id)).into_iter().collect();
@@ -121,7 +121,7 @@ fn found(server: &Server, path: &str, list: &List, more: &[(&str, &str)]) -> Res
     server.list(path, &filters, list.limit.limit as usize)
 }
 
-fn shown(columns: &[Column], rows: &[Value], json: bool) -> Result<()> {
+pub(super) fn shown(columns: &[Column], rows: &[Value], json: bool) -> Result<()> {
     if json { output::json(&json!({ "results": rows })) } else { output::table(columns, rows) }
 }
 

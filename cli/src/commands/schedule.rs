@@ -3,6 +3,7 @@
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
+use super::lock::{List, found, shown};
 use super::rollout::Application;
 use crate::api::Server;
 use crate::arguments::Limit;
@@ -51,16 +52,6 @@ pub(crate) enum Command {
     Run(Action),
     /// Delete a schedule; what it began goes on
     Delete(One),
-}
-
-/// Options of `schedule list`.
-#[derive(Debug, Args)]
-pub(crate) struct List {
-    /// Only of this application, by id or full name
-    #[arg(long = "app", value_name = "APPLICATION")]
-    application: Option<String>,
-    #[command(flatten)]
-    limit: Limit,
 }
 
 /// A schedule.
@@ -216,7 +207,7 @@ impl One {
 
 pub(super) fn run(server: &Server, command: &Command, json: bool) -> Result<()> {
     match command {
-        Command::List(list) => self::list(server, list, json),
+        Command::List(list) => shown(SCHEDULES, &found(server, "/schedules/", list, &[])?, json),
         Command::Create(wanted) => {
             let made = server.post("/schedules/", &wanted.body(server)?)?;
             if json {
@@ -247,17 +238,6 @@ pub(super) fn run(server: &Server, command: &Command, json: bool) -> Result<()> 
             told(&name, "delete", "is deleted", json)
         }
     }
-}
-
-fn list(server: &Server, list: &List, json: bool) -> Result<()> {
-    let application = list.application.as_deref().map(|wanted| Application::find(server, wanted)).transpose()?;
-    let application = application.map(|application| application.id.to_string());
-    let filters: Vec<(&str, &str)> = application.as_deref().map(|id| ("application_id", id)).into_iter().collect();
-    shown(SCHEDULES, &server.list("/schedules/", &filters, list.limit.limit as usize)?, json)
-}
-
-fn shown(columns: &[Column], rows: &[Value], json: bool) -> Result<()> {
-    if json { output::json(&json!({ "results": rows })) } else { output::table(columns, rows) }
 }
 
 fn act(server: &Server, action: &Action, verb: &str, becomes: &str, json: bool) -> Result<()> {

@@ -11,11 +11,13 @@ use drover_shared::words::{Action, Word as _};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::rules::{self, Event, Facts};
+use super::moving::unchanged;
+use super::rules::{self, Event, Facts, Status};
 use super::store::{self, Content, DeployTask};
 use crate::locks::taking::Place;
 use crate::tasks::binding::Binding;
 use crate::tasks::create::{self, Planned, Wanted};
+use crate::tasks::follow_up::Made;
 use crate::tasks::preview;
 use crate::tasks::required;
 use crate::tasks::rollout::Rollout;
@@ -151,6 +153,36 @@ pub(crate) async fn standing(kernel: &Kernel, organisation_id: i64, task: &Deplo
     }
     planned.pin(&binding);
     Ok(Standing::Good(Box::new(planned)))
+}
+
+/// Carries out a plan that was approved, in the transaction that starts its deploy task if that is not started yet; gives
+/// the update and what the audit says.
+///
+/// # Errors
+/// A conflict when the deploy task is no longer what was planned, or cannot be carried out.
+pub(crate) async fn begin(
+    tx: &mut Tx,
+    task: &DeployTask,
+    planned: Planned,
+    creator: &str,
+    about: &str,
+) -> Result<(Made, Vec<AuditEntry>)> {
+    let task = unchanged(tx, task).await?;
+    let mut entries = Vec::new();
+    if task.status == Status::Approved {
+        let status = rules::step(task.status, Event::Start, Facts::default())?;
+        store::advance(tx, &task, status).await?;
+        let entry = AuditEntry::new(AuditList::General, "start", "deploy_task", task.id, task.version.clone());
+        entries.push(entry.detail(about.to_owned()));
+    } else {
+        rules::step(task.status, Event::MakeSubTask, Facts::default())?;
+    }
+    let instances = planned.input.targets.len();
+    let made = create::store_planned(tx, planned, creator, Place::NONE).await?;
+    let detail = format!("deploy task {}, {instances} instances, {about}", task.id);
+    let entry = AuditEntry::new(AuditList::General, Action::Upgrade.as_str(), "task", made.task_id, task.version);
+    entries.push(entry.detail(detail));
+    Ok((made, entries))
 }
 
 /// Takes the approval back: the deploy task waits for review again, and says why.

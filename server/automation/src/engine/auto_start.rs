@@ -7,15 +7,13 @@ use std::time::Duration;
 
 use drover_kernel::room::Room;
 use drover_kernel::{Audit, AuditEntry, AuditList, Error, Kernel, Result};
-use drover_shared::words::{Action, Word as _};
 
 use super::{Engine, lock};
 use crate::deploys::carried::{self, Standing};
 use crate::deploys::moving::unchanged;
 use crate::deploys::rules::{self, Event, Facts, Status};
 use crate::deploys::store::{self, DeployTask, Due};
-use crate::locks::taking::Place;
-use crate::tasks::create::{Planned, store_planned};
+use crate::tasks::create::Planned;
 
 /// How long one that cannot start yet is left alone.
 const AGAIN: Duration = Duration::from_secs(30);
@@ -74,17 +72,12 @@ async fn start(kernel: &Kernel, due: &Due) -> Result<()> {
 
 /// Starts the deploy task and makes its update, in one transaction.
 async fn carry_out(kernel: &Kernel, due: &Due, task: &DeployTask, planned: Planned) -> Result<()> {
+    // What somebody started meanwhile is theirs.
+    rules::step(task.status, Event::Start, Facts::default())?;
     let mut tx = kernel.work().begin(due.organisation_id).await?;
-    let task = unchanged(&mut tx, task).await?;
-    let status = rules::step(task.status, Event::Start, Facts::default())?;
-    store::advance(&mut tx, &task, status).await?;
-    let instances = planned.input.targets.len();
-    let made = store_planned(&mut tx, planned, &task.creator, Place::NONE).await?;
     let about = "by itself at the planned time";
-    let started = AuditEntry::new(AuditList::General, "start", "deploy_task", task.id, task.version.clone());
-    let updated = AuditEntry::new(AuditList::General, Action::Upgrade.as_str(), "task", made.task_id, task.version);
-    let detail = format!("deploy task {}, {instances} instances, {about}", task.id);
-    tx.finish(Audit::all(vec![started.detail(about.to_owned()), updated.detail(detail)])).await
+    let (_, entries) = carried::begin(&mut tx, task, planned, &task.creator, about).await?;
+    tx.finish(Audit::all(entries)).await
 }
 
 /// Says why it does not start yet, or why it never will; nothing of one that somebody started or closed meanwhile.

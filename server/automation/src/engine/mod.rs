@@ -389,7 +389,7 @@ async fn end(tx: &mut Tx, task: &Task, outcome: Outcome, reason: Option<&str>) -
     }
     let reason = reason.or(task.stop_reason.as_deref()).filter(|_| outcome == Outcome::Failed);
     task_store::end(tx, task, outcome, reason).await?;
-    tx.after_commit(queue::look);
+    tx.after_commit(queue::freed);
     after::wake_those_after(tx, task.id).await
 }
 
@@ -417,7 +417,7 @@ fn known(task: &Task, execution: &Execution) -> Known {
 /// Gives an instance that was not touched the status that it had. Without one it never was the task's.
 async fn restore_instance(tx: &mut Tx, instance_id: Option<i64>, previous: Option<&str>) -> Result<()> {
     let (Some(instance_id), Some(previous)) = (instance_id, previous) else { return Ok(()) };
-    tx.after_commit(queue::look);
+    tx.after_commit(queue::freed);
     instances::store::finish_change(tx, instance_id, former_status(Some(previous)), None).await.map(drop)
 }
 
@@ -428,7 +428,7 @@ async fn restore_instances(tx: &mut Tx, unsent: Vec<Unsent>) -> Result<()> {
         let (Some(instance_id), Some(previous)) = (one.instance_id, one.previous_status) else { continue };
         by_status.entry(previous).or_default().push(instance_id);
     }
-    tx.after_commit(queue::look);
+    tx.after_commit(queue::freed);
     for (status, ids) in by_status {
         instances::store::give_back(tx, ids, former_status(Some(&status))).await?;
     }

@@ -6,6 +6,8 @@
 //! Invariants: nothing of a task in the queue is sent, and its instances are somebody else's; one that cannot begin any more
 //! ends at once; one look at a time, and whoever asks during one gets another.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use drover_kernel::jobs::Work;
 use drover_kernel::{Audit, Error, Kernel, Result};
 use drover_shared::words::ExecutionState as State;
@@ -25,31 +27,51 @@ const ALL: i64 = 0;
 
 /// Looks at the queue.
 #[derive(Default)]
-pub(super) struct Queue(Waking);
+pub(super) struct Queue {
+    looks: Waking,
+    /// Whether a task of the queue was seen since it was last read and empty. Most ends free something that nobody wants.
+    waits: AtomicBool,
+}
 
-/// Something may be free: lets begin what can.
-pub(crate) fn look(kernel: &Kernel) {
+/// Something is free: lets begin what can, if anything is known to wait. Of what another server put into the queue the
+/// sweep learns.
+pub(crate) fn freed(kernel: &Kernel) {
+    if kernel.part::<Engine>().queue.waits.load(Ordering::SeqCst) {
+        look(kernel);
+    }
+}
+
+fn look(kernel: &Kernel) {
     let engine = kernel.part::<Engine>();
-    if !engine.queue.0.begin(ALL) {
+    if !engine.queue.looks.begin(ALL) {
         return;
     }
     let owner = kernel.clone();
     kernel.spawn(async move {
-        let _looking = engine.queue.0.looking(ALL);
+        let _looking = engine.queue.looks.looking(ALL);
         loop {
-            if let Err(error) = let_begin(&owner).await {
+            if let Err(error) = let_begin(&owner, &engine.queue).await {
                 tracing::warn!(%error, "the queue cannot be looked at; the sweep tries again");
             }
-            if !engine.queue.0.again(ALL) {
+            if !engine.queue.looks.again(ALL) {
                 return;
             }
         }
     });
 }
 
-async fn let_begin(kernel: &Kernel) -> Result<()> {
+async fn let_begin(kernel: &Kernel, queue: &Queue) -> Result<()> {
     let work = kernel.work();
-    let rows = lock_store::wanted(&mut work.read().await?, &[]).await?;
+    // Before it is read: a task that comes behind that says so itself.
+    queue.waits.store(false, Ordering::SeqCst);
+    let rows = match work.read().await {
+        Ok(mut read) => lock_store::wanted(&mut read, &[]).await,
+        Err(error) => Err(error.into()),
+    };
+    if rows.as_ref().map_or(true, |rows| !rows.is_empty()) {
+        queue.waits.store(true, Ordering::SeqCst);
+    }
+    let rows = rows?;
     for task_id in locks::beginning(&rows) {
         report(task_id, begin(kernel, &work, task_id).await);
     }
@@ -100,6 +122,7 @@ fn hopeless(task: &Task, gone: &[String], now: drover_kernel::Time) -> Option<St
 pub(super) async fn look_at(kernel: &Kernel, work: &Work, task: &Task) -> Result<Looked> {
     let gone = lock_store::gone(&mut work.read().await?, task.id).await?;
     if hopeless(task, &gone, kernel.clock().now()).is_none() {
+        kernel.part::<Engine>().queue.waits.store(true, Ordering::SeqCst);
         look(kernel);
         return Ok(Looked::Waits);
     }

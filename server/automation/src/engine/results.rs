@@ -87,7 +87,7 @@ pub(crate) async fn lost(kernel: &Kernel, session: &Session, id: &str, attempt: 
 
 /// An instance whose execution failed is not serving, as far as anybody can say.
 pub(crate) async fn stop_instance(tx: &mut Tx, instance_id: Option<i64>) -> Result<()> {
-    tx.after_commit(queue::look);
+    tx.after_commit(queue::freed);
     match instance_id {
         Some(instance_id) => finish_change(tx, instance_id, InstanceStatus::Stopped, None).await.map(drop),
         None => Ok(()),
@@ -249,6 +249,6 @@ async fn over(tx: &mut Tx, known: &Known, failed: bool) -> Result<()> {
         rollout::settle(tx, known).await?;
     }
     tx.after_commit(move |kernel| wake(kernel, task_id));
-    tx.after_commit(queue::look);
+    tx.after_commit(queue::freed);
     Ok(())
 }

@@ -151,7 +151,7 @@ pub(super) async fn pass_on_cancel(engine: &Engine, task: &Task, executions: &[E
 pub(crate) async fn exclude(tx: &mut Tx, task: &Task, execution: &Execution, reason: &str) -> Result<()> {
     execution_store::advance(tx, &known(task, execution), Event::Cancelled, Some(reason)).await?;
     restore_instance(tx, execution.instance_id, execution.previous_status.as_deref()).await?;
-    tx.after_commit(super::queue::look);
+    tx.after_commit(super::queue::freed);
     task_store::exclude(tx, vec![execution.id.clone()]).await
 }
 

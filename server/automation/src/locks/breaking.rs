@@ -121,7 +121,7 @@ async fn finish(mut tx: Tx, task: &Task, said: String, broken: usize) -> Result<
     let detail = format!("{said}; {broken} given up");
     let entry = AuditEntry::new(AuditList::General, "break_lock", "task", task_id, task.version.clone()).detail(detail);
     tx.after_commit(move |kernel| engine::say_and_wake(kernel, task_id, said));
-    tx.after_commit(engine::queue::look);
+    tx.after_commit(engine::queue::freed);
     tx.commit(Audit::of(entry), Message::success()).await
 }
 

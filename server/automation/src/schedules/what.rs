@@ -8,14 +8,13 @@ use drover_kernel::call::{Permission, require_right};
 use drover_kernel::db::Read;
 use drover_kernel::fields::{Id, Many, Name, Number, Reference};
 use drover_kernel::room::Room;
-use drover_kernel::{AuditEntry, AuditList, Call, Error, Kernel, Result, Tx};
-use drover_shared::words::{Action, Word as _};
+use drover_kernel::{AuditEntry, Call, Error, Kernel, Result, Tx};
+use drover_shared::words::Action;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::store::Schedule;
 use crate::deploys::carried::{self, Standing};
-use crate::deploys::moving::unchanged;
 use crate::deploys::rules::{self as deploy_rules, Event, Facts, Status};
 use crate::deploys::store::{self as deploy_store, DeployTask};
 use crate::locks::taking::Place;
@@ -268,22 +267,7 @@ pub(super) async fn begin(tx: &mut Tx, ready: Ready, creator: &str, about: &str)
         }
         Ready::Deploy(deploy) => {
             let (task, planned) = *deploy;
-            let task = unchanged(tx, &task).await?;
-            let mut entries = Vec::new();
-            if task.status == Status::Approved {
-                let status = deploy_rules::step(task.status, Event::Start, Facts::default())?;
-                deploy_store::advance(tx, &task, status).await?;
-                let entry = AuditEntry::new(AuditList::General, "start", "deploy_task", task.id, task.version.clone());
-                entries.push(entry.detail(about.to_owned()));
-            } else {
-                deploy_store::lock(tx, &task).await?;
-            }
-            let instances = planned.input.targets.len();
-            let made = create::store_planned(tx, planned, creator, Place::NONE).await?;
-            let action = Action::Upgrade.as_str();
-            let entry = AuditEntry::new(AuditList::General, action, "task", made.task_id, task.version.clone());
-            entries.push(entry.detail(format!("deploy task {}, {instances} instances, {about}", task.id)));
-            Ok((made, entries))
+            carried::begin(tx, &task, planned, creator, about).await
         }
         Ready::Void(_, why) => Err(Error::conflict(format!("the approval is void: {why}"))),
     }

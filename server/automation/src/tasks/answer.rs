@@ -88,7 +88,7 @@ pub(super) async fn answer<P: Permission>(call: Call<P>, which: Which, body: Ans
         hosts.push(execution.host_name.clone());
     }
     // Who waits for one of them need not wait any more.
-    tx.after_commit(engine::queue::look);
+    tx.after_commit(engine::queue::freed);
     let what = match body.answer {
         Said::Done => "is done",
         Said::GiveUp => "is given up",
