@@ -66,7 +66,7 @@ async fn let_begin(kernel: &Kernel, queue: &Queue) -> Result<()> {
     queue.waits.store(false, Ordering::SeqCst);
     let rows = match work.read().await {
         Ok(mut read) => lock_store::wanted(&mut read, &[]).await,
-        Err(error) => Err(error.into()),
+        Err(error) => Err(error),
     };
     if rows.as_ref().map_or(true, |rows| !rows.is_empty()) {
         queue.waits.store(true, Ordering::SeqCst);
