@@ -47,8 +47,8 @@ both_engines! {
         let told = uploading.end().await;
         assert_eq!((&told["state"], &told["files"], &told["format"]), (&json!("ready"), &json!(1), &json!("tar")), "{told}");
         uploading.send(2000, b"more").await.expect_error(409, 10006);
-        let left = std::fs::read_dir(server.data_directory().join("uploads")).expect("a folder").count();
-        assert_eq!(left, 0, "what was uploaded is packed, and needed no more");
+        // What was uploaded is packed, and needed no more.
+        no_upload_is_kept(&server).await;
         let actions: Vec<String> = server.read().await
             .values(sql!("SELECT action || ' ' || operator FROM audit_entries WHERE object_type = 'archive' ORDER BY id"), args![])
             .await.expect("the audit");

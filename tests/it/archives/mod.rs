@@ -82,6 +82,13 @@ impl Uploading {
     }
 }
 
+/// Waits until no uploaded file is kept: an archive is told as checked just before its file goes.
+async fn no_upload_is_kept(server: &TestServer) {
+    let folder = server.data_directory().join("uploads");
+    let is_empty = async || std::fs::read_dir(&folder).expect("a folder").next().is_none();
+    wait_until("the uploaded files to be gone", is_empty).await;
+}
+
 /// Uploads an archive at once, and gives what became of it.
 async fn uploaded(shop: &Shop, version: &str, content: &[u8]) -> Value {
     let uploading = Uploading::begin(shop, version, content).await;

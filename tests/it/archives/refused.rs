@@ -21,7 +21,7 @@ both_engines! {
         let reason = told["reason"].as_str().expect("a reason");
         assert!(told["state"] == "refused" && reason.contains(&announced), "{told}");
         assert!(reason.contains(&Digest::of(&content).to_string()), "{told}");
-        assert_eq!(std::fs::read_dir(server.data_directory().join("uploads")).expect("a folder").count(), 0);
+        no_upload_is_kept(&server).await;
         // The version is free again.
         assert_eq!(uploaded(&shop, "1.0", &content).await["state"], "ready");
         let list = shop.admin.get(&format!("/applications/{}/archives/?state=ready", shop.application)).await.expect(200);

@@ -87,7 +87,7 @@ both_engines! {
         drover_automation::engine::sweep_once(server.kernel(), true).await.expect("a round");
         assert!(!file(&server, &own_one).exists() && !file(&server, &own_one).with_extension("index").exists());
         assert!(file(&server, &shared_one).is_file(), "another application has the same");
-        assert_eq!(std::fs::read_dir(server.data_directory().join("uploads")).expect("a folder").count(), 0);
+        no_upload_is_kept(&server).await;
     }
 
     async fn what_a_task_installed_stays_for_a_revert(server: TestServer) {
