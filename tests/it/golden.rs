@@ -19,7 +19,7 @@ use drover_shared::words::{Action, ExecutionState, Language, StepState};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::schema;
+use crate::{schema, statements};
 
 const LOG_FILE: LogFile = LogFile { device: 64_769, inode: 12, made_ns: 1_714_564_800_000_000_000 };
 
@@ -59,6 +59,11 @@ fn golden_transitions() {
 #[tokio::test]
 async fn golden_schema_of_sqlite() {
     golden("schema.sqlite.sql", &schema::sqlite().await);
+}
+
+#[tokio::test]
+async fn golden_scans() {
+    golden("scans.txt", &statements::scans().await);
 }
 
 mod golden_schema {

@@ -83,7 +83,7 @@ impl Uploading {
 }
 
 /// Waits until no uploaded file is kept: an archive is told as checked just before its file goes.
-async fn no_upload_is_kept(server: &TestServer) {
+async fn no_upload_is_kept(server: &drover_tests::TestServer) {
     let folder = server.data_directory().join("uploads");
     let is_empty = async || std::fs::read_dir(&folder).expect("a folder").next().is_none();
     wait_until("the uploaded files to be gone", is_empty).await;

@@ -1,4 +1,7 @@
 //! Executions in the database: how they are sent, taken in and ended.
+//!
+//! Invariant: what is done for each order or outcome costs the same however many executions are over. Statements name
+//! the condition of the index `executions_at_work` word for word, or SQLite would read the whole table.
 
 use std::collections::BTreeSet;
 
@@ -75,7 +78,8 @@ pub(crate) async fn queued_for_hosts(read: &mut Read, hosts: &[i64], limit: i64)
         "SELECT e.id, e.organisation_id, e.task_id, e.ordinal, e.attempt, e.state, e.instance_id, e.host_id, e.host_name, \
          e.role, e.entry, e.entry_digest, t.plan_digest, t.deadline_at, t.created_at, t.application_id, \
          CASE WHEN t.cancelled OR e.role <> 'global_post' THEN t.stop_reason END AS withdrawn FROM executions e \
-         JOIN tasks t ON t.id = e.task_id WHERE e.host_id IN ($1) AND e.state = 'queued' AND t.plan_digest IS NOT NULL \
+         JOIN tasks t ON t.id = e.task_id WHERE e.host_id IN ($1) \
+         AND e.state IN ('queued', 'dispatched', 'running') AND e.state = 'queued' AND t.plan_digest IS NOT NULL \
          AND e.batch <= t.batch_admitted AND t.held_by IS NULL AND t.phase = CASE e.role WHEN 'instance' THEN 'instances' ELSE e.role END ORDER BY e.id LIMIT $2"
     );
     Ok(read.all(sql, args![hosts.to_vec(), limit]).await?)
@@ -84,8 +88,8 @@ pub(crate) async fn queued_for_hosts(read: &mut Read, hosts: &[i64], limit: i64)
 /// Those of these hosts that have at least so many executions that are not over.
 pub(crate) async fn hosts_with(read: &mut Read, hosts: &[i64], out: i64) -> Result<Vec<i64>> {
     let sql = sql!(
-        "SELECT host_id FROM executions WHERE host_id IN ($1) AND state IN ('dispatched', 'running') \
-         GROUP BY host_id HAVING COUNT(*) >= $2"
+        "SELECT host_id FROM executions WHERE host_id IN ($1) AND state IN ('queued', 'dispatched', 'running') \
+         AND state <> 'queued' GROUP BY host_id HAVING COUNT(*) >= $2"
     );
     Ok(read.values(sql, args![hosts.to_vec(), out]).await?)
 }
@@ -114,7 +118,8 @@ pub(crate) async fn out_on_host(read: &mut Read, host_id: i64) -> Result<Vec<Sen
         "SELECT e.id, e.organisation_id, e.task_id, e.ordinal, e.attempt, e.state, e.instance_id, e.host_id, e.host_name, \
          e.role, e.entry, e.entry_digest, t.plan_digest, t.deadline_at, t.created_at, t.application_id, \
          CASE WHEN t.cancelled OR e.role <> 'global_post' THEN t.stop_reason END AS withdrawn FROM executions e \
-         JOIN tasks t ON t.id = e.task_id WHERE e.host_id = $1 AND e.state IN ('dispatched', 'running') ORDER BY e.id"
+         JOIN tasks t ON t.id = e.task_id WHERE e.host_id = $1 AND e.state IN ('queued', 'dispatched', 'running') \
+         AND e.state <> 'queued' ORDER BY e.id"
     );
     Ok(read.all(sql, args![host_id]).await?)
 }
