@@ -15,6 +15,7 @@ use drover_shared::instance::{
     LOG_BYTES_MAX, LOG_LINES_MAX, LOG_SEARCH_BYTES_MAX, LOG_WAIT_MS_MAX, LogEvent, LogFile, LogOutcome, LogPiece,
     LogSlice,
 };
+use memchr::memchr_iter;
 use nix::unistd::geteuid;
 
 use super::pid_file::open_regular;
@@ -105,10 +106,10 @@ impl Log {
         let from = self.after_lines(skip)?;
         let most = usize::try_from(LOG_BYTES_MAX).unwrap_or(0);
         let buffer = bytes_at(&self.file, from, most)?;
-        let ends = || buffer.iter().enumerate().filter(|(_, byte)| **byte == b'\n').map(|(at, _)| at + 1);
+        let ends = memchr_iter(b'\n', &buffer).map(|at| at + 1);
         let wanted = usize::try_from(lines.min(LOG_LINES_MAX)).unwrap_or(0);
         let (mut count, mut end) = (0, 0);
-        for after in ends().take(wanted) {
+        for after in ends.take(wanted) {
             (count, end) = (count + 1, after);
         }
         // The last line may lack its end; one that is longer than everything together is cut.
@@ -128,7 +129,7 @@ impl Log {
             }
             let block = bytes_at(&self.file, at, usize::try_from(BLOCK_BYTES).unwrap_or(0))?;
             let mut end = block.len();
-            for (index, _) in block.iter().enumerate().filter(|(_, byte)| **byte == b'\n') {
+            for index in memchr_iter(b'\n', &block) {
                 lines -= 1;
                 if lines == 0 {
                     end = index + 1;
@@ -172,10 +173,10 @@ impl Log {
             self.file
                 .read_exact_at(part, lower)
                 .map_err(|_| io::Error::other("it became shorter while it was read"))?;
-            for index in (0..part.len()).rev() {
+            for index in memchr_iter(b'\n', part).rev() {
                 let next = lower + index as u64 + 1;
                 // The end of the last line begins no further one.
-                if part[index] == b'\n' && next < end {
+                if next < end {
                     (at, found) = (next, found + 1);
                     if found == lines {
                         break;

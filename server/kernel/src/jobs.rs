@@ -3,7 +3,8 @@
 //! A wake-up is a topic and a key, nothing more: the truth is in the tables, and a handler reads it there, takes
 //! milliseconds and is safe to run twice. apalis keeps and delivers the wake-ups. Invariants: a wake-up is committed
 //! together with its cause; a handler never fails towards the queue (retrying is the sweep's work); nothing that waits
-//! for the network runs inside a handler. Absent: payloads, priorities, retries by the queue.
+//! for the network runs inside a handler; the queue's tables stay as small as what happened in a few minutes. Absent:
+//! payloads, priorities, retries and acknowledgements by the queue.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -43,8 +44,13 @@ const FETCHED: usize = 64;
 /// Pause before a worker that the database threw out starts again.
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
 
-/// How long handled wake-ups are kept.
-const DONE_KEPT_SECONDS: i64 = 3600;
+/// How long a wake-up that was handed out is kept. It is handled within seconds and not acknowledged, which would wait for
+/// the disk each time; the queue hands out what a dead server had once more as long as it is there.
+const HANDED_OUT_KEPT_SECONDS: i64 = 300;
+
+/// Wake-ups removed in one transaction, and such transactions in one round.
+const PIECE: i64 = 5_000;
+const PIECES_MAX: usize = 200;
 
 type Handling = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
 type Handler = Arc<dyn Fn(Work, String) -> Handling + Send + Sync>;
@@ -274,19 +280,36 @@ impl Tx {
     }
 }
 
-/// Removes wake-ups that were handled an hour ago, and answers kept for repeated requests.
+/// Removes wake-ups that were handed out a while ago, workers that are long gone, and answers kept for repeated requests.
 pub(crate) async fn clean(kernel: &Kernel) -> Result<()> {
     let now = kernel.clock().now();
+    let is_sqlite = kernel.db().is_sqlite();
     let work = Work::new(kernel.clone());
-    let mut tx = work.begin(crate::DEFAULT_ORGANISATION).await?;
-    let before = now.seconds() - DONE_KEPT_SECONDS;
-    if kernel.db().is_sqlite() {
-        tx.run(crate::db::Sql::literal("DELETE FROM Jobs WHERE status = 'Done' AND done_at < $1"), args![before])
-            .await?;
-    } else {
-        let text = "DELETE FROM apalis.jobs WHERE status = 'Done' AND done_at < to_timestamp($1)";
-        tx.run(crate::db::Sql::literal(text), args![before]).await?;
+    // One piece at a time: between them others write.
+    for _ in 0..PIECES_MAX {
+        let mut tx = work.begin(crate::DEFAULT_ORGANISATION).await?;
+        let handed_out = if is_sqlite {
+            "DELETE FROM Jobs WHERE rowid IN \
+             (SELECT rowid FROM Jobs WHERE status IN ('Queued', 'Running', 'Done') AND run_at < $1 LIMIT $2)"
+        } else {
+            "DELETE FROM apalis.jobs WHERE id IN (SELECT id FROM apalis.jobs \
+             WHERE status IN ('Queued', 'Running', 'Done') AND run_at < to_timestamp($1) LIMIT $2)"
+        };
+        let arguments = args![now.seconds() - HANDED_OUT_KEPT_SECONDS, PIECE];
+        let gone = tx.run(crate::db::Sql::literal(handed_out), arguments).await?;
+        tx.finish(Audit::none("wake-ups that were handed out are needed no more")).await?;
+        if gone < PIECE.unsigned_abs() {
+            break;
+        }
     }
+    let mut tx = work.begin(crate::DEFAULT_ORGANISATION).await?;
+    let workers = if is_sqlite {
+        "DELETE FROM Workers WHERE last_seen < $1 AND id NOT IN (SELECT lock_by FROM Jobs WHERE lock_by IS NOT NULL)"
+    } else {
+        "DELETE FROM apalis.workers WHERE last_seen < to_timestamp($1) \
+         AND id NOT IN (SELECT lock_by FROM apalis.jobs WHERE lock_by IS NOT NULL)"
+    };
+    tx.run(crate::db::Sql::literal(workers), args![now.seconds() - 86_400]).await?;
     let day_ago = now.millis() - 86_400_000;
     tx.run(sql!("DELETE FROM idempotency_keys WHERE created_at < $1"), args![day_ago]).await?;
     tx.finish(Audit::none("housekeeping")).await.map(drop)

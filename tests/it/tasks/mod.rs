@@ -18,6 +18,7 @@ pub(crate) mod rollouts;
 mod secrets;
 mod sessions;
 mod troubled;
+mod wake_ups;
 mod walking;
 
 use drover_kernel::{args, sql};

@@ -187,7 +187,7 @@ pub async fn sweep(kernel: Kernel) {
         }
         rounds += 1;
         full = rounds.is_multiple_of(5);
-        if rounds.is_multiple_of(600)
+        if rounds.is_multiple_of(60)
             && let Err(error) = kernel.clean().await
         {
             tracing::warn!(%error, "housekeeping failed, trying again later");
