@@ -73,6 +73,28 @@ both_engines! {
         begins(&shop, deploy_task, behind).await;
     }
 
+    async fn who_waits_long_enough_stands_before_urgent_ones(server: TestServer) {
+        let shop = Shop::new(&server, 1).await;
+        let deploy_task = shop.started().await;
+        let long = json!({"instances": references(&shop.instances), "timeout": 86_400});
+        let holder = number(&shop.admin.post(&upgrades(deploy_task), long).await.expect(200));
+        let patient = waiting(&shop, deploy_task, &shop.instances, -2).await;
+        server.advance(Duration::from_secs(29 * 60));
+        let soon = waiting(&shop, deploy_task, &shop.instances, 1).await;
+        assert_eq!(queue(&shop).await, [soon, patient]);
+        server.advance(Duration::from_secs(60));
+        let urgent = waiting(&shop, deploy_task, &shop.instances, 1).await;
+        assert_eq!(queue(&shop).await, [soon, patient, urgent], "three steps in thirty minutes");
+        let told = shop.admin.get("/queue/").await.expect(200);
+        let member = |name: &str| told["results"].as_array().expect("a list").iter().map(|one| one[name].clone()).collect::<Vec<_>>();
+        assert_eq!(member("position"), [1, 2, 3]);
+        assert_eq!((member("priority"), member("effective_priority")), (vec![json!(1), json!(-2), json!(1)], vec![json!(1); 3]));
+        act(&shop, deploy_task, soon, "cancel", json!({})).await.expect(200);
+        report(&server, holder, "web-1", "succeeded").await;
+        begins(&shop, deploy_task, patient).await;
+        assert!(is_queued(&shop, deploy_task, urgent).await);
+    }
+
     async fn what_is_held_is_passed_and_begins_when_it_may(server: TestServer) {
         let shop = Shop::new(&server, 1).await;
         let deploy_task = shop.started().await;

@@ -98,12 +98,7 @@ fn waiters(rows: &[WantRow]) -> Vec<Waiter> {
         let want = (row.object(), row.is_taken());
         match waiters.last_mut().filter(|last| last.task_id == row.task_id) {
             Some(last) => last.wants.push(want),
-            None => waiters.push(Waiter {
-                task_id: row.task_id,
-                priority: row.priority,
-                ready: row.ready,
-                wants: vec![want],
-            }),
+            None => waiters.push(Waiter { task_id: row.task_id, rank: row.rank, ready: row.ready, wants: vec![want] }),
         }
     }
     waiters
@@ -150,6 +145,8 @@ struct QueuedOut {
     version: String,
     /// The more the earlier.
     priority: i64,
+    /// What that has become by waiting: one more for each ten minutes.
+    effective_priority: i64,
     creator: String,
     created_time: String,
     /// Who holds it: it takes nothing, and others pass it.
@@ -208,6 +205,7 @@ fn queued(kernel: &Kernel, task: QueuedRow, line: &[InLine], rows: &[WantRow]) -
         application: task.application,
         version: task.version,
         priority: task.priority,
+        effective_priority: rules::risen(task.priority, task.created_at, kernel.clock().now()),
         creator: task.creator,
         created_time: kernel.show(task.created_at),
         held_by: task.held_by,

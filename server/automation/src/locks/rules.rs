@@ -1,10 +1,11 @@
 //! Who gets what is free, and when a holder is stuck: pure.
 //!
 //! Invariants: a task gets everything that it changes together or nothing, so no two wait for each other; one that stands
-//! in line before another gets what both want first, whatever else is free; what stands in no line keeps nobody waiting.
+//! in line before another gets what both want first, whatever else is free; what stands in no line keeps nobody waiting; two
+//! that wait never change places by waiting, and nobody stands behind one that came [`PASSED_AT_MOST`] later.
 
-use std::cmp::Reverse;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use drover_kernel::Time;
 use drover_shared::words::ExecutionState as State;
@@ -28,13 +29,32 @@ impl Object {
     }
 }
 
+/// Priorities are -100 to 100.
+pub const PRIORITY_MAX: i64 = 100;
+/// So much waiting counts as one step of priority.
+const STEP_MS: i64 = 600_000;
+/// After so long a task stands before every newer one, whatever their priorities.
+pub const PASSED_AT_MOST: Duration = Duration::from_millis((2 * PRIORITY_MAX * STEP_MS).unsigned_abs());
+
+/// Where a task stands: the less the earlier. Statements say the same.
+#[must_use]
+pub fn rank(priority: i64, since: Time) -> i64 {
+    since.millis() - priority * STEP_MS
+}
+
+/// What a priority has become by waiting.
+#[must_use]
+pub fn risen(priority: i64, since: Time, now: Time) -> i64 {
+    priority + (now.millis() - since.millis()).max(0) / STEP_MS
+}
+
 /// A task in the queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Waiter {
-    /// Its number, which is its age.
+    /// Its number.
     pub task_id: i64,
-    /// The more the earlier.
-    pub priority: i64,
+    /// See [`rank`]; of equal ones the lower number goes first.
+    pub rank: i64,
     /// Whether it would begin. What is held, or goes after a task that has not ended, is passed by the others.
     pub ready: bool,
     /// What it changes, with whether that is taken.
@@ -69,11 +89,11 @@ impl InLine {
     }
 }
 
-/// The queue in its order: by priority, then by age. Whoever begins has taken what it wants as far as those behind it are
+/// The queue in its order. Whoever begins has taken what it wants as far as those behind it are
 /// concerned.
 #[must_use]
 pub fn line(mut waiters: Vec<Waiter>) -> Vec<InLine> {
-    waiters.sort_by_key(|waiter| (Reverse(waiter.priority), waiter.task_id));
+    waiters.sort_by_key(|waiter| (waiter.rank, waiter.task_id));
     let mut wanted: BTreeMap<Object, i64> = BTreeMap::new();
     let mut line = Vec::with_capacity(waiters.len());
     for waiter in waiters {

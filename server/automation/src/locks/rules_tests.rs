@@ -6,7 +6,7 @@ use super::*;
 
 fn waiter(task_id: i64, priority: i64, wants: &[i64], held: &[i64]) -> Waiter {
     let wants = wants.iter().map(|id| (Object::Instance(*id), held.contains(id))).collect();
-    Waiter { task_id, priority, ready: true, wants }
+    Waiter { task_id, rank: rank(priority, Time::from_millis(task_id)), ready: true, wants }
 }
 
 fn beginning(waiters: Vec<Waiter>) -> Vec<i64> {
@@ -50,6 +50,28 @@ fn an_instance_is_not_the_host_of_the_same_number() {
     assert_eq!(beginning(vec![waiter(1, 0, &[1], &[1]), on_host]), [2]);
 }
 
+/// However urgent those are that come later, who has waited long enough stands before them; and who stands before whom
+/// is what their risen priorities say, at any time.
+#[test]
+fn nobody_is_passed_for_ever() {
+    let mut chance = Chance(7);
+    let longest = i64::try_from(PASSED_AT_MOST.as_millis()).expect("a span");
+    for _ in 0..20_000 {
+        let mut priority = || chance.below(2 * PRIORITY_MAX.unsigned_abs() + 1).cast_signed() - PRIORITY_MAX;
+        let (one, other) = (priority(), priority());
+        let came = Time::from_millis(chance.below(1 << 40).cast_signed());
+        let later = came.after(Duration::from_millis(chance.below(2 * longest.unsigned_abs())));
+        let is_before = rank(one, came) <= rank(other, later);
+        if later.millis() - came.millis() >= longest {
+            assert!(is_before, "{one} waits for {other}, which came {} ms later", later.millis() - came.millis());
+        }
+        let now = later.after(Duration::from_millis(chance.below(1 << 40)));
+        let (risen, other_risen) = (risen(one, came, now), risen(other, later, now));
+        assert!(if is_before { risen >= other_risen } else { risen <= other_risen }, "{risen} {other_risen}");
+    }
+    assert_eq!(risen(-100, Time::from_millis(0), Time::from_millis(longest)), 100);
+}
+
 struct Chance(u64);
 
 impl Chance {
@@ -73,8 +95,8 @@ fn whatever_comes_all_have_their_turn_in_order() {
                 made += 1;
                 let wants: BTreeSet<u64> = (0..=chance.below(4)).map(|_| chance.below(8)).collect();
                 let wants = wants.into_iter().map(|id| (Object::Instance(id.cast_signed()), false)).collect();
-                let (priority, ready) = (chance.below(3).cast_signed(), chance.below(8) > 0);
-                waiting.push(Waiter { task_id: made, priority, ready, wants });
+                let (rank, ready) = (rank(chance.below(3).cast_signed(), Time::from_millis(made)), chance.below(8) > 0);
+                waiting.push(Waiter { task_id: made, rank, ready, wants });
             } else if !holding.is_empty() && chance.below(2) == 0 {
                 let at = usize::try_from(chance.below(holding.len() as u64)).expect("a place");
                 holding.swap_remove(at);
@@ -93,7 +115,7 @@ fn whatever_comes_all_have_their_turn_in_order() {
             for one in &begun {
                 let passed = waiting.iter().filter(|other| {
                     other.ready
-                        && (Reverse(other.priority), other.task_id) < (Reverse(one.priority), one.task_id)
+                        && (other.rank, other.task_id) < (one.rank, one.task_id)
                         && other.wants.iter().any(|(object, _)| one.wants.iter().any(|(own, _)| own == object))
                 });
                 assert_eq!(passed.count(), 0, "seed {seed}: {} passed somebody", one.task_id);

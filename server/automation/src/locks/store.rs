@@ -15,7 +15,7 @@ row! {
     /// Something that a task in the queue wants.
     pub struct WantRow {
         pub task_id: i64,
-        pub priority: i64,
+        pub rank: i64,
         pub ready: bool,
         pub instance_id: Option<i64>,
         pub host_id: i64,
@@ -47,7 +47,7 @@ pub(super) fn object(instance_id: Option<i64>, host_id: i64) -> Object {
 /// Everything that tasks in the queue want: all of it, because an order is of all. Bounded by what the queue takes.
 pub(crate) async fn wanted(read: &mut Read, conditions: &[Condition]) -> Result<Vec<WantRow>> {
     let rows = sql!(
-        "SELECT t.id AS task_id, t.priority, (NOT t.waits AND t.held_by IS NULL AND t.stop_reason IS NULL) AS ready, \
+        "SELECT t.id AS task_id, (t.created_at - t.priority * 600000) AS rank, (NOT t.waits AND t.held_by IS NULL AND t.stop_reason IS NULL) AS ready, \
          e.instance_id, e.host_id, e.host_name, CASE WHEN e.instance_id IS NULL THEN h.status ELSE i.status END AS status, \
          COALESCE((SELECT MAX(x.task_id) FROM executions x JOIN tasks o ON o.id = x.task_id \
          WHERE x.instance_id = e.instance_id AND o.taken IS NOT NULL AND (x.state IN ('queued', 'dispatched', 'running') \
@@ -60,7 +60,7 @@ pub(crate) async fn wanted(read: &mut Read, conditions: &[Condition]) -> Result<
          AND x.role = 'instance' AND o.taken IS NOT NULL)) AS holder \
          FROM tasks t JOIN executions e ON e.task_id = t.id AND e.role = 'instance' AND e.state = 'queued' \
          LEFT JOIN instances i ON i.id = e.instance_id LEFT JOIN hosts h ON h.id = e.host_id \
-         WHERE t.taken IS NULL AND t.phase <> 'over'/* filters */ ORDER BY t.priority DESC, t.id, e.ordinal"
+         WHERE t.taken IS NULL AND t.phase <> 'over'/* filters */ ORDER BY rank, t.id, e.ordinal"
     );
     let mut arguments = args![];
     Ok(read.all(rows.filtered(conditions, &mut arguments), arguments).await?)
@@ -91,16 +91,17 @@ row! {
     }
 }
 
-/// A task in line that wants one of these and has at least this priority.
-pub(super) async fn before(read: &mut Read, targets: &Targets, priority: i64) -> Result<Option<InTheWay>> {
+/// A task in line that wants one of these and stands at this [rank](super::rules::rank) or before it.
+pub(super) async fn before(read: &mut Read, targets: &Targets, rank: i64) -> Result<Option<InTheWay>> {
     let (instances, hosts) = targets.ids();
     let sql = sql!(
         "SELECT t.id AS task_id, e.host_name FROM executions e JOIN tasks t ON t.id = e.task_id \
          WHERE t.taken IS NULL AND t.phase <> 'over' AND NOT t.waits AND t.held_by IS NULL AND t.stop_reason IS NULL \
-         AND t.priority >= $3 AND e.state = 'queued' AND (e.instance_id IN ($1) OR (e.instance_id IS NULL \
-         AND e.role = 'instance' AND e.host_id IN ($2))) ORDER BY t.priority DESC, t.id LIMIT 1"
+         AND t.created_at - t.priority * 600000 <= $3 AND e.state = 'queued' AND (e.instance_id IN ($1) OR (e.instance_id IS NULL \
+         AND e.role = 'instance' AND e.host_id IN ($2))) \
+         ORDER BY t.created_at - t.priority * 600000, t.id LIMIT 1"
     );
-    Ok(read.opt(sql, args![instances.to_vec(), hosts.to_vec(), priority]).await?)
+    Ok(read.opt(sql, args![instances.to_vec(), hosts.to_vec(), rank]).await?)
 }
 
 /// A task that has one of these.
@@ -195,7 +196,7 @@ pub(super) async fn queue(
         "SELECT t.id, t.deploy_task_id, t.kind, t.application_id, a.full_name AS application, t.version, t.priority, t.waits, \
          t.held_by, t.creator, t.created_at FROM tasks t LEFT JOIN applications a ON a.id = t.application_id \
          WHERE t.organisation_id = $1 AND t.taken IS NULL AND t.phase <> 'over'/* filters */ \
-         ORDER BY t.priority DESC, t.id"
+         ORDER BY t.created_at - t.priority * 600000, t.id"
     );
     paging.read(read, count, rows, args![organisation_id], conditions).await
 }

@@ -8,7 +8,7 @@ use drover_kernel::fields::Number;
 use drover_kernel::{Error, Result, Tx, api_words};
 use drover_shared::words::Action;
 
-use super::rules::Object;
+use super::rules::{Object, PRIORITY_MAX, rank};
 use super::store;
 use crate::tasks::answer::check_answered;
 use crate::tasks::premises;
@@ -17,8 +17,6 @@ use crate::tasks::premises;
 const TASKS_MAX: i64 = 1_000;
 /// What they may want together.
 const OBJECTS_MAX: i64 = 100_000;
-/// The greatest priority, and the least with a minus.
-const PRIORITY_MAX: i64 = 100;
 
 api_words! {
     /// What becomes of a task when something that it changes is taken.
@@ -154,7 +152,7 @@ impl Taken {
 pub(crate) async fn take_or_wait(tx: &mut Tx, targets: &Targets, kind: Action, place: Place) -> Result<Taken> {
     if place.if_busy == IfBusy::Refuse {
         let before = take(tx, targets, kind).await?;
-        let Some(other) = store::before(tx, targets, i64::MIN).await? else { return Ok(Taken::Now(before)) };
+        let Some(other) = store::before(tx, targets, i64::MAX).await? else { return Ok(Taken::Now(before)) };
         let what = targets.one_on(&other.host_name);
         return Err(Error::conflict(format!("task {} waits for {what} already", other.task_id)));
     }
@@ -163,7 +161,8 @@ pub(crate) async fn take_or_wait(tx: &mut Tx, targets: &Targets, kind: Action, p
     let why = if let Some(holder) = store::holder(tx, targets).await? {
         Some(format!("task {} has {}", holder.task_id, targets.one_on(&holder.host_name)))
     } else {
-        let before = store::before(tx, targets, place.priority).await?;
+        let rank = rank(place.priority, tx.now());
+        let before = store::before(tx, targets, rank).await?;
         before.map(|one| format!("task {} waits for {} already", one.task_id, targets.one_on(&one.host_name)))
     };
     let Some(why) = why else { return take(tx, targets, kind).await.map(Taken::Now) };
