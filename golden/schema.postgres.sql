@@ -288,6 +288,9 @@ roles.organisation_id bigint NOT NULL
 roles.name text NOT NULL
 roles.creator text NOT NULL
 roles.created_at bigint NOT NULL
+schedule_hosts.organisation_id bigint
+schedule_hosts.schedule_id bigint
+schedule_hosts.host_id bigint
 schedule_runs.organisation_id bigint NOT NULL
 schedule_runs.schedule_id bigint NOT NULL
 schedule_runs.moment bigint NOT NULL
@@ -297,9 +300,14 @@ schedule_runs.asked_by text
 schedule_runs.task_id bigint
 schedule_runs.reason text
 schedule_runs.created_at bigint NOT NULL
+schedule_targets.organisation_id bigint NOT NULL
+schedule_targets.schedule_id bigint NOT NULL
+schedule_targets.kind text NOT NULL COLLATE C
+schedule_targets.target_id bigint
+schedule_targets.target text
 schedules.id bigint NOT NULL IDENTITY
 schedules.organisation_id bigint NOT NULL
-schedules.application_id bigint NOT NULL
+schedules.application_id bigint
 schedules.name text NOT NULL
 schedules.what jsonb NOT NULL
 schedules.cron text NOT NULL
@@ -307,6 +315,7 @@ schedules.zone text NOT NULL
 schedules.missed text NOT NULL COLLATE C
 schedules.missed_max bigint NOT NULL
 schedules.overlap text NOT NULL COLLATE C
+schedules.if_busy text NOT NULL COLLATE C
 schedules.jitter_s bigint NOT NULL
 schedules.owner_id bigint NOT NULL
 schedules.owner text NOT NULL
@@ -524,6 +533,10 @@ schedule_runs FOREIGN KEY (organisation_id) REFERENCES organisations(id)
 schedule_runs FOREIGN KEY (schedule_id) REFERENCES schedules(id) ON DELETE CASCADE
 schedule_runs FOREIGN KEY (task_id) REFERENCES tasks(id) ON DELETE SET NULL
 schedule_runs PRIMARY KEY (schedule_id, moment)
+schedule_targets CHECK ((kind = ANY (ARRAY['host'::text, 'application'::text, 'label'::text])))
+schedule_targets FOREIGN KEY (organisation_id) REFERENCES organisations(id)
+schedule_targets FOREIGN KEY (schedule_id) REFERENCES schedules(id) ON DELETE CASCADE
+schedules CHECK ((if_busy = ANY (ARRAY['refuse'::text, 'wait'::text])))
 schedules CHECK ((missed = ANY (ARRAY['skip'::text, 'once'::text, 'all'::text])))
 schedules CHECK ((overlap = ANY (ARRAY['skip'::text, 'queue'::text, 'cancel_old'::text])))
 schedules FOREIGN KEY (application_id) REFERENCES applications(id) ON DELETE CASCADE
@@ -592,6 +605,7 @@ CREATE INDEX resource_rights_by_resource ON public.resource_rights USING btree (
 CREATE INDEX role_users_by_user ON public.role_users USING btree (user_id)
 CREATE INDEX schedule_runs_by_task ON public.schedule_runs USING btree (task_id) WHERE (task_id IS NOT NULL)
 CREATE INDEX schedule_runs_waiting ON public.schedule_runs USING btree (schedule_id, moment) WHERE (state = 'waiting'::text)
+CREATE INDEX schedule_targets_by_schedule ON public.schedule_targets USING btree (schedule_id)
 CREATE INDEX schedules_by_application ON public.schedules USING btree (application_id)
 CREATE INDEX schedules_due ON public.schedules USING btree (next_at) WHERE (paused_by IS NULL)
 CREATE INDEX sessions_by_end ON public.sessions USING btree (expires_at)
@@ -650,9 +664,9 @@ CREATE UNIQUE INDEX resource_rights_pkey ON public.resource_rights USING btree (
 CREATE UNIQUE INDEX role_users_pkey ON public.role_users USING btree (role_id, user_id)
 CREATE UNIQUE INDEX roles_organisation_id_name_key ON public.roles USING btree (organisation_id, name)
 CREATE UNIQUE INDEX roles_pkey ON public.roles USING btree (id)
-CREATE UNIQUE INDEX schedule_runs_pkey ON public.schedule_runs USING btree (schedule_id, moment)
-CREATE UNIQUE INDEX schedules_organisation_id_name_key ON public.schedules USING btree (organisation_id, name)
-CREATE UNIQUE INDEX schedules_pkey ON public.schedules USING btree (id)
+CREATE UNIQUE INDEX schedule_runs_new_pkey ON public.schedule_runs USING btree (schedule_id, moment)
+CREATE UNIQUE INDEX schedules_new_organisation_id_name_key ON public.schedules USING btree (organisation_id, name)
+CREATE UNIQUE INDEX schedules_new_pkey ON public.schedules USING btree (id)
 CREATE UNIQUE INDEX schema_migrations_pkey ON public.schema_migrations USING btree (name)
 CREATE UNIQUE INDEX secrets_next_pkey1 ON public.secrets USING btree (organisation_id, scope, object_id, name)
 CREATE UNIQUE INDEX sessions_pkey ON public.sessions USING btree (id)

@@ -441,9 +441,23 @@ CREATE TABLE roles (
     UNIQUE (organisation_id, name)
 );
 
-CREATE TABLE schedule_runs (
+CREATE VIEW schedule_hosts AS
+SELECT s.organisation_id, s.schedule_id, h.id AS host_id FROM schedule_targets s
+JOIN hosts h ON h.organisation_id = s.organisation_id AND (h.id = s.target_id OR h.name = s.target)
+WHERE s.kind = 'host'
+UNION ALL
+SELECT s.organisation_id, s.schedule_id, i.host_id FROM schedule_targets s
+JOIN applications a ON a.organisation_id = s.organisation_id AND (a.id = s.target_id OR a.full_name = s.target)
+JOIN instances i ON i.application_id = a.id
+WHERE s.kind = 'application'
+UNION ALL
+SELECT s.organisation_id, s.schedule_id, l.host_id FROM schedule_targets s
+JOIN host_labels l ON l.organisation_id = s.organisation_id AND l.label = s.target
+WHERE s.kind = 'label';
+
+CREATE TABLE "schedule_runs" (
     organisation_id BIGINT NOT NULL REFERENCES organisations (id),
-    schedule_id BIGINT NOT NULL REFERENCES schedules (id) ON DELETE CASCADE,
+    schedule_id BIGINT NOT NULL REFERENCES "schedules" (id) ON DELETE CASCADE,
     moment BIGINT NOT NULL,
     state TEXT NOT NULL CHECK (state IN ('waiting', 'started', 'skipped', 'missed', 'failed')),
     asked_by_id BIGINT,
@@ -458,10 +472,20 @@ CREATE INDEX schedule_runs_by_task ON schedule_runs (task_id) WHERE task_id IS N
 
 CREATE INDEX schedule_runs_waiting ON schedule_runs (schedule_id, moment) WHERE state = 'waiting';
 
-CREATE TABLE schedules (
+CREATE TABLE schedule_targets (
+    organisation_id BIGINT NOT NULL REFERENCES organisations (id),
+    schedule_id BIGINT NOT NULL REFERENCES schedules (id) ON DELETE CASCADE,
+    kind TEXT NOT NULL CHECK (kind IN ('host', 'application', 'label')),
+    target_id BIGINT,
+    target TEXT
+);
+
+CREATE INDEX schedule_targets_by_schedule ON schedule_targets (schedule_id);
+
+CREATE TABLE "schedules" (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     organisation_id BIGINT NOT NULL REFERENCES organisations (id),
-    application_id BIGINT NOT NULL REFERENCES applications (id) ON DELETE CASCADE,
+    application_id BIGINT REFERENCES applications (id) ON DELETE CASCADE,
     name TEXT NOT NULL,
     what TEXT NOT NULL,
     cron TEXT NOT NULL,
@@ -469,6 +493,7 @@ CREATE TABLE schedules (
     missed TEXT NOT NULL CHECK (missed IN ('skip', 'once', 'all')),
     missed_max BIGINT NOT NULL,
     overlap TEXT NOT NULL CHECK (overlap IN ('skip', 'queue', 'cancel_old')),
+    if_busy TEXT NOT NULL CHECK (if_busy IN ('refuse', 'wait')),
     jitter_s BIGINT NOT NULL,
     owner_id BIGINT NOT NULL,
     owner TEXT NOT NULL,

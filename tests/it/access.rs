@@ -61,8 +61,8 @@ async fn objects(server: &TestServer) -> Objects {
         creator, created_at, touched_at) VALUES (80, 1, $1, '1', 'hidden.tar', 'receiving', 9, $2, 'admin', 0, 0)";
     server.run(Sql::literal(archive), args![application_id, "0".repeat(64)]).await;
     let schedule = "INSERT INTO schedules (id, organisation_id, application_id, name, what, cron, zone, missed, missed_max, \
-        overlap, jitter_s, owner_id, owner, created_at) VALUES (81, 1, $1, 'hidden', $2, '@daily', 'UTC', 'skip', 1, \
-        'skip', 0, 1, 'admin', 0)";
+        overlap, if_busy, jitter_s, owner_id, owner, created_at) VALUES (81, 1, $1, 'hidden', $2, '@daily', 'UTC', 'skip', 1, \
+        'skip', 'refuse', 0, 1, 'admin', 0)";
     let what = json!({"kind": "restart", "application_id": application_id, "instances": null, "timeout": null,
         "rollout": null});
     server.run(Sql::literal(schedule), args![application_id, what]).await;

@@ -49,10 +49,10 @@ pub(crate) async fn postgres() -> String {
 }
 
 /// The part of a migration that makes tables anew, which leaves them as they are when it is done once more.
-fn made_anew(engine: Engine) -> Vec<&'static str> {
-    let (_, text) = MIGRATIONS.iter().find(|(name, _)| *name == "0020_scripts").expect("the migration");
+fn made_anew(engine: Engine, migration: &str, first: &str) -> Vec<&'static str> {
+    let (_, text) = MIGRATIONS.iter().find(|(name, _)| *name == migration).expect("the migration");
     let text = if engine == Engine::Sqlite { for_sqlite(text) } else { (*text).to_owned() };
-    let from = text.find("CREATE TABLE tasks_new").expect("the first table");
+    let from = text.find(first).expect("the first table");
     let text: &'static str = Box::leak(text[from..].to_owned().into_boxed_str());
     text.split(";\n").map(str::trim).filter(|statement| !statement.is_empty()).collect()
 }
@@ -78,12 +78,38 @@ both_engines! {
         assert_eq!(before[1][3][0]["task_id"], first.to_string());
         // It came later, and points to what is made anew.
         server.run(Sql::literal("DROP TABLE schedule_runs"), args![]).await;
-        for statement in made_anew(server.engine()) {
+        for statement in made_anew(server.engine(), "0020_scripts", "CREATE TABLE tasks_new") {
             server.run(Sql::literal(statement), args![]).await;
         }
         assert_eq!(told().await, before);
         let next = json!({"instances": references(&shop.instances[..1]), "if_busy": "wait"});
         let next = shop.admin.post(&upgrades(deploy_task), next).await.expect(200);
         assert_eq!(next["task_id"], (second + 1).to_string(), "numbers go on");
+    }
+
+    async fn schedules_that_are_made_anew_keep_their_moments(server: TestServer) {
+        let shop = Shop::new(&server, 1).await;
+        let body = |name: &str| json!({"name": name, "cron": "@daily", "jitter": 7, "missed": "all", "overlap": "cancel_old",
+            "what": {"kind": "restart", "application_id": shop.application, "instances": shop.instances}});
+        let id = crate::deploys::id(&shop.admin.post("/schedules/", body("nightly")).await.expect(200));
+        shop.admin.post(&format!("/schedules/{id}/actions/run/"), json!({})).await.expect(200);
+        shop.admin.post(&format!("/schedules/{id}/actions/pause/"), json!({})).await.expect(200);
+        let told = async || {
+            let schedule = shop.admin.get(&format!("/schedules/{id}/")).await.expect(200);
+            (schedule, shop.admin.get(&format!("/schedules/{id}/runs/")).await.expect(200))
+        };
+        let before = told().await;
+        assert_eq!(before.1["count"], 1);
+        // They came with it.
+        server.run(Sql::literal("DROP VIEW schedule_hosts"), args![]).await;
+        server.run(Sql::literal("DROP TABLE schedule_targets"), args![]).await;
+        for statement in made_anew(server.engine(), "0022_scheduled_scripts", "CREATE TABLE schedules_new") {
+            server.run(Sql::literal(statement), args![]).await;
+        }
+        assert_eq!(told().await, before);
+        let next = shop.admin.post("/schedules/", body("next")).await.expect(200);
+        assert_eq!(crate::deploys::id(&next), id + 1, "numbers go on");
+        server.run(Sql::literal("DELETE FROM schedules WHERE id = $1"), args![id]).await;
+        assert_eq!(server.count(Sql::literal("SELECT COUNT(*) FROM schedule_runs"), args![]).await, 0, "they go with it");
     }
 }

@@ -47,7 +47,8 @@ pub(crate) struct Run {
     following: Following,
 }
 
-fn parameter(text: &str) -> std::result::Result<(String, String), String> {
+/// `NAME=VALUE`.
+pub(super) fn parameter(text: &str) -> std::result::Result<(String, String), String> {
     let parts = text.split_once('=').filter(|(name, _)| !name.is_empty());
     parts.map(|(name, value)| (name.to_owned(), value.to_owned())).ok_or_else(|| "write it as NAME=VALUE".to_owned())
 }

@@ -1,10 +1,11 @@
 //! `schedule`: what runs by itself, and what became of it.
 
 use clap::{Args, Subcommand};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::lock::{List, found, shown};
 use super::rollout::Application;
+use super::run::parameter;
 use crate::api::Server;
 use crate::arguments::Limit;
 use crate::failure::{Failure, Result};
@@ -12,6 +13,9 @@ use crate::output::{self, Column, cell};
 
 /// Schedules and instances that are looked through at most.
 const SEARCH_MAX: usize = 10_000;
+
+/// What runs no script, and has none of its options.
+const NOT_SCRIPTS: [&str; 4] = ["start", "stop", "restart", "deploy_task"];
 
 const SCHEDULES: &[Column] = &[
     ("ID", |schedule| cell(schedule, "id")),
@@ -92,7 +96,7 @@ pub(crate) struct Runs {
 
 /// Options of `schedule create`.
 #[derive(Debug, Args)]
-#[command(group = clap::ArgGroup::new("work").required(true).args(["start", "stop", "restart", "deploy_task"]))]
+#[command(group = clap::ArgGroup::new("work").required(true).args(["start", "stop", "restart", "deploy_task", "script"]))]
 pub(crate) struct Create {
     /// Name of the schedule
     name: String,
@@ -114,9 +118,24 @@ pub(crate) struct Create {
     /// Carry out this deploy task, which was approved with its plan
     #[arg(long, value_name = "ID", conflicts_with_all = ["hosts", "timeout", "batch", "max_failures"])]
     deploy_task: Option<u64>,
+    /// Run this stored script, by id or name, on --hosts, --on-app or --on-label
+    #[arg(long, value_name = "SCRIPT", requires = "where")]
+    script: Option<String>,
     /// Only on these hosts, with commas; on all that there are by then when left out
-    #[arg(long, value_name = "HOST,...", value_delimiter = ',')]
+    #[arg(long, visible_alias = "on", value_name = "HOST,...", value_delimiter = ',', group = "where")]
     hosts: Vec<String>,
+    /// Run the script on the hosts that this application has by then
+    #[arg(long, value_name = "APPLICATION", conflicts_with_all = NOT_SCRIPTS, group = "where")]
+    on_app: Option<String>,
+    /// Run the script on the hosts that have this label by then
+    #[arg(long, visible_alias = "label", value_name = "LABEL", conflicts_with_all = NOT_SCRIPTS, group = "where")]
+    on_label: Option<String>,
+    /// Value of a parameter of the script; once for each
+    #[arg(long = "param", value_name = "NAME=VALUE", conflicts_with_all = NOT_SCRIPTS, value_parser = parameter)]
+    parameters: Vec<(String, String)>,
+    /// Run the script as this account in place of its own
+    #[arg(long, value_name = "ACCOUNT", conflicts_with_all = NOT_SCRIPTS)]
+    run_as: Option<String>,
     /// Seconds that it may take
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
     timeout: Option<u32>,
@@ -135,6 +154,9 @@ pub(crate) struct Create {
     /// What becomes of a moment that comes while the one before is at work
     #[arg(long, value_name = "POLICY", value_parser = ["skip", "queue", "cancel_old"])]
     overlap: Option<String>,
+    /// If something is busy, make the task and have it wait in the queue; else it is tried again for an hour
+    #[arg(long)]
+    queue: bool,
     /// Seconds by which moments are spread at most
     #[arg(long, value_name = "SECONDS")]
     jitter: Option<u32>,
@@ -143,17 +165,13 @@ pub(crate) struct Create {
 impl Create {
     /// What is to be run.
     fn work(&self, server: &Server) -> Result<Value> {
-        let (kind, application) = match (&self.start, &self.stop, &self.restart) {
-            (Some(application), ..) => ("start", application),
-            (_, Some(application), _) => ("stop", application),
-            (.., Some(application)) => ("restart", application),
-            _ => return Ok(json!({ "kind": "deploy", "deploy_task_id": self.deploy_task })),
-        };
-        let application = Application::find(server, application)?;
-        let mut work = json!({ "kind": kind, "application_id": application.id });
-        if !self.hosts.is_empty() {
-            work["instances"] = self.instances(server, &application)?;
+        if let Some(id) = self.deploy_task {
+            return Ok(json!({ "kind": "deploy", "deploy_task_id": id }));
         }
+        let mut work = match &self.script {
+            Some(script) => self.run(script),
+            None => self.operation(server)?,
+        };
         if let Some(timeout) = self.timeout {
             work["timeout"] = timeout.into();
         }
@@ -162,6 +180,36 @@ impl Create {
             work["rollout"][field] = value.as_str().into();
         }
         Ok(work)
+    }
+
+    fn operation(&self, server: &Server) -> Result<Value> {
+        let kinds = [("start", &self.start), ("stop", &self.stop), ("restart", &self.restart)];
+        let (kind, application) = kinds
+            .iter()
+            .find_map(|(kind, application)| Some((kind, application.as_ref()?)))
+            .ok_or_else(|| Failure::failed("say what to run"))?;
+        let application = Application::find(server, application)?;
+        let mut work = json!({ "kind": kind, "application_id": application.id });
+        if !self.hosts.is_empty() {
+            work["instances"] = self.instances(server, &application)?;
+        }
+        Ok(work)
+    }
+
+    fn run(&self, script: &str) -> Value {
+        let parameters: Map<String, Value> =
+            self.parameters.iter().map(|(name, value)| (name.clone(), value.as_str().into())).collect();
+        let mut work = json!({ "kind": "script", "script": script, "parameters": parameters });
+        if !self.hosts.is_empty() {
+            work["hosts"] = self.hosts.iter().map(|host| host.trim().into()).collect::<Vec<Value>>().into();
+        }
+        for (field, value) in [("application", &self.on_app), ("label", &self.on_label), ("running_user", &self.run_as)]
+        {
+            if let Some(value) = value {
+                work[field] = value.as_str().into();
+            }
+        }
+        work
     }
 
     fn instances(&self, server: &Server, application: &Application) -> Result<Value> {
@@ -182,6 +230,9 @@ impl Create {
         }
         if let Some(most) = self.missed_max {
             body["missed_max"] = most.into();
+        }
+        if self.queue {
+            body["if_busy"] = "wait".into();
         }
         if let Some(jitter) = self.jitter {
             body["jitter"] = jitter.into();
@@ -256,6 +307,14 @@ fn told(name: &str, verb: &str, becomes: &str, json: bool) -> Result<()> {
 /// What it runs, in short.
 fn does(schedule: &Value) -> String {
     let what = &schedule["what"];
+    if what["kind"] == "script" {
+        let on = match what["hosts"].as_array() {
+            Some(hosts) => format!("{} hosts", hosts.len()),
+            None if what["label"].is_string() => format!("label {}", cell(what, "label")),
+            None => format!("the hosts of {}", cell(what, "application")),
+        };
+        return format!("{} on {on}", cell(what, "script"));
+    }
     match (what["deploy_task_id"].as_u64(), what["instances"].as_array()) {
         (Some(id), _) => format!("deploy task {id}"),
         (None, Some(instances)) => format!("{} {} instances", cell(what, "kind"), instances.len()),
@@ -283,5 +342,48 @@ mod tests {
         assert_eq!((does(&some), next(&some)), ("stop 2 instances".to_owned(), "held by ada".to_owned()));
         let deploy = json!({ "what": { "kind": "deploy", "deploy_task_id": 7 } });
         assert_eq!(does(&deploy), "deploy task 7");
+        for (targets, told) in [
+            (json!({ "hosts": ["web-1", 7] }), "clean on 2 hosts"),
+            (json!({ "application": "shop" }), "clean on the hosts of shop"),
+            (json!({ "label": "db" }), "clean on label db"),
+        ] {
+            let mut what = json!({ "kind": "script", "script": "clean" });
+            what.as_object_mut().expect("an object").extend(targets.as_object().expect("an object").clone());
+            assert_eq!(does(&json!({ "what": what })), told);
+        }
+    }
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        create: Create,
+    }
+
+    fn of(line: &str) -> std::result::Result<Create, clap::Error> {
+        let words = ["create", "nightly", "--cron", "@daily"].into_iter().chain(line.split_whitespace());
+        <Line as clap::Parser>::try_parse_from(words).map(|line| line.create)
+    }
+
+    #[test]
+    fn a_script_is_asked_for_with_its_hosts_and_parameters() {
+        let said = of("--script clean --label db --param days=7 --param path=a=b --run-as ada").expect("a line");
+        let expected = json!({"kind": "script", "script": "clean", "label": "db", "running_user": "ada",
+            "parameters": {"days": "7", "path": "a=b"}});
+        assert_eq!(said.run("clean"), expected);
+        let said = of("--script 7 --hosts web-1,web-2 --queue").expect("a line");
+        assert!(said.queue);
+        let expected = json!({"kind": "script", "script": "7", "hosts": ["web-1", "web-2"], "parameters": {}});
+        assert_eq!(said.run("7"), expected);
+        for line in [
+            "--script clean",
+            "--script clean --on a --on-label b",
+            "--script clean --on a --param x",
+            "--script clean --restart shop --on a",
+            "--restart shop --on-label b",
+            "--restart shop --param a=b",
+            "",
+        ] {
+            assert_eq!(of(line).expect_err(line).exit_code(), 2, "{line}");
+        }
     }
 }

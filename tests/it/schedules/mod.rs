@@ -3,6 +3,7 @@
 mod deploying;
 mod refusing;
 mod running;
+mod scripts;
 
 use std::time::Duration;
 

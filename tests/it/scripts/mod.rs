@@ -1,6 +1,6 @@
 //! Deploy scripts, over HTTP.
 
-mod running;
+pub(crate) mod running;
 
 use drover_kernel::{args, sql};
 use drover_tests::{Client, TestServer, both_engines};

@@ -48,7 +48,7 @@ async fn report(server: &TestServer, task: i64, host: i64, state: &str) {
     sweep_once(server.kernel(), true).await.expect("a round");
 }
 
-async fn grant_host(server: &TestServer, user: i64, host: i64, rights: &[&str]) {
+pub(crate) async fn grant_host(server: &TestServer, user: i64, host: i64, rights: &[&str]) {
     let permission: serde_json::Map<String, Value> =
         rights.iter().map(|right| ((*right).to_owned(), json!(true))).collect();
     let body = json!({"authorizations": [{"id": host, "permission": permission}]});
@@ -162,6 +162,35 @@ both_engines! {
         let refused = shop.admin.post("/applications/deploy-scripts/", described).await.expect(400);
         assert_eq!(refused["field"], "parameters[0].name");
         assert_eq!(server.count(sql!("SELECT COUNT(*) FROM tasks"), args![]).await, 0);
+    }
+
+    async fn a_secret_is_given_by_its_name_and_stored_as_that(server: TestServer) {
+        let shop = Shop::new(&server, 2).await;
+        let body = json!({"name": "dump", "language": "bash", "content": "dump -p {{ params.password | shell_quote }}",
+            "parameters": [{"name": "password", "type": "secret", "choices": ["DB", "REPLICA", "NOWHERE"]},
+                {"name": "to", "type": "text", "default": "/tmp"}]});
+        shop.admin.post("/applications/deploy-scripts/", body).await.expect(200);
+        shop.admin.patch("/secrets/", json!({"secrets": {"DB": "hunter-two", "OTHER": "swordfish"}})).await.expect(200);
+        let asks = |parameters: Value| json!({"script": "dump", "hosts": shop.hosts, "parameters": parameters});
+        let task = started(&shop, asks(json!({"password": "DB"}))).await;
+        let entries: Vec<String> = server.read().await
+            .values(sql!("SELECT entry FROM executions WHERE task_id = $1"), args![task]).await.expect("entries");
+        let entry: Value = serde_json::from_str(&entries[0]).expect("an entry");
+        assert_eq!(entry["steps"][0]["content"], "dump -p \"${DROVER_SECRET_DB}\"");
+        assert_eq!((&entry["secrets"], &entry["environment"]), (&json!(["DB"]), &json!({"PARAM_TO": "/tmp"})));
+        assert!(!entries[0].contains("hunter-two"));
+        // Neither what the script does not offer, nor what no host has, nor by way of another parameter.
+        for (parameters, field) in [
+            (json!({"password": "OTHER"}), "parameters.password"),
+            (json!({"password": "hunter-two"}), "parameters.password"),
+            (json!({"password": "NOWHERE"}), "parameters.password"),
+            (json!({}), "parameters.password"),
+            (json!({"password": "DB", "to": "@@drover-secret:OTHER@@"}), "parameters.to"),
+            (json!({"password": "DB", "to": "$DROVER_SECRET_OTHER"}), "parameters.to"),
+        ] {
+            let refused = shop.admin.post(RUN, asks(parameters.clone())).await.expect(400);
+            assert_eq!(refused["field"], field, "{parameters}: {refused}");
+        }
     }
 
     async fn whoever_may_log_in_everywhere_may(server: TestServer) {

@@ -50,3 +50,46 @@ async fn a_schedule_runs_once_though_the_server_is_killed() {
     says(&shop, 0, &["schedule", "delete", "yearly"]).await;
     says(&shop, 4, &["schedule", "runs", "yearly"]).await;
 }
+
+#[tokio::test]
+async fn a_script_runs_once_on_the_hosts_of_the_moment_though_the_server_is_killed_twice() {
+    let mut shop = Shop::open(Engine::Sqlite, &["web-1", "web-2", "web-3"]).await;
+    let token = shop.api().token().to_owned();
+    let (ran, go) = (shop.folder().join("ran"), shop.folder().join("go"));
+    let content = format!(
+        "echo \"{{{{ host.name }}}} $PARAM_WORD\" >> '{}'\nuntil [ -e '{}' ]; do sleep 0.05; done",
+        ran.display(),
+        go.display()
+    );
+    let script = json!({"name": "note", "language": "bash", "content": content,
+        "parameters": [{"name": "word", "type": "text"}]});
+    shop.api().post("/applications/deploy-scripts/", script).await.expect(200);
+    let hosts = shop.api().get("/hosts/").await.expect(200)["results"].as_array().expect("hosts").clone();
+    let label = async |shop: &Shop, name: &str, labels: &[&str]| {
+        let host = hosts.iter().find(|host| host["name"] == name).expect("the host");
+        shop.api().patch(&format!("/hosts/{}/", host["id"]), json!({"labels": labels})).await.expect(200);
+    };
+    label(&shop, "web-1", &["noted"]).await;
+    let create = [
+        "--token", &token, "schedule", "create", "notes", "--cron", "@yearly", "--script", "note", "--label", "noted",
+        "--param", "word=a b", "--batch", "1",
+    ];
+    shop.says(0, &create).await;
+    assert!(shop.says(0, &["--token", &token, "schedule", "list"]).await.contains("note on label noted"));
+    shop.says(2, &["--token", &token, "schedule", "create", "x", "--cron", "@yearly", "--script", "note"]).await;
+
+    // Hosts that get the label after that are meant as well.
+    label(&shop, "web-3", &["noted"]).await;
+    shop.says(0, &["--token", &token, "schedule", "run", "notes"]).await;
+    shop.processes.kill_server().await;
+    shop.processes.start_server().await;
+    let lines = || fs::read_to_string(&ran).unwrap_or_default();
+    wait_until("the first host to be at work", async || lines() == "web-1 a b\n").await;
+    shop.processes.kill_server().await;
+    fs::write(&go, "").expect("the word to go on");
+    shop.processes.start_server().await;
+    wait_until("the end", async || runs(&shop).await[0]["task_status"] == "finished").await;
+    assert_eq!(lines(), "web-1 a b\nweb-3 a b\n", "each once, one after the other");
+    assert_eq!(runs(&shop).await.len(), 1);
+    assert_eq!(shop.api().get("/tasks/?kind=script").await.expect(200)["count"], 1);
+}

@@ -155,8 +155,8 @@ pub(crate) async fn standing(kernel: &Kernel, organisation_id: i64, task: &Deplo
     Ok(Standing::Good(Box::new(planned)))
 }
 
-/// Carries out a plan that was approved, in the transaction that starts its deploy task if that is not started yet; gives
-/// the update and what the audit says.
+/// Carries out a plan that was approved, in the transaction that starts its deploy task if that is not started yet, in
+/// somebody's name, and says of it what it is about; gives the update and what the audit says.
 ///
 /// # Errors
 /// A conflict when the deploy task is no longer what was planned, or cannot be carried out.
@@ -164,8 +164,8 @@ pub(crate) async fn begin(
     tx: &mut Tx,
     task: &DeployTask,
     planned: Planned,
-    creator: &str,
-    about: &str,
+    place: Place,
+    (creator, about): (&str, &str),
 ) -> Result<(Made, Vec<AuditEntry>)> {
     let task = unchanged(tx, task).await?;
     let mut entries = Vec::new();
@@ -178,7 +178,7 @@ pub(crate) async fn begin(
         rules::step(task.status, Event::MakeSubTask, Facts::default())?;
     }
     let instances = planned.input.targets.len();
-    let made = create::store_planned(tx, planned, creator, Place::NONE).await?;
+    let made = create::store_planned(tx, planned, creator, place).await?;
     let detail = format!("deploy task {}, {instances} instances, {about}", task.id);
     let entry = AuditEntry::new(AuditList::General, Action::Upgrade.as_str(), "task", made.task_id, task.version);
     entries.push(entry.detail(detail));

@@ -13,6 +13,7 @@ use crate::deploys::carried::{self, Standing};
 use crate::deploys::moving::unchanged;
 use crate::deploys::rules::{self, Event, Facts, Status};
 use crate::deploys::store::{self, DeployTask, Due};
+use crate::locks::taking::Place;
 use crate::tasks::create::Planned;
 
 /// How long one that cannot start yet is left alone.
@@ -76,7 +77,7 @@ async fn carry_out(kernel: &Kernel, due: &Due, task: &DeployTask, planned: Plann
     rules::step(task.status, Event::Start, Facts::default())?;
     let mut tx = kernel.work().begin(due.organisation_id).await?;
     let about = "by itself at the planned time";
-    let (_, entries) = carried::begin(&mut tx, task, planned, &task.creator, about).await?;
+    let (_, entries) = carried::begin(&mut tx, task, planned, Place::NONE, (&task.creator, about)).await?;
     tx.finish(Audit::all(entries)).await
 }
 

@@ -13,6 +13,7 @@ use super::cron::Cron;
 use super::rules::{MISSED_MAX, Missed, Overlap, Rule};
 use super::store::{Content, Schedule};
 use super::what::WhatNew;
+use crate::locks::taking::IfBusy;
 
 /// Longest jitter, in seconds.
 const JITTER_S_MAX: i64 = 86_400;
@@ -38,6 +39,10 @@ pub(super) struct ScheduleBody {
     /// What becomes of a moment that comes while what the one before began is not over; `skip` when left out.
     #[schemars(with = "Option<Overlap>")]
     overlap: Option<Name>,
+    /// What becomes of a moment whose instances or hosts are another task's: `refuse` tries again for an hour, `wait` makes
+    /// its task, which waits in the queue. When left out `wait` if `overlap` is `queue`, else `refuse`.
+    #[schemars(with = "Option<IfBusy>")]
+    if_busy: Option<Name>,
     /// Seconds by which moments are spread at most; 0 when left out. Shorter than what is between two of them.
     jitter: Option<Number>,
 }
@@ -87,6 +92,8 @@ impl ScheduleBody {
         let zone_name = zone_name.unwrap_or_else(|| kernel.settings().zone.name().to_owned());
         let missed = word("missed", self.missed, before.map_or(Missed::Skip, |row| row.missed))?;
         let overlap = word("overlap", self.overlap, before.map_or(Overlap::Skip, |row| row.overlap))?;
+        let left_out = if overlap == Overlap::Queue { IfBusy::Wait } else { IfBusy::Refuse };
+        let if_busy = word("if_busy", self.if_busy, before.map_or(left_out, |row| row.if_busy))?;
         let (most, jitter) = (before.map_or(10, |row| row.missed_max), before.map_or(0, |row| row.jitter_s));
         let missed_max = number("missed_max", self.missed_max, most, (1, MISSED_MAX))?;
         let jitter_s = number("jitter", self.jitter, jitter, (0, JITTER_S_MAX))?;
@@ -94,6 +101,17 @@ impl ScheduleBody {
         if !rule.jitter_fits(kernel.clock().now()) {
             return Err(Error::invalid("jitter", "must be shorter than what is between two moments"));
         }
-        Ok(Content { application_id: 0, name, what, cron, zone: zone_name, missed, missed_max, overlap, jitter_s })
+        Ok(Content {
+            application_id: None,
+            name,
+            what,
+            cron,
+            zone: zone_name,
+            missed,
+            missed_max,
+            overlap,
+            if_busy,
+            jitter_s,
+        })
     }
 }

@@ -12,11 +12,11 @@ mod what;
 mod work;
 
 use chrono_tz::Tz;
-use drover_identity::visible_applications;
-use drover_kernel::call::{Permission, SignedIn};
-use drover_kernel::db::{Condition, Read};
+use drover_identity::{visible_applications, visible_hosts};
+use drover_kernel::call::{Caller, Permission, SignedIn};
+use drover_kernel::db::Condition;
 use drover_kernel::fields::{Flag, Id, Name, Number, Prose, Words};
-use drover_kernel::resources::{ResourceKind, Resources};
+use drover_kernel::resources::{Instead, ResourceKind, Resources};
 use drover_kernel::{
     Audit, Body, Call, Error, Kernel, Message, Page, Paging, Path, Query, Reply, Result, Routes, Time, permission, sql,
     when,
@@ -30,6 +30,8 @@ use self::rules::{Missed, Overlap, Rule, RunState};
 use self::store::{Content, Run, Schedule};
 use self::what::What;
 use self::work::entry;
+use crate::locks::taking::IfBusy;
+use crate::tasks::seen;
 
 pub(crate) use self::store::start_anew;
 pub(crate) use self::work::{Scheduling, look};
@@ -38,7 +40,7 @@ pub(crate) use self::work::{Scheduling, look};
 const NEXT_SHOWN: usize = 5;
 const NEXT_MAX: i64 = 100;
 
-permission!(pub List, "schedules.list", "List schedules of the applications one may see", SignedIn);
+permission!(pub List, "schedules.list", "List schedules of the applications and hosts one may see", SignedIn);
 permission!(pub ReadSchedule, "schedules.read", "See a schedule and what became of its moments",
     Resource { kind: "schedule", right: "view_app" });
 permission!(pub Create, "schedules.create", "Make a schedule for what one may do by hand",
@@ -63,16 +65,26 @@ pub fn routes() -> Routes {
         .post(&one("actions/run/"), "schedule-run", "Run what a schedule names now.", run)
 }
 
-/// A schedule stands for its application.
+/// A schedule stands for its application; one of a script for the hosts that are meant at present. Its owner sees that too.
 pub fn resources() -> Resources {
     Resources::default().with(ResourceKind {
         name: "schedule",
         noun: "schedule",
         governed_by: "application",
         find: sql!("SELECT application_id FROM schedules WHERE organisation_id = $1 AND id = $2"),
-        further_rights: None,
+        further_rights: Some(sql!(
+            "SELECT CAST('view_app' AS TEXT) FROM schedules WHERE organisation_id = $1 AND id = $2 AND owner_id = $3 \
+             AND application_id IS NULL"
+        )),
         implied: &[],
-        instead: None,
+        instead: Some(Instead {
+            governed_by: "host",
+            find: sql!(
+                "SELECT DISTINCT host_id FROM schedule_hosts WHERE organisation_id = $1 AND schedule_id = $2 \
+                 ORDER BY host_id"
+            ),
+            implied: seen::IMPLIED,
+        }),
         text_key: false,
     })
 }
@@ -85,10 +97,10 @@ struct ScheduleOut {
     id: i64,
     /// Name, unique.
     name: String,
-    /// Application that it is about.
-    application_id: i64,
+    /// Application that it is about; null when it runs a script.
+    application_id: Option<i64>,
     /// That application's name.
-    application: String,
+    application: Option<String>,
     /// What it runs.
     what: What,
     /// When: minute, hour, day of the month, month and weekday, as in crontab(5).
@@ -101,6 +113,8 @@ struct ScheduleOut {
     missed_max: i64,
     /// What becomes of a moment that comes while what the one before began is not over.
     overlap: Overlap,
+    /// What becomes of a moment whose instances or hosts are another task's.
+    if_busy: IfBusy,
     /// Seconds by which moments are spread at most.
     jitter: i64,
     /// Whose rights it runs with: whoever changed it last.
@@ -159,10 +173,27 @@ fn rule_of(schedule: &Schedule) -> Result<Rule> {
 }
 
 /// Checks what a schedule runs against what there is and what the caller may do.
-async fn checked<P: Permission>(call: &Call<P>, read: &mut Read, content: Content) -> Result<Content> {
-    content.what.require(call, read).await?;
-    let application_id = content.what.application(read, call.organisation_id()).await?;
-    Ok(Content { application_id, ..content })
+async fn checked<P: Permission>(call: &Call<P>, content: Content) -> Result<Content> {
+    Ok(Content { application_id: content.what.application(call).await?, ..content })
+}
+
+/// Condition on aliases `s` and `a` for the schedules that the caller may see; none when it is all of them.
+fn visible(caller: &Caller) -> Option<Condition> {
+    let (applications, hosts) = (visible_applications(caller), visible_hosts(caller));
+    if applications.is_none() && hosts.is_none() {
+        return None;
+    }
+    let of_applications = applications.unwrap_or_else(|| when!("s.application_id IS NOT NULL"));
+    let of_hosts = match hosts {
+        None => when!("s.application_id IS NULL"),
+        Some(hosts) => hosts.within(&when!(
+            "s.application_id IS NULL AND EXISTS (SELECT 1 FROM schedule_hosts m WHERE m.schedule_id = s.id) \
+             AND NOT EXISTS (SELECT 1 FROM schedule_hosts m JOIN hosts h ON h.id = m.host_id \
+             WHERE m.schedule_id = s.id AND NOT (/* condition */))"
+        )),
+    };
+    let own = when!("s.application_id IS NULL AND s.owner_id = $1", caller.user_id);
+    Some(of_applications.or(of_hosts).or(own))
 }
 
 fn shown(kernel: &Kernel, schedule: Schedule) -> Result<ScheduleOut> {
@@ -182,6 +213,7 @@ fn shown(kernel: &Kernel, schedule: Schedule) -> Result<ScheduleOut> {
         missed: schedule.missed,
         missed_max: schedule.missed_max,
         overlap: schedule.overlap,
+        if_busy: schedule.if_busy,
         jitter: schedule.jitter_s,
         owner: schedule.owner,
         paused_by: schedule.paused_by,
@@ -208,7 +240,7 @@ struct Filters {
 async fn list(call: Call<List>, filters: Query<Filters>, paging: Paging) -> Result<Reply<Page<ScheduleOut>>> {
     let filters = filters.0;
     let mut conditions: Vec<Condition> = Vec::new();
-    conditions.extend(visible_applications(call.caller()?));
+    conditions.extend(visible(call.caller()?));
     if let Some(name) = filters.name {
         conditions.push(when!(r"lower(s.name) LIKE $1 ESCAPE '\'", Condition::pattern(&name.0)));
     }
@@ -227,11 +259,12 @@ async fn detail(call: Call<ReadSchedule>, id: Path<i64>) -> Result<Reply<Schedul
 
 async fn create(call: Call<Create>, body: Body<ScheduleBody>) -> Result<Reply<ScheduleOut>> {
     let content = body.0.content(None, call.kernel())?;
-    let content = checked(&call, &mut call.read().await?, content).await?;
+    let content = checked(&call, content).await?;
     let caller = call.caller()?.clone();
     let mut tx = call.begin().await?;
     let id = store::insert(&mut tx, &content, (caller.user_id, &caller.username)).await?;
     let made = load(&mut tx, id).await?;
+    work::set_first(&mut tx, &made).await?;
     let entry = entry("add", &made).detail(told(&content));
     let shown = shown(tx.kernel(), made)?;
     tx.commit(Audit::of(entry), shown).await
@@ -244,19 +277,22 @@ async fn load(read: &mut drover_kernel::Tx, id: i64) -> Result<Schedule> {
 
 /// A schedule as the audit tells it.
 fn told(content: &Content) -> String {
-    let Content { what, cron, zone, missed, overlap, jitter_s, .. } = content;
-    format!("{}, {cron} in {zone}, missed {missed}, overlap {overlap}, jitter {jitter_s} s", what.told())
+    let Content { what, cron, zone, missed, overlap, if_busy, jitter_s, .. } = content;
+    let what = what.told();
+    format!("{what}, {cron} in {zone}, missed {missed}, overlap {overlap}, if busy {if_busy}, jitter {jitter_s} s")
 }
 
 async fn update(call: Call<Change>, id: Path<i64>, body: Body<ScheduleBody>) -> Result<Reply<ScheduleOut>> {
+    let caller = call.caller()?.clone();
     let mut read = call.read().await?;
     let before = store::load(&mut read, call.organisation_id(), id.0).await?;
-    // Whoever changes it answers for all of it.
-    before.what.0.require(&call, &mut read).await?;
-    let content = body.0.content(Some(&before), call.kernel())?;
-    let content = checked(&call, &mut read, content).await?;
+    // Whoever changes it answers for all of it; its owner may mend what they may not do any more.
+    if before.owner_id != caller.user_id {
+        before.what.0.require(&call, &mut read, id.0).await?;
+    }
     drop(read);
-    let caller = call.caller()?.clone();
+    let content = body.0.content(Some(&before), call.kernel())?;
+    let content = checked(&call, content).await?;
     let mut tx = call.begin().await?;
     let now = store::hold(&mut tx, id.0).await?;
     if now.what.0 != before.what.0 {
@@ -264,21 +300,28 @@ async fn update(call: Call<Change>, id: Path<i64>, body: Body<ScheduleBody>) -> 
     }
     store::update(&mut tx, id.0, &content, (caller.user_id, &caller.username)).await?;
     let after = load(&mut tx, id.0).await?;
+    work::set_first(&mut tx, &after).await?;
     let entry = entry("update", &after).detail(told(&content));
     let shown = shown(tx.kernel(), after)?;
     tx.commit(Audit::of(entry), shown).await
 }
 
-/// The schedule, of which the caller may do by hand what it runs.
+/// The schedule, if the caller may do by hand what it runs.
 async fn of_caller(call: &Call<Change>, id: i64) -> Result<Schedule> {
     let mut read = call.read().await?;
     let schedule = store::load(&mut read, call.organisation_id(), id).await?;
-    schedule.what.0.require(call, &mut read).await?;
+    schedule.what.0.require(call, &mut read, id).await?;
     Ok(schedule)
 }
 
+/// The same; whose it is may end it whatever they may do.
+async fn of_owner(call: &Call<Change>, id: i64) -> Result<Schedule> {
+    let schedule = store::load(&mut call.read().await?, call.organisation_id(), id).await?;
+    if schedule.owner_id == call.caller()?.user_id { Ok(schedule) } else { of_caller(call, id).await }
+}
+
 async fn delete(call: Call<Change>, id: Path<i64>) -> Result<Reply<Message>> {
-    let schedule = of_caller(&call, id.0).await?;
+    let schedule = of_owner(&call, id.0).await?;
     let mut tx = call.begin().await?;
     store::hold(&mut tx, id.0).await?;
     store::delete(&mut tx, id.0).await?;
@@ -295,7 +338,7 @@ struct Reason {
 }
 
 async fn pause(call: Call<Change>, id: Path<i64>, body: Body<Reason>) -> Result<Reply<Message>> {
-    of_caller(&call, id.0).await?;
+    of_owner(&call, id.0).await?;
     let username = call.caller()?.username.clone();
     let mut tx = call.begin().await?;
     let schedule = store::hold(&mut tx, id.0).await?;
@@ -315,6 +358,7 @@ async fn resume(call: Call<Change>, id: Path<i64>, body: Body<Reason>) -> Result
         return Err(Error::conflict("nobody holds this schedule"));
     }
     store::pause(&mut tx, id.0, None).await?;
+    work::set_first(&mut tx, &schedule).await?;
     tx.commit(Audit::of(entry("resume", &schedule).detail(body.0.reason.0)), Message::success()).await
 }
 

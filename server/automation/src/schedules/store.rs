@@ -5,19 +5,21 @@ use drover_kernel::{Error, Paging, Result, Time, Tx, args, row, sql};
 
 use super::rules::{Missed, MissedMoments, Overlap, RunState, WAITING_MAX};
 use super::what::What;
+use crate::locks::taking::IfBusy;
+use crate::script_tasks::targets::{HostRef, Wanted};
 
 /// Schedules and moments that one round looks at.
-pub(super) const ROUND: i64 = 100;
+const ROUND: i64 = 100;
 /// Moments that are kept of a schedule.
 const KEPT: i64 = 1_000;
 
 row! {
-    /// A schedule with the name of its application.
+    /// A schedule with the name of its application, if it has one.
     pub(crate) struct Schedule {
         pub id: i64,
         pub organisation_id: i64,
-        pub application_id: i64,
-        pub application_name: String,
+        pub application_id: Option<i64>,
+        pub application_name: Option<String>,
         pub name: String,
         pub what: Json<What>,
         pub cron: String,
@@ -25,6 +27,7 @@ row! {
         pub missed: Missed,
         pub missed_max: i64,
         pub overlap: Overlap,
+        pub if_busy: IfBusy,
         pub jitter_s: i64,
         pub owner_id: i64,
         pub owner: String,
@@ -62,7 +65,7 @@ row! {
 /// What a person decides about a schedule.
 #[derive(Debug, Clone)]
 pub(crate) struct Content {
-    pub application_id: i64,
+    pub application_id: Option<i64>,
     pub name: String,
     pub what: What,
     pub cron: String,
@@ -70,6 +73,7 @@ pub(crate) struct Content {
     pub missed: Missed,
     pub missed_max: i64,
     pub overlap: Overlap,
+    pub if_busy: IfBusy,
     pub jitter_s: i64,
 }
 
@@ -86,11 +90,11 @@ pub(super) async fn list(
     conditions: &[Condition],
 ) -> Result<(i64, Vec<Schedule>)> {
     let count = sql!(
-        "SELECT COUNT(*) FROM schedules s JOIN applications a ON a.id = s.application_id \
+        "SELECT COUNT(*) FROM schedules s LEFT JOIN applications a ON a.id = s.application_id \
          WHERE s.organisation_id = $1/* filters */"
     );
     let rows = sql!(
-        "SELECT s.*, a.name AS application_name FROM schedules s JOIN applications a ON a.id = s.application_id \
+        "SELECT s.*, a.name AS application_name FROM schedules s LEFT JOIN applications a ON a.id = s.application_id \
          WHERE s.organisation_id = $1/* filters */ ORDER BY s.id"
     );
     paging.read(read, count, rows, args![organisation_id], conditions).await
@@ -99,7 +103,7 @@ pub(super) async fn list(
 /// One schedule.
 pub(super) async fn load(read: &mut Read, organisation_id: i64, id: i64) -> Result<Schedule> {
     let sql = sql!(
-        "SELECT s.*, a.name AS application_name FROM schedules s JOIN applications a ON a.id = s.application_id \
+        "SELECT s.*, a.name AS application_name FROM schedules s LEFT JOIN applications a ON a.id = s.application_id \
          WHERE s.organisation_id = $1 AND s.id = $2"
     );
     read.opt(sql, args![organisation_id, id]).await?.ok_or_else(|| Error::not_found("schedule"))
@@ -119,7 +123,7 @@ fn taken() -> Error {
     Error::conflict("name: there is a schedule of this name already")
 }
 
-/// Adds a schedule; what comes first is worked out by the next round.
+/// Adds a schedule.
 pub(super) async fn insert(tx: &mut Tx, content: &Content, owner: (i64, &str)) -> Result<i64> {
     let arguments = args![
         tx.organisation_id(),
@@ -131,6 +135,7 @@ pub(super) async fn insert(tx: &mut Tx, content: &Content, owner: (i64, &str)) -
         content.missed,
         content.missed_max,
         content.overlap,
+        content.if_busy,
         content.jitter_s,
         owner.0,
         owner.1,
@@ -138,14 +143,37 @@ pub(super) async fn insert(tx: &mut Tx, content: &Content, owner: (i64, &str)) -
     ];
     let sql = sql!(
         "INSERT INTO schedules (organisation_id, application_id, name, what, cron, zone, missed, missed_max, overlap, \
-         jitter_s, owner_id, owner, created_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) \
-         RETURNING id"
+         if_busy, jitter_s, owner_id, owner, created_at) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) RETURNING id"
     );
-    tx.value(sql, arguments).await.on_duplicate(taken)
+    let id = tx.value(sql, arguments).await.on_duplicate(taken)?;
+    set_targets(tx, id, &content.what).await?;
+    Ok(id)
+}
+
+/// Notes on which hosts a script runs: whose the schedule is follows from them.
+async fn set_targets(tx: &mut Tx, id: i64, what: &What) -> Result<()> {
+    tx.run(sql!("DELETE FROM schedule_targets WHERE schedule_id = $1"), args![id]).await?;
+    let (kind, named) = match what.script().map(|run| &run.targets) {
+        None => return Ok(()),
+        Some(Wanted::Hosts(hosts)) => ("host", hosts.clone()),
+        Some(Wanted::Application(application)) => ("application", vec![application.clone()]),
+        Some(Wanted::Label(label)) => ("label", vec![HostRef::Name(label.clone())]),
+    };
+    let organisation_id = tx.organisation_id();
+    let row = |target| match target {
+        HostRef::Id(target_id) => args![organisation_id, id, kind, Some(target_id), None::<String>],
+        HostRef::Name(target) => args![organisation_id, id, kind, None::<i64>, Some(target)],
+    };
+    let sql = sql!(
+        "INSERT INTO schedule_targets (organisation_id, schedule_id, kind, target_id, target) \
+         VALUES ($1, $2, $3, $4, $5)"
+    );
+    Ok(tx.insert_many(sql, named.into_iter().map(row).collect()).await?)
 }
 
 /// Changes a schedule, which has the rights of whoever changes it from then on. Moments that have come wait as before;
-/// what comes next is worked out anew.
+/// what comes next is forgotten.
 pub(super) async fn update(tx: &mut Tx, id: i64, content: &Content, owner: (i64, &str)) -> Result<()> {
     let arguments = args![
         id,
@@ -157,16 +185,18 @@ pub(super) async fn update(tx: &mut Tx, id: i64, content: &Content, owner: (i64,
         content.missed,
         content.missed_max,
         content.overlap,
+        content.if_busy,
         content.jitter_s,
         owner.0,
         owner.1
     ];
     let sql = sql!(
         "UPDATE schedules SET application_id = $2, name = $3, what = $4, cron = $5, zone = $6, missed = $7, \
-         missed_max = $8, overlap = $9, jitter_s = $10, owner_id = $11, owner = $12, next_moment = NULL, next_at = NULL \
-         WHERE id = $1"
+         missed_max = $8, overlap = $9, if_busy = $10, jitter_s = $11, owner_id = $12, owner = $13, next_moment = NULL, \
+         next_at = NULL WHERE id = $1"
     );
-    tx.run(sql, arguments).await.on_duplicate(taken).map(drop)
+    tx.run(sql, arguments).await.on_duplicate(taken)?;
+    set_targets(tx, id, &content.what).await
 }
 
 pub(super) async fn delete(tx: &mut Tx, id: i64) -> Result<()> {

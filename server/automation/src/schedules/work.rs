@@ -8,8 +8,9 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use drover_kernel::{Audit, AuditEntry, AuditList, Error, Kernel, Result, Time};
+use drover_kernel::{Audit, AuditEntry, AuditList, Error, Kernel, Result, Time, Tx};
 use drover_shared::words::Word as _;
+use tokio::sync::Semaphore;
 
 use super::rule_of;
 use super::rules::{Due, RunState, Turn, WAITING_MAX, turn};
@@ -24,25 +25,43 @@ use crate::tasks::store as task_store;
 const AGAIN: Duration = Duration::from_secs(30);
 /// How long one that cannot begin is tried again.
 const TRIED: Duration = Duration::from_secs(3_600);
+/// How long one that is being tried is left alone: somebody may have died of it.
+const UNDER_WAY: Duration = Duration::from_secs(600);
+/// Schedules that are tried at the same time.
+const AT_ONCE: usize = 8;
+/// Times that one look asks for more moments that have come.
+const ROUNDS: usize = 20;
 
-/// Schedules that were tried, and before when they are not tried again. Bounded by the schedules that wait.
-#[derive(Default)]
-pub(crate) struct Scheduling(Mutex<HashMap<i64, Time>>);
+/// Schedules that are tried or were, and before when they are not tried again. Bounded by the schedules that wait.
+pub(crate) struct Scheduling {
+    tried: Mutex<HashMap<i64, Time>>,
+    turns: Semaphore,
+}
+
+impl Default for Scheduling {
+    fn default() -> Self {
+        Self { tried: Mutex::default(), turns: Semaphore::new(AT_ONCE) }
+    }
+}
 
 impl Scheduling {
-    /// Whether it is time to try one; it is not again for a while.
+    /// Whether it is time to try one; it is not again until it was tried.
     fn may_try(&self, id: i64, now: Time) -> bool {
-        let mut tried = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tried = self.tried.lock().unwrap_or_else(PoisonError::into_inner);
         let free = tried.get(&id).is_none_or(|not_before| now >= *not_before);
         if free {
-            tried.insert(id, now.after(AGAIN));
+            tried.insert(id, now.after(UNDER_WAY));
         }
         free
     }
 
-    /// The next round may try it again.
-    fn is_done(&self, id: i64) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+    /// It was tried: the next round may do so again, or one some time later.
+    fn was_tried(&self, id: i64, not_before: Option<Time>) {
+        let mut tried = self.tried.lock().unwrap_or_else(PoisonError::into_inner);
+        match not_before {
+            Some(time) => drop(tried.insert(id, time)),
+            None => drop(tried.remove(&id)),
+        }
     }
 }
 
@@ -52,10 +71,20 @@ impl Scheduling {
 /// When the database is not available; the next round does what this one left.
 pub(crate) async fn look(kernel: &Kernel) -> Result<()> {
     let now = kernel.clock().now();
-    // As many as there are: each round works out what comes next of all that it has seen.
-    for named in store::due(&mut kernel.work().read().await?, now).await? {
-        if let Err(error) = take_moments(kernel, &named).await {
-            tracing::warn!(schedule_id = named.id, %error, "the moments of a schedule could not be noted");
+    for _ in 0..ROUNDS {
+        let due = store::due(&mut kernel.work().read().await?, now).await?;
+        let mut noted = 0;
+        for named in &due {
+            match take_moments(kernel, named).await {
+                Ok(()) => noted += 1,
+                Err(error) => {
+                    tracing::warn!(schedule_id = named.id, %error, "the moments of a schedule could not be noted");
+                }
+            }
+        }
+        // What was noted is due no more.
+        if noted == 0 {
+            break;
         }
     }
     let mut beyond = 0;
@@ -70,6 +99,16 @@ pub(crate) async fn look(kernel: &Kernel) -> Result<()> {
             }
         }
     }
+}
+
+/// Sets the first moment from now on, so that it counts as missed if no server is there.
+///
+/// # Errors
+/// When the database is not available.
+pub(super) async fn set_first(tx: &mut Tx, schedule: &Schedule) -> Result<()> {
+    let rule = rule_of(schedule)?;
+    let first = rule.coming(tx.now(), 1).pop();
+    store::set_next(tx, schedule.id, first, first.map(|moment| rule.run_at(moment))).await
 }
 
 /// Notes the moments of a schedule that have come, and what comes next.
@@ -101,12 +140,18 @@ async fn take_moments(kernel: &Kernel, named: &Named) -> Result<()> {
 
 /// Has the first moment that waits begin, if it may.
 async fn attempt(kernel: &Kernel, named: &Named) {
-    match try_one(kernel, named).await {
+    let scheduling = &kernel.part::<Engine>().scheduling;
+    let _turn = scheduling.turns.acquire().await;
+    let not_before = match try_one(kernel, named).await {
         // What comes behind it is looked at by the next round.
-        Ok(Tried::Decided) => kernel.part::<Engine>().scheduling.is_done(named.id),
-        Ok(Tried::Waits) => {}
-        Err(error) => tracing::warn!(schedule_id = named.id, %error, "a schedule could not begin; it is tried again"),
-    }
+        Ok(Tried::Decided) => None,
+        Ok(Tried::Waits) => Some(kernel.clock().now().after(AGAIN)),
+        Err(error) => {
+            tracing::warn!(schedule_id = named.id, %error, "a schedule could not begin; it is tried again");
+            Some(kernel.clock().now().after(AGAIN))
+        }
+    };
+    scheduling.was_tried(named.id, not_before);
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -145,8 +190,8 @@ async fn try_one(kernel: &Kernel, named: &Named) -> Result<Tried> {
 async fn start(kernel: &Kernel, schedule: &Schedule, run: &Run) -> Result<Tried> {
     let user_id = run.asked_by_id.unwrap_or(schedule.owner_id);
     let begun = match what::prepare(kernel, schedule, user_id).await {
-        Ok(Ready::Operation(prepared)) if prepared.wanted.instances.is_empty() => {
-            decide(kernel, schedule, run, RunState::Skipped, "every instance is so already").await?;
+        Ok(Ready::Nothing(why)) => {
+            decide(kernel, schedule, run, RunState::Skipped, &why).await?;
             return Ok(Tried::Decided);
         }
         Ok(Ready::Void(task, why)) => {
@@ -180,7 +225,8 @@ async fn begin(kernel: &Kernel, schedule: &Schedule, run: &Run, ready: Ready) ->
         None => format!("schedule {}, moment {moment}", schedule.name),
     };
     let creator = run.asked_by.as_deref().unwrap_or(&schedule.owner);
-    let (made, mut entries) = what::begin(&mut tx, ready, creator, &about).await?;
+    let about = about + &ready.told();
+    let (made, mut entries) = what::begin(&mut tx, ready, schedule.if_busy, creator, &about).await?;
     store::decide(&mut tx, run, RunState::Started, Some(made.task_id), None).await?;
     entries.push(entry("run", schedule).detail(format!("task {}, {about}", made.task_id)));
     let task_id = made.task_id;

@@ -1,23 +1,25 @@
 //! Making a task that runs a script: everything is read, checked and rendered first, in the name of a person, then stored in
 //! one transaction. Requests call this, and whatever else makes such tasks with somebody's rights.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use drover_inventory::applications::rules::check_account;
 use drover_inventory::secrets::TaskSecrets;
 use drover_inventory::variables::TaskVariables;
+use drover_kernel::at_once::blocking;
 use drover_kernel::call::Caller;
-use drover_kernel::{Audit, AuditEntry, AuditList, Error, Kernel, Result, Tx};
+use drover_kernel::{AuditEntry, AuditList, Error, Kernel, Result, Tx};
 use drover_shared::limits::KILL_GRACE_MS_DEFAULT;
 use drover_shared::order::{Entry, Step};
 use drover_shared::words::{Action, Word as _};
+use drover_shared::{Digest, secret};
 use serde_json::Value;
 
 use super::targets::{self, HostRow, ScriptRef};
 use crate::locks::taking::{Place, Targets};
 use crate::render;
-use crate::scripts::parameters;
+use crate::scripts::parameters::{self, Kind};
 use crate::scripts::store::{self as script_store, ScriptRow};
 use crate::tasks::create::{NewPlan, store_plan};
 use crate::tasks::follow_up::Made;
@@ -51,13 +53,33 @@ pub(crate) struct Prepared {
     /// Name of the script.
     pub script: String,
     pub running_user: Option<String>,
+    /// Of the script's text before rendering.
+    pub digest: Digest,
+    /// One for each host; none when nothing is meant at present.
     pub drafts: Vec<Draft>,
+    targets: targets::Wanted,
     timeout_s: i64,
     rollout: Option<Rollout>,
     place: Place,
 }
 
 impl Prepared {
+    /// Why there is nothing to run, if that is so: the field that says where, and a sentence.
+    pub(crate) fn nothing(&self) -> Option<(&'static str, String)> {
+        self.drafts.is_empty().then(|| self.targets.nothing())
+    }
+
+    /// This, for somebody who means at least one host.
+    ///
+    /// # Errors
+    /// An invalid field when no host is meant.
+    pub(crate) fn meant(self) -> Result<Self> {
+        match self.nothing() {
+            Some((field, why)) => Err(Error::invalid(field, why)),
+            None => Ok(self),
+        }
+    }
+
     /// The text for the first host.
     pub(crate) fn content(&self) -> &str {
         let first = self.drafts.first().and_then(|draft| draft.entry.steps.first());
@@ -75,7 +97,7 @@ struct Input {
     running_user: Option<String>,
     creator: String,
     hosts: Vec<HostRow>,
-    addresses: Vec<(i64, String)>,
+    addresses: HashMap<i64, Vec<String>>,
     variables: TaskVariables,
     secrets: Offered,
     rollout: Option<Rollout>,
@@ -83,7 +105,7 @@ struct Input {
     work: Arc<render::Work>,
 }
 
-/// Reads, checks and renders. Nothing is written.
+/// Reads, checks and renders. Nothing is written. An application or a label may mean no host at present.
 ///
 /// # Errors
 /// What is wrong with what is asked for; forbidden when this person may not do it.
@@ -95,12 +117,16 @@ pub(crate) async fn prepare(kernel: &Kernel, caller: &Caller, wanted: Wanted) ->
         ScriptRef::Id(id) => script_store::find_many(&mut read, caller.organisation_id, &[*id]).await?.pop(),
         ScriptRef::Name(name) => script_store::find_by_name(&mut read, caller.organisation_id, name).await?,
     };
-    let script = script.ok_or_else(|| Error::not_found("deploy script"))?;
+    let script = script.ok_or_else(|| Error::NotFound(format!("there is no deploy script `{}`", wanted.script)))?;
     let values = parameters::values(script.parameters(), &wanted.parameters)?;
     let running_user = account(caller, &script, wanted.running_user)?;
     let ids: Vec<i64> = hosts.iter().map(|host| host.id).collect();
+    let mut addresses: HashMap<i64, Vec<String>> = HashMap::new();
+    for (host_id, address) in premises::addresses(&mut read, ids.clone()).await? {
+        addresses.entry(host_id).or_default().push(address);
+    }
     let input = Input {
-        addresses: premises::addresses(&mut read, ids.clone()).await?,
+        addresses,
         variables: TaskVariables::of_hosts(&mut read, caller.organisation_id, ids.clone()).await?,
         // Nothing is kept under this number of an application.
         secrets: Offered::new(TaskSecrets::read(&mut read, (caller.organisation_id, 0), ids, Vec::new()).await?),
@@ -114,12 +140,14 @@ pub(crate) async fn prepare(kernel: &Kernel, caller: &Caller, wanted: Wanted) ->
         work: Arc::default(),
     };
     drop(read);
-    let rendering = tokio::task::spawn_blocking(move || draft(&input).map(|drafts| (input, drafts)));
-    let (input, drafts) = rendering.await.map_err(Error::internal)??;
+    let rendering = blocking(move || draft(&input).map(|drafts| (input, drafts)));
+    let (input, drafts) = rendering.await??;
     Ok(Prepared {
+        digest: Digest::of(input.script.content.as_bytes()),
         script: input.script.name,
         running_user: input.running_user,
         drafts,
+        targets: wanted.targets,
         timeout_s: wanted.timeout_s.unwrap_or(TIMEOUT_S),
         rollout: input.rollout,
         place: wanted.place,
@@ -176,19 +204,25 @@ fn entry(input: &Input, host: &HostRow) -> Result<Entry> {
         deploy_path: None,
         run_user: running_user.clone(),
         steps: vec![Step::Script { name: STEP.to_owned(), language: input.script.language, content, running_user }],
-        environment: parameters::environment(&input.values),
+        environment: parameters::environment(input.script.parameters(), &input.values),
         output_bytes_max: input.output_bytes_max,
         kill_grace_ms: KILL_GRACE_MS_DEFAULT,
         secrets: Vec::new(),
         shared_paths: Vec::new(),
     };
+    for name in input.script.parameters().iter().filter(|one| one.kind == Kind::Secret).map(|one| &one.name) {
+        let placed = input.values.get(name).and_then(Value::as_str).unwrap_or_default();
+        if let Some(missing) = secret::names(placed).find(|secret| !offered.names().contains(*secret)) {
+            let why = format!("there is no secret `{missing}` for the host {}", host.name);
+            return Err(Error::invalid(format!("parameters.{name}"), why));
+        }
+    }
     secrets::name(&mut entry, offered.names()).map_err(|(_, why)| Error::invalid("script", why))?;
     check_size(&entry).map_err(|_| Error::invalid("script", "is too long, rendered with these parameters"))?;
     Ok(entry)
 }
 
 fn context(input: &Input, host: &HostRow, secrets: render::SecretNames) -> render::Context {
-    let own = input.addresses.iter().filter(|(host_id, _)| *host_id == host.id);
     render::Context {
         action: Action::Script,
         task: render::Task { creator: input.creator.clone() },
@@ -201,7 +235,7 @@ fn context(input: &Input, host: &HostRow, secrets: render::SecretNames) -> rende
         host: render::Host {
             id: host.id,
             name: host.name.clone(),
-            ip_addresses: own.map(|(_, address)| address.clone()).collect(),
+            ip_addresses: input.addresses.get(&host.id).cloned().unwrap_or_default(),
             os_type: host.os_type.clone(),
             location: host.location.clone(),
             environment: host.environment.clone(),
@@ -219,11 +253,11 @@ fn context(input: &Input, host: &HostRow, secrets: render::SecretNames) -> rende
     }
 }
 
-/// Stores it as a task, which has its hosts or waits for them. Gives what the audit is to say.
+/// Stores it as a task, which has its hosts or waits for them; gives that and its entry in the audit.
 ///
 /// # Errors
 /// A conflict when a host is taken and it does not wait.
-pub(crate) async fn store(tx: &mut Tx, prepared: Prepared, creator: &str) -> Result<(Made, Audit)> {
+pub(crate) async fn store(tx: &mut Tx, prepared: Prepared, creator: &str) -> Result<(Made, AuditEntry)> {
     let hosts = prepared.drafts.iter().map(|draft| draft.host_id).collect();
     let named: Vec<String> = prepared.drafts.iter().take(NAMED_MAX).map(|draft| draft.host_name.clone()).collect();
     let detail = format!("{} hosts: {}", prepared.drafts.len(), named.join(", "));
@@ -245,5 +279,5 @@ pub(crate) async fn store(tx: &mut Tx, prepared: Prepared, creator: &str) -> Res
     let made = store_plan(tx, plan).await?;
     let kind = Action::Script.as_str();
     let entry = AuditEntry::new(AuditList::General, kind, "task", made.task_id, prepared.script).detail(detail);
-    Ok((made, Audit::of(entry)))
+    Ok((made, entry))
 }

@@ -5,10 +5,10 @@
 //! those are is settled when it is made.
 
 pub(crate) mod make;
-mod targets;
+pub(crate) mod targets;
 
 use drover_kernel::fields::{Flag, Many, Name, Number};
-use drover_kernel::{Body, Call, Error, Query, Reply, Result, Routes, permission};
+use drover_kernel::{Audit, Body, Call, Error, Query, Reply, Result, Routes, permission};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -110,7 +110,11 @@ struct PlannedHostOut {
     batch: i64,
 }
 
-fn checked(rollout: Option<Rollout>) -> Result<Option<Rollout>> {
+/// Refuses what makes no sense for a script.
+///
+/// # Errors
+/// An invalid field.
+pub(crate) fn checked_rollout(rollout: Option<Rollout>) -> Result<Option<Rollout>> {
     let Some(rollout) = rollout else { return Ok(None) };
     rollout.check()?;
     let none = |field: &str, why: &str| Err(Error::invalid(format!("rollout.{field}"), why));
@@ -137,19 +141,19 @@ async fn run(call: Call<Run>, manner: Query<Manner>, body: Body<RunNew>) -> Resu
         parameters: new.parameters,
         running_user: new.running_user.and_then(Name::non_empty),
         timeout_s: wanted_timeout(new.timeout)?,
-        rollout: checked(new.rollout)?,
+        rollout: checked_rollout(new.rollout)?,
         place: Place::wanted(new.if_busy, new.priority)?,
     };
     let caller = call.caller()?.clone();
-    let prepared = make::prepare(call.kernel(), &caller, wanted).await?;
+    let prepared = make::prepare(call.kernel(), &caller, wanted).await?.meant()?;
     if manner.0.dry_run.is_some_and(|flag| flag.0) {
         return Ok(Reply::new(Asked::Planned(shown(&prepared))));
     }
     let addresses = channel::addresses(&call);
     let mut tx = call.begin().await?;
-    let (made, audit) = make::store(&mut tx, prepared, &caller.username).await?;
+    let (made, entry) = make::store(&mut tx, prepared, &caller.username).await?;
     let receipt = SubTaskReceipt { task_id: made.task_id.to_string(), task_output: addresses.of(&made.channel) };
-    tx.commit(audit, Asked::Made(receipt)).await
+    tx.commit(Audit::of(entry), Asked::Made(receipt)).await
 }
 
 fn shown(prepared: &Prepared) -> PlannedOut {

@@ -3,14 +3,17 @@
 //! Invariant: every host that is meant is one on which the caller may log in, or nothing is made at all: a selection never
 //! means fewer hosts than it says.
 
+use std::collections::HashMap;
+use std::fmt;
+
 use drover_identity::rights_on_many;
 use drover_kernel::call::Caller;
 use drover_kernel::db::Read;
 use drover_kernel::fields::{Id, Many, Name};
 use drover_kernel::{Error, Result, args, row, sql};
 use schemars::JsonSchema;
-use serde::Deserialize;
 use serde::de::{self, Deserializer};
+use serde::{Deserialize, Serialize, Serializer};
 
 /// Hosts of one task.
 const HOSTS_MAX: usize = 10_000;
@@ -18,14 +21,32 @@ const HOSTS_MAX: usize = 10_000;
 const NAMED_MAX: usize = 20;
 
 /// Something by its id or its name: a number or `{"id": 7}`, or a text that is not only digits.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum ScriptRef {
     Id(i64),
     Name(String),
 }
 
+impl Serialize for ScriptRef {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        match self {
+            Self::Id(id) => serializer.serialize_i64(*id),
+            Self::Name(name) => serializer.serialize_str(name),
+        }
+    }
+}
+
+impl fmt::Display for ScriptRef {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Id(id) => id.fmt(formatter),
+            Self::Name(name) => name.fmt(formatter),
+        }
+    }
+}
+
 /// The same for hosts.
-pub(super) type HostRef = ScriptRef;
+pub(crate) type HostRef = ScriptRef;
 
 impl<'de> Deserialize<'de> for ScriptRef {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
@@ -64,10 +85,15 @@ impl JsonSchema for ScriptRef {
 }
 
 /// What says where.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(rename = "ScheduledHosts")]
 pub(crate) enum Wanted {
+    /// These hosts, each by id or name.
     Hosts(Vec<HostRef>),
+    /// The hosts of an application's instances.
     Application(ScriptRef),
+    /// The hosts that have a label.
     Label(String),
 }
 
@@ -76,7 +102,7 @@ impl Wanted {
     ///
     /// # Errors
     /// An invalid field when there is none, or more than one.
-    pub(super) fn of(
+    pub(crate) fn of(
         hosts: Option<Many<HostRef>>,
         application: Option<ScriptRef>,
         label: Option<Name>,
@@ -86,6 +112,17 @@ impl Wanted {
             (None, Some(application), None) => Ok(Self::Application(application)),
             (None, None, Some(label)) => Ok(Self::Label(label)),
             _ => Err(Error::invalid("hosts", "give hosts, or an application, or a label: exactly one of them")),
+        }
+    }
+
+    /// The field that says where, and why that is nowhere when it is.
+    pub(super) fn nothing(&self) -> (&'static str, String) {
+        match self {
+            Self::Hosts(_) => ("hosts", "give at least one".to_owned()),
+            Self::Application(application) => {
+                ("application", format!("the application {application} has no instances"))
+            }
+            Self::Label(label) => ("label", format!("no host has the label {label}")),
         }
     }
 }
@@ -102,11 +139,12 @@ row! {
     }
 }
 
-/// The hosts that are meant, by name; those that are named in the order in which they are.
+/// The hosts that are meant, by name; those that are named in the order in which they are. An application or a label may
+/// mean none.
 ///
 /// # Errors
-/// Not found for a host or an application that the caller may not see, an invalid field when nothing is meant or too much,
-/// forbidden when the caller may not log in on one of them.
+/// Not found for a host or an application that the caller may not see, an invalid field when too much is meant, forbidden
+/// when the caller may not log in on one of them.
 pub(super) async fn find(read: &mut Read, caller: &Caller, wanted: &Wanted) -> Result<Vec<HostRow>> {
     let found = match wanted {
         Wanted::Hosts(hosts) => named(read, caller, hosts).await?,
@@ -121,16 +159,8 @@ pub(super) async fn find(read: &mut Read, caller: &Caller, wanted: &Wanted) -> R
             read.all(sql, args![caller.organisation_id, label.as_str()]).await?
         }
     };
-    let (field, why) = match wanted {
-        Wanted::Hosts(_) => ("hosts", "give at least one"),
-        Wanted::Application(_) => ("application", "it has no instances"),
-        Wanted::Label(_) => ("label", "no host has it"),
-    };
-    if found.is_empty() {
-        return Err(Error::invalid(field, why));
-    }
     if found.len() > HOSTS_MAX {
-        return Err(Error::invalid(field, format!("{HOSTS_MAX} hosts at most")));
+        return Err(Error::invalid(wanted.nothing().0, format!("{HOSTS_MAX} hosts at most")));
     }
     check_rights(read, caller, &found).await?;
     Ok(found)
@@ -152,19 +182,21 @@ async fn named(read: &mut Read, caller: &Caller, hosts: &[HostRef]) -> Result<Ve
     let ids: Vec<i64> = rows.iter().map(|row| row.id).collect();
     let rights = rights_on_many(read, caller, "host", &ids).await?;
     rows.retain(|row| rights.get(&row.id).is_some_and(|rights| !rights.is_empty()));
-    let is = |row: &HostRow, host: &HostRef| match host {
-        HostRef::Id(id) => row.id == *id,
-        HostRef::Name(name) => row.name == *name,
-    };
-    if let Some(missing) = hosts.iter().find(|host| !rows.iter().any(|row| is(row, host))) {
-        let text = match missing {
-            HostRef::Id(id) => id.to_string(),
-            HostRef::Name(name) => name.clone(),
-        };
-        return Err(Error::NotFound(format!("there is no host `{text}`")));
+    let mut places: HashMap<HostRef, usize> = HashMap::with_capacity(2 * rows.len());
+    for (at, row) in rows.iter().enumerate() {
+        places.insert(HostRef::Id(row.id), at);
+        places.insert(HostRef::Name(row.name.clone()), at);
     }
-    rows.sort_by_key(|row| hosts.iter().position(|host| is(row, host)));
-    Ok(rows)
+    let mut order = vec![usize::MAX; rows.len()];
+    for (position, host) in hosts.iter().enumerate() {
+        let Some(at) = places.get(host) else {
+            return Err(Error::NotFound(format!("there is no host `{host}`")));
+        };
+        order[*at] = order[*at].min(position);
+    }
+    let mut rows: Vec<(usize, HostRow)> = order.into_iter().zip(rows).collect();
+    rows.sort_by_key(|(position, _)| *position);
+    Ok(rows.into_iter().map(|(_, row)| row).collect())
 }
 
 async fn of_application(read: &mut Read, caller: &Caller, wanted: &ScriptRef) -> Result<Vec<HostRow>> {
@@ -178,7 +210,7 @@ async fn of_application(read: &mut Read, caller: &Caller, wanted: &ScriptRef) ->
     let ids: Vec<i64> = read.values(sql, args![caller.organisation_id, id, name]).await?;
     let rights = rights_on_many(read, caller, "application", &ids).await?;
     let visible = ids.first().filter(|id| rights.get(id).is_some_and(|rights| !rights.is_empty()));
-    let id = *visible.ok_or_else(|| Error::not_found("application"))?;
+    let id = *visible.ok_or_else(|| Error::NotFound(format!("there is no application `{wanted}`")))?;
     let sql = sql!(
         "SELECT h.id, h.name, h.host_type, h.os_type, h.location, v.name AS environment FROM hosts h \
          LEFT JOIN environments v ON v.id = h.environment_id WHERE h.organisation_id = $1 AND h.id IN \
@@ -200,9 +232,10 @@ async fn check_rights(read: &mut Read, caller: &Caller, hosts: &[HostRow]) -> Re
     let seen = closed.iter().filter(|host| of(host).is_some_and(|rights| !rights.is_empty()));
     let names: Vec<&str> = seen.map(|host| host.name.as_str()).take(NAMED_MAX).collect();
     let more = closed.len() - names.len();
-    let more = if more == 0 { String::new() } else { format!(" and {more} more") };
-    Err(Error::Forbidden(format!(
-        "this needs the right login_host on each host; it is missing on {}{more}",
-        names.join(", ")
-    )))
+    let missing = match (names.join(", "), more) {
+        (names, 0) => names,
+        (names, more) if names.is_empty() => format!("{more} of them"),
+        (names, more) => format!("{names} and {more} more"),
+    };
+    Err(Error::Forbidden(format!("this needs the right login_host on each host; it is missing on {missing}")))
 }

@@ -1,10 +1,12 @@
 //! What a script takes: names with types and defaults, and values for them. Pure.
 //!
-//! Invariant: a script that runs has a value of the right type for every parameter, and none that it does not know.
+//! Invariants: a script that runs has a value of the right type for every parameter, and none that it does not know; whoever
+//! gives a value can ask for no secret by it but one that the parameter offers.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use drover_kernel::{Error, Result, api_words};
+use drover_shared::secret;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -29,6 +31,8 @@ api_words! {
         Boolean = "boolean",
         /// One of its choices.
         Choice = "choice",
+        /// The secret of one of the names that are its choices. Its value is put in place on the host.
+        Secret = "secret",
     }
 }
 
@@ -39,7 +43,7 @@ api_words! {
 pub struct Parameter {
     /// Name: small letters, digits and `_`. The script finds it as `params.NAME`, and in its environment as `PARAM_NAME`.
     pub name: String,
-    /// Type.
+    /// Type; a `secret` is in no environment under the parameter's name.
     #[serde(rename = "type")]
     pub kind: Kind,
     /// What it is for.
@@ -48,7 +52,7 @@ pub struct Parameter {
     /// Value when none is given; without one it has to be given.
     #[serde(default)]
     pub default: Option<Value>,
-    /// What may be chosen, for the type `choice`.
+    /// What may be chosen, for the type `choice`; for the type `secret` names of secrets.
     #[serde(default)]
     pub choices: Vec<String>,
 }
@@ -57,6 +61,9 @@ impl Parameter {
     /// A value of this parameter's type; the command line gives everything as a text.
     fn value(&self, given: &Value) -> std::result::Result<Value, String> {
         match (self.kind, given) {
+            (Kind::Text, Value::String(text)) if asks(text) => {
+                Err("must not ask for a secret: the type secret does".to_owned())
+            }
             (Kind::Text, Value::String(text)) => checked_text(text).map(Value::from),
             (Kind::Text, Value::Number(number)) => Ok(number.to_string().into()),
             (Kind::Number, Value::Number(number)) if number.is_i64() => Ok(given.clone()),
@@ -69,11 +76,11 @@ impl Parameter {
                 "false" => Ok(false.into()),
                 _ => Err("must be true or false".to_owned()),
             },
-            (Kind::Choice, Value::String(text)) if self.choices.contains(text) => Ok(given.clone()),
+            (Kind::Choice | Kind::Secret, Value::String(text)) if self.choices.contains(text) => Ok(given.clone()),
             (Kind::Text, _) => Err("must be text".to_owned()),
             (Kind::Number, _) => Err("must be a whole number".to_owned()),
             (Kind::Boolean, _) => Err("must be true or false".to_owned()),
-            (Kind::Choice, _) => Err(format!("must be one of: {}", self.choices.join(", "))),
+            (Kind::Choice | Kind::Secret, _) => Err(format!("must be one of: {}", self.choices.join(", "))),
         }
     }
 
@@ -86,10 +93,13 @@ impl Parameter {
         }
         checked_text(&self.description).map_err(|why| ("description", why))?;
         match (self.kind, self.choices.len()) {
-            (Kind::Choice, 1..=CHOICES_MAX) => {}
-            (Kind::Choice, _) => return Err(("choices", format!("give 1 to {CHOICES_MAX}"))),
+            (Kind::Choice | Kind::Secret, 1..=CHOICES_MAX) => {}
+            (Kind::Choice | Kind::Secret, _) => return Err(("choices", format!("give 1 to {CHOICES_MAX}"))),
             (_, 0) => {}
-            _ => return Err(("choices", "are for the type choice".to_owned())),
+            _ => return Err(("choices", "are for the types choice and secret".to_owned())),
+        }
+        if self.kind == Kind::Secret && !self.choices.iter().all(|name| secret::is_name(name)) {
+            return Err(("choices", "must be names of secrets".to_owned()));
         }
         for choice in &self.choices {
             checked_text(choice).map_err(|why| ("choices", why))?;
@@ -101,6 +111,12 @@ impl Parameter {
             Err(why) => Err(("default", why)),
         }
     }
+}
+
+/// Whether a script with this text in it, or with a part of it, would ask for a secret.
+fn asks(text: &str) -> bool {
+    let lower = text.to_ascii_lowercase();
+    lower.contains("drover-secret") || lower.contains("drover_secret")
 }
 
 fn checked_text(text: &str) -> std::result::Result<String, String> {
@@ -129,7 +145,7 @@ pub fn check(parameters: &[Parameter]) -> Result<()> {
     Ok(())
 }
 
-/// The value of every parameter, of what is given and of defaults.
+/// The value of every parameter, of what is given and of defaults; of a secret what stands for its value.
 ///
 /// # Errors
 /// Names the parameter that is missing, wrong or unknown.
@@ -146,16 +162,24 @@ pub fn values(parameters: &[Parameter], given: &serde_json::Map<String, Value>) 
             (None, Some(default)) => default.clone(),
             (None, None) => return Err(invalid(&parameter.name, "has to be given")),
         };
+        let value = match (parameter.kind, &value) {
+            (Kind::Secret, Value::String(name)) => secret::placeholder(name).into(),
+            _ => value,
+        };
         values.insert(parameter.name.clone(), value);
     }
     Ok(values)
 }
 
-/// The values as variables of the environment, which no text can break out of.
+/// The values as variables of the environment, which no text can break out of. A secret has a variable of its own.
 #[must_use]
-pub fn environment(values: &BTreeMap<String, Value>) -> BTreeMap<String, String> {
+pub fn environment(parameters: &[Parameter], values: &BTreeMap<String, Value>) -> BTreeMap<String, String> {
     let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-    values.iter().map(|(name, value)| (format!("PARAM_{}", name.to_uppercase()), text(value))).collect()
+    let open = parameters.iter().filter(|parameter| parameter.kind != Kind::Secret);
+    open.filter_map(|parameter| {
+        Some((format!("PARAM_{}", parameter.name.to_uppercase()), text(values.get(&parameter.name)?)))
+    })
+    .collect()
 }
 
 #[cfg(test)]
@@ -185,7 +209,7 @@ mod tests {
         assert_eq!(json!(values), json!({"who": "a b", "times": 1, "loud": false, "how": "soft"}));
         let values = given(json!({"who": "$(x)", "times": "3", "loud": "true", "how": "hard"})).expect("good values");
         assert_eq!(json!(values), json!({"who": "$(x)", "times": 3, "loud": true, "how": "hard"}));
-        let environment = environment(&values);
+        let environment = environment(&four(), &values);
         let expected = [("PARAM_HOW", "hard"), ("PARAM_LOUD", "true"), ("PARAM_TIMES", "3"), ("PARAM_WHO", "$(x)")];
         assert_eq!(environment, expected.map(|(name, value)| (name.to_owned(), value.to_owned())).into());
     }
@@ -201,9 +225,30 @@ mod tests {
             (json!({"who": "a", "loud": 1}), "loud"),
             (json!({"who": "a", "how": "other"}), "how"),
             (json!({"who": "a", "what": 1}), "what"),
+            (json!({"who": "a @@drover-secret:TOKEN@@"}), "who"),
+            (json!({"who": "@@Drover-Secret"}), "who"),
+            (json!({"who": "$DROVER_SECRET_TOKEN"}), "who"),
         ] {
             let error = given(values).expect_err(field).to_string();
             assert!(error.starts_with(&format!("parameters.{field}: ")), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_secret_is_one_that_is_offered_and_never_a_value() {
+        let takes =
+            parameters(json!([{"name": "password", "type": "secret", "choices": ["DB", "DB_2"], "default": "DB"}]));
+        check(&takes).expect("good parameters");
+        let given = |name: &str| values(&takes, &serde_json::Map::from_iter([("password".to_owned(), name.into())]));
+        let chosen = given("DB_2").expect("one that is offered");
+        assert_eq!(json!(chosen), json!({"password": "@@drover-secret:DB_2@@"}));
+        assert_eq!(environment(&takes, &chosen), BTreeMap::new());
+        assert_eq!(
+            json!(values(&takes, &serde_json::Map::new()).expect("the default")),
+            json!({"password": "@@drover-secret:DB@@"})
+        );
+        for other in ["TOKEN", "hunter2", "@@drover-secret:DB@@"] {
+            assert_eq!(given(other).expect_err(other).to_string(), "parameters.password: must be one of: DB, DB_2");
         }
     }
 
@@ -215,6 +260,9 @@ mod tests {
             (json!([{"name": "1", "type": "text"}]), "[0].name"),
             (json!([{"name": "a", "type": "text"}, {"name": "a", "type": "text"}]), "[1].name"),
             (json!([{"name": "a", "type": "choice"}]), "[0].choices"),
+            (json!([{"name": "a", "type": "secret"}]), "[0].choices"),
+            (json!([{"name": "a", "type": "secret", "choices": ["lower"]}]), "[0].choices"),
+            (json!([{"name": "a", "type": "secret", "choices": ["DB"], "default": "X"}]), "[0].default"),
             (json!([{"name": "a", "type": "text", "choices": ["x"]}]), "[0].choices"),
             (json!([{"name": "a", "type": "number", "default": "3"}]), "[0].default"),
             (json!([{"name": "a", "type": "choice", "choices": ["x"], "default": "y"}]), "[0].default"),

@@ -30,7 +30,7 @@ pub(crate) const BY_CHANNEL: Instead = Instead {
 };
 
 /// Who may see a host sees what runs there; who may log in there may end it and run it again.
-const IMPLIED: &[(&str, &str)] =
+pub(crate) const IMPLIED: &[(&str, &str)] =
     &[("view_host", "view_app"), ("login_host", "view_app"), ("login_host", "restart_app")];
 
 /// Condition on aliases `t` and `a` for the tasks that the caller may see; none when it is all of them.

@@ -38,7 +38,8 @@ migrations!(
     "0018_retention",
     "0019_queue",
     "0020_scripts",
-    "0021_schedules"
+    "0021_schedules",
+    "0022_scheduled_scripts"
 );
 
 /// Key of the advisory lock that lets one server migrate at a time.
