@@ -17,6 +17,7 @@ use drover_kernel::{Clock, Kernel, Settings, pulse, serve};
 use drover_server::config::{Config, DataArgs, ServeArgs};
 use drover_server::keeping::KeepArgs;
 use drover_server::{VERSION, backup, bare_kernel, gc, http, jobs, kernel};
+use nix::sys::signal::{SigSet, Signal};
 use rustls::ServerConfig;
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
@@ -112,10 +113,18 @@ fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
-#[tokio::main]
-async fn main() -> Result<()> {
+fn main() -> Result<()> {
+    // A write beyond a file size limit then fails as one on a full disk does.
+    SigSet::from_iter([Signal::SIGXFSZ]).thread_block().context("signals")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("no runtime")?;
+    runtime.block_on(carry_out())
+}
+
+async fn carry_out() -> Result<()> {
     let filter = EnvFilter::try_from_env("DROVER_LOG").unwrap_or_else(|_| EnvFilter::new("info,sqlx=warn,apalis=warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    // A log that cannot be written, because it lies on a full disk for example, ends nothing.
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    log.log_internal_errors(false).init();
     let arguments = Arguments::parse();
     match arguments.command {
         Command::Serve(serve_arguments) => run(Config::settle(arguments.data, *serve_arguments)?).await,

@@ -5,6 +5,7 @@
 //! descendants.
 
 mod api;
+mod disk;
 mod state;
 mod tree;
 mod viewer;
@@ -25,6 +26,8 @@ use sqlx::{Connection as _, PgConnection, SqliteConnection};
 use tempfile::TempDir;
 
 pub use api::{Api, ApiAnswer, Download};
+use disk::Disk;
+pub use disk::Shortage;
 pub use state::Memory;
 pub use tree::{is_alive, with_environment};
 pub use viewer::{Closing, Seen, Viewer};
@@ -48,6 +51,9 @@ const LOG_SHOWN_BYTES: usize = 8 * 1024;
 
 /// A server with its agents.
 pub struct Processes {
+    /// Disks of their own: that of the server has no name, those of agents the names of their hosts. They go before the
+    /// folder that they are in.
+    disks: BTreeMap<String, Disk>,
     folder: TempDir,
     programs: PathBuf,
     database_url: Option<String>,
@@ -101,6 +107,7 @@ impl Processes {
 
     fn prepare(database_url: Option<String>) -> Self {
         Self {
+            disks: BTreeMap::new(),
             folder: tempfile::Builder::new().prefix("drover-story-").tempdir().expect("a temporary folder"),
             programs: programs(),
             database_url,

@@ -10,6 +10,7 @@ mod crowds;
 mod deploying;
 mod enrolment;
 mod failures;
+mod full_disks;
 mod instances;
 mod interruptions;
 mod operations;
@@ -73,6 +74,11 @@ impl Shop {
         for host in hosts {
             host_ids.push(processes.add_agent(host).await);
         }
+        Self::open_with(processes, host_ids).await
+    }
+
+    /// As [`Shop::open`], on a server whose agents are connected.
+    async fn open_with(processes: Processes, host_ids: Vec<i64>) -> Self {
         let api = processes.api();
         let application = id(&api.post("/applications/", json!({"name": "shop"})).await.expect(200));
         let wanted: Vec<Value> = host_ids.iter().map(|id| json!({"hostid": id})).collect();

@@ -16,10 +16,10 @@ use super::*;
 const HOSTS: [&str; 2] = ["web-1", "web-2"];
 
 /// Longest wait for what has to be noticed or mended by itself.
-const OUTAGE: Duration = Duration::from_secs(90);
+pub(super) const OUTAGE: Duration = Duration::from_secs(90);
 
 /// Waits until readiness has this status, and gives what it says.
-async fn readiness(shop: &Shop, status: u16) -> String {
+pub(super) async fn readiness(shop: &Shop, status: u16) -> String {
     let mut said = String::new();
     wait_within(OUTAGE, &format!("readiness to say {status}"), async || {
         let Some(answer) = shop.api().readiness().await else { return false };
@@ -31,7 +31,7 @@ async fn readiness(shop: &Shop, status: u16) -> String {
 }
 
 /// Names of the applications that begin so, sorted.
-async fn applications(shop: &Shop, begin: &str) -> Vec<String> {
+pub(super) async fn applications(shop: &Shop, begin: &str) -> Vec<String> {
     let listed = shop.api().get("/applications/?page_size=100").await.expect(200);
     let names = listed["results"].as_array().expect("applications").iter().map(|one| text(&one["name"]));
     let mut names: Vec<String> = names.filter(|name| name.starts_with(begin)).collect();

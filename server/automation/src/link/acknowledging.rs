@@ -1,12 +1,12 @@
 //! What waits for output to become durable: acknowledgements, and news of executions behind their output.
 //!
-//! Invariants: an outcome is taken in only after all the output before it, and its channel is free from then on; output that
-//! cannot be kept now, because the disk is full for example, is asked for again after a pause, and ends no session.
+//! Invariants: an outcome is taken in only after all the output before it, and its channel is free from then on; what cannot be
+//! kept now, because the disk is full for example, is asked for again after a pause, and ends no session.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use drover_kernel::{Kernel, Result};
+use drover_kernel::{Error, Kernel, Result};
 use drover_shared::message::{Finished, ToAgent};
 use drover_shared::planted::{self, Bug};
 use futures_util::TryStreamExt as _;
@@ -81,7 +81,7 @@ pub(super) async fn acknowledge(kernel: Kernel, session: Arc<Session>, mut waiti
     }
 }
 
-/// Channels whose output cannot be kept at the time.
+/// Channels whose output or outcome cannot be kept at the time.
 type Held = HeldBack<Arc<Output>>;
 
 async fn due(at: Option<Instant>) {
@@ -91,7 +91,7 @@ async fn due(at: Option<Instant>) {
     }
 }
 
-/// Asks for output again that could not be kept.
+/// Asks again for output that could not be kept, and so for the outcome behind it.
 async fn ask_again(session: &Session, held: &mut Held) {
     for (channel, output) in held.due(Instant::now()) {
         session.send(ToAgent::OutputResume { channel, offset: output.log.durable(output.ordinal) }).await;
@@ -122,7 +122,14 @@ async fn acknowledge_all(
         }
     }
     // All of them are taken in together.
-    news.try_collect().await
+    while let Some(outcome) = news.try_next().await? {
+        match outcome {
+            Outcome::Kept(Some((channel, _))) => held.kept(channel),
+            Outcome::NotNow((channel, output)) => drop(held.refused(channel, output, Instant::now())),
+            Outcome::Kept(None) => {}
+        }
+    }
+    Ok(())
 }
 
 async fn acknowledge_output(
@@ -171,19 +178,37 @@ struct Over {
     output: Option<(u32, Arc<Output>)>,
 }
 
+/// What became of news; with the channel of an execution that is over.
+enum Outcome {
+    Kept(Option<(u32, Arc<Output>)>),
+    /// The database takes nothing in at the time: the agent is asked to say it again.
+    NotNow((u32, Arc<Output>)),
+}
+
 /// Takes news in, and tells the agent to forget the execution that is over.
-async fn take_news(kernel: &Kernel, session: &Session, news: News, over: Option<Over>) -> Result<(), Ended> {
+async fn take_news(kernel: &Kernel, session: &Session, news: News, over: Option<Over>) -> Result<Outcome, Ended> {
     if let Some(Over { key: (execution_id, attempt), .. }) =
         over.as_ref().filter(|_| planted::has(Bug::ForgottenTooEarly))
     {
         session.send(ToAgent::Archived { execution_id: execution_id.clone(), attempt: *attempt }).await;
     }
-    engine::take_in(kernel, session, news).await?;
-    if let Some(Over { key: (execution_id, attempt), output }) = over {
-        if let Some((_, output)) = output {
-            output.over.store(true, Ordering::Relaxed);
+    match (engine::take_in(kernel, session, news).await, &over) {
+        (Ok(_), _) => {}
+        (Err(Error::Unavailable(reason)), over) => {
+            tracing::warn!(host = session.host_name, reason, "news of an execution cannot be taken in at the time");
+            return match over {
+                // An order that was not heard to be accepted is sent again, unless its outcome comes before.
+                None => Ok(Outcome::Kept(None)),
+                Some(Over { output: Some(output), .. }) => Ok(Outcome::NotNow(output.clone())),
+                Some(Over { output: None, .. }) => Err(Ended(reason)),
+            };
         }
-        session.send(ToAgent::Archived { execution_id, attempt }).await;
+        (Err(error), _) => return Err(error.into()),
     }
-    Ok(())
+    let Some(Over { key: (execution_id, attempt), output }) = over else { return Ok(Outcome::Kept(None)) };
+    if let Some((_, output)) = &output {
+        output.over.store(true, Ordering::Relaxed);
+    }
+    session.send(ToAgent::Archived { execution_id, attempt }).await;
+    Ok(Outcome::Kept(output))
 }

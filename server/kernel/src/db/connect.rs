@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use sqlx::Connection as _;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 
@@ -111,6 +112,12 @@ impl Db {
             .idle_timeout(None)
             .max_lifetime(None)
             .acquire_timeout(ACQUIRE_TIMEOUT)
+            // On a full disk SQLite rolls back by itself, and the driver takes the transaction for open from then on: no
+            // other could begin. It is looked at after whatever was left to do for the one before is done.
+            .before_acquire(|connection, _| {
+                let left_open = connection.is_in_transaction();
+                Box::pin(async move { Ok(!left_open) })
+            })
             .connect_with(options.clone())
             .await?;
         let read = SqlitePoolOptions::new()
@@ -121,5 +128,42 @@ impl Db {
             .connect_with(options.read_only(true).create_if_missing(false))
             .await?;
         Ok(Self(Pools::Sqlite { write, read }, Patience::new(PATIENCE)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Sql;
+    use super::*;
+
+    /// As on a full disk, of which no more than the present pages are the database's.
+    async fn fill(db: &Db) {
+        let Pools::Sqlite { write, .. } = db.pools() else { panic!("it is SQLite") };
+        let pages: i64 = sqlx::query_scalar("PRAGMA page_count").fetch_one(write).await.unwrap();
+        let bound = format!("PRAGMA max_page_count = {pages}");
+        sqlx::query(sqlx::AssertSqlSafe(bound)).execute(write).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_found_no_room_keeps_nothing_else_from_being_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let db = Db::connect(&DbOptions::sqlite(&folder.path().join("db"))).await.unwrap();
+        let mut write = db.write().await.unwrap();
+        write.run(Sql::literal("CREATE TABLE things (thing BLOB)"), vec![]).await.unwrap();
+        write.commit().await.unwrap();
+        for _ in 0..3 {
+            fill(&db).await;
+            let mut write = db.write().await.unwrap();
+            let large = Sql::literal("INSERT INTO things VALUES (zeroblob(1000000))");
+            let refused = write.run(large, vec![]).await.unwrap_err();
+            assert!(matches!(&refused, DbError::Unavailable(why) if why.contains("full")), "{refused}");
+            drop(write);
+            let mut write = db.write().await.expect("another transaction begins");
+            write.run(Sql::literal("INSERT INTO things VALUES (NULL)"), vec![]).await.unwrap();
+            write.commit().await.unwrap();
+        }
+        let count: i64 =
+            db.read().await.unwrap().value(Sql::literal("SELECT COUNT(*) FROM things"), vec![]).await.unwrap();
+        assert_eq!(count, 3, "what was refused was not done");
     }
 }
