@@ -95,21 +95,19 @@ pub fn http(kernel: &Kernel) -> Service {
 #[must_use]
 pub fn ready_checks(kernel: &Kernel) -> Vec<ReadyCheck> {
     let owner = kernel.clone();
-    let disk: ReadyCheck = Arc::new(move || {
+    let disk = ReadyCheck::of("the disk of the data directory", move || {
         let room = owner.part::<Room>();
-        Box::pin(async move { room.check().await })
+        async move { room.check().await }
     });
     let owner = kernel.clone();
-    let room: ReadyCheck = Arc::new(move || {
+    let output = ReadyCheck::of("the disk of the output", move || {
         let engine = owner.part::<Engine>();
-        Box::pin(async move {
-            if engine.logs.is_full() { Err("the disk that holds the output is full".to_owned()) } else { Ok(()) }
-        })
+        async move { if engine.logs.is_full() { Err("the disk that holds the output is full".to_owned()) } else { Ok(()) } }
     });
     let owner = kernel.clone();
-    let sweep: ReadyCheck = Arc::new(move || {
+    let sweep = ReadyCheck::of("the engine", move || {
         let turns = owner.part::<Engine>().check_sweep(owner.clock().now());
-        Box::pin(async move { turns })
+        async move { turns }
     });
-    vec![disk, room, sweep]
+    vec![disk, output, sweep]
 }

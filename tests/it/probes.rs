@@ -1,8 +1,12 @@
 //! Probes, the API's description, and what every request meets whatever its address.
 
+use std::time::Duration;
+
 use axum::http::Method;
-use drover_tests::both_engines;
+use drover_kernel::http::{ReadyCheck, service};
+use drover_tests::{Client, both_engines, wait_until};
 use serde_json::{Value, json};
+use tokio::time::timeout;
 
 both_engines! {
     async fn probes_answer_everybody(server: TestServer) {
@@ -25,6 +29,26 @@ both_engines! {
         server.kernel().stop(std::time::Duration::from_secs(5)).await;
         server.anonymous().get("//healthz").await.expect(200);
         server.anonymous().get("//readyz").await.expect_error(503, 10009);
+    }
+
+    async fn a_part_that_gives_no_answer_is_not_ready(server: TestServer) {
+        let stuck = ReadyCheck::of("some part", std::future::pending);
+        let stuck = service(server.kernel(), server.routes(), "test", vec![stuck]);
+        let said = Client::anonymous(stuck).get("//readyz").await.expect_error(503, 10009);
+        assert_eq!(said["message"], "some part gives no answer within 2 s");
+        // Others have every connection.
+        let (mut taken, mut said) = (Vec::new(), Value::Null);
+        wait_until("every connection to be taken", async || {
+            while let Ok(read) = timeout(Duration::from_millis(200), server.work().read()).await {
+                taken.push(read.expect("a connection"));
+            }
+            said = server.anonymous().get("//readyz").await.body;
+            said["error_code"] == 10009
+        })
+        .await;
+        assert_eq!(said["message"], "the database gives no answer within 2 s");
+        drop(taken);
+        server.anonymous().get("//readyz").await.expect(200);
     }
 
     async fn the_api_describes_itself(server: TestServer) {

@@ -73,7 +73,8 @@ pub struct Client {
 }
 
 impl Client {
-    pub(crate) fn anonymous(service: Service) -> Self {
+    #[must_use]
+    pub fn anonymous(service: Service) -> Self {
         Self { service, headers: HeaderMap::new(), address: None }
     }
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::extract::{ConnectInfo, MatchedPath, Request, State};
 use axum::http::{HeaderName, HeaderValue, Uri, header};
@@ -29,8 +29,27 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Characters that a client's own request id may have.
 const ID_CHARACTERS_MAX: usize = 200;
 
+/// Time for all checks of readiness: whoever asks waits for no more than a few seconds.
+const READY_MAX: Duration = Duration::from_secs(2);
+
+type Checking = Pin<Box<dyn Future<Output = Result<(), String>> + Send>>;
+
 /// Answers whether a part of the server is ready, or why not.
-pub type ReadyCheck = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Result<(), String>> + Send>> + Send + Sync>;
+#[derive(Clone)]
+pub struct ReadyCheck {
+    part: &'static str,
+    check: Arc<dyn Fn() -> Checking + Send + Sync>,
+}
+
+impl ReadyCheck {
+    /// A check of this part.
+    pub fn of<F>(part: &'static str, check: impl Fn() -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = Result<(), String>> + Send + 'static,
+    {
+        Self { part, check: Arc::new(move || Box::pin(check())) }
+    }
+}
 
 /// The whole service: what a listener serves and what tests call in process.
 pub type Service = MapRequest<Router, fn(Request) -> Request>;
@@ -66,9 +85,14 @@ async fn readyz(kernel: Kernel, checks: Vec<ReadyCheck>) -> Result<&'static str,
     if kernel.stopping().is_cancelled() {
         return Err(Error::Unavailable("the server is stopping".to_owned()));
     }
-    kernel.check_database().await.map_err(|error| Error::Unavailable(error.to_string()))?;
-    for check in checks {
-        check().await.map_err(Error::Unavailable)?;
+    let until = Instant::now() + READY_MAX;
+    let database = ReadyCheck::of("the database", move || {
+        let kernel = kernel.clone();
+        async move { kernel.check_database().await.map_err(|error| error.to_string()) }
+    });
+    for ReadyCheck { part, check } in std::iter::once(&database).chain(&checks) {
+        let none = |_| Err(format!("{part} gives no answer within {} s", READY_MAX.as_secs()));
+        tokio::time::timeout_at(until.into(), check()).await.unwrap_or_else(none).map_err(Error::Unavailable)?;
     }
     Ok("ready\n")
 }
