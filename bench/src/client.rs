@@ -19,9 +19,12 @@ pub(crate) struct Client {
 
 impl Client {
     pub(crate) async fn connect(machines: &Machines) -> Result<Self> {
-        let connection = TcpStream::connect(machines.address()).await?;
+        Self::connect_to(machines.address().to_owned(), machines.token().to_owned()).await
+    }
+
+    pub(crate) async fn connect_to(address: String, token: String) -> Result<Self> {
+        let connection = TcpStream::connect(&address).await?;
         connection.set_nodelay(true)?;
-        let (address, token) = (machines.address().to_owned(), machines.token().to_owned());
         Ok(Self { connection: BufStream::new(connection), address, token })
     }
 

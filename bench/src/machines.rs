@@ -5,6 +5,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tempfile::TempDir;
 
 /// How long the machines may take to be ready.
@@ -116,6 +118,11 @@ impl Machines {
         self.agents[number].kill()?;
         self.agents[number].wait()?;
         Ok(())
+    }
+
+    /// Sends a signal to an agent.
+    pub(crate) fn signal_agent(&self, number: usize, signal: Signal) -> Result<()> {
+        Ok(kill(Pid::from_raw(self.agents[number].id().cast_signed()), signal)?)
     }
 
     /// Starts an agent again that was killed.

@@ -12,6 +12,7 @@ mod dispatch;
 mod limits;
 mod machines;
 mod many;
+mod noticed;
 mod output;
 mod report;
 mod resting;
@@ -41,7 +42,8 @@ const ROWS: &[(&str, &str)] = &[
     ("archive", "500 MB to ten agents, one of them killed in the middle"),
     ("delta", "consecutive tags of a repository that the environment names"),
     ("rest", "server and agents with nothing to do"),
-    ("many", "ten thousand idle agents over TLS"),
+    ("noticed", "an agent that is killed, and one that hangs, until it is told"),
+    ("many", "ten thousand idle agents over TLS, two thousand when it is to be quick"),
 ];
 
 /// The address of a PostgreSQL that keeps its promises, from `cargo xtask bench`.
@@ -121,6 +123,7 @@ async fn measure(name: &str, size: Size, report: &mut Report) -> Result<()> {
         "archive" => archives::many(size, report).await,
         "delta" => archives::delta(report).await,
         "rest" => resting::rows(size, report).await,
+        "noticed" => noticed::rows(size, report).await,
         "many" => many::rows(size, report).await,
         other => bail!("nothing measures {other}"),
     }
