@@ -14,6 +14,7 @@ use drover_shared::order::canonical;
 use drover_shared::record::{HEADER_BYTES, Record, Stream};
 
 use crate::clock::{self, Now};
+use crate::spool::Bound;
 
 /// Output waits so long at least, and at most, for more to join it, in milliseconds.
 const PAUSE_MS: (u64, u64) = (4, 20);
@@ -37,6 +38,8 @@ pub struct LogWriter {
     /// When what waits is due, by the monotonic clock.
     due_ms: u64,
     bytes_max: u64,
+    /// Bound of all logs together.
+    bound: Option<Bound>,
     truncated: bool,
     dirty: bool,
 }
@@ -66,9 +69,16 @@ impl LogWriter {
             last: None,
             due_ms: 0,
             bytes_max,
+            bound: None,
             truncated: false,
             dirty: false,
         })
+    }
+
+    /// Leaves out, loudly, what the whole spool has no room for as well.
+    #[must_use]
+    pub fn within(self, bound: Option<Bound>) -> Self {
+        Self { bound, ..self }
     }
 
     /// Length of the log in record bytes, what waits in memory included.
@@ -92,15 +102,22 @@ impl LogWriter {
             return Ok(());
         }
         let header = if self.joins(step, stream, bytes.len()) { 0 } else { HEADER_BYTES as u64 };
-        let room = usize::try_from(self.bytes_max.saturating_sub(self.length() + header)).unwrap_or(usize::MAX);
-        let fits = bytes.len().min(room);
+        let length = self.length() + header;
+        let of_all = self.bound.as_mut().map(|bound| bound.longest(length, length + bytes.len() as u64));
+        let longest = of_all.unwrap_or(u64::MAX).min(self.bytes_max);
+        let fits = bytes.len().min(usize::try_from(longest.saturating_sub(length)).unwrap_or(usize::MAX));
         if fits > 0 {
             self.push(step, stream, &bytes[..fits], now);
         }
         if fits < bytes.len() {
             self.truncated = true;
-            let text = format!("output limit of {} bytes reached: the rest of the output is left out", self.bytes_max);
-            return self.notice(step, &text);
+            let limit = match &self.bound {
+                Some(bound) if longest < self.bytes_max => {
+                    format!("the spool of this host is full, {} bytes", bound.bytes_max())
+                }
+                _ => format!("output limit of {} bytes reached", self.bytes_max),
+            };
+            return self.notice(step, &format!("{limit}: the rest of the output is left out"));
         }
         if self.pending.len() >= PENDING_BYTES_MAX || self.flush_at_ms().is_some_and(|at| now.monotonic_ms >= at) {
             return self.flush();

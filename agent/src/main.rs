@@ -12,6 +12,10 @@ use clap::{Parser, Subcommand};
 use drover_agent::instances::look;
 use drover_agent::run::{self, Options};
 use drover_agent::supervise::supervise;
+use drover_shared::size::size;
+
+/// Smallest spool in bytes.
+const SPOOL_BYTES_MIN: u64 = 1024 * 1024;
 
 /// Runs signed jobs of a Drover server on this host.
 #[derive(Parser)]
@@ -34,6 +38,10 @@ enum Command {
         /// Folder for identity, spool and artifacts.
         #[arg(long, env = "DROVER_DATA_DIR", default_value = "/var/lib/drover-agent")]
         data_dir: PathBuf,
+        /// Size of the spool, such as 4G: beyond it no order is taken and output is left out; when none is given 8G, but no
+        /// more than half of its disk.
+        #[arg(long, env = "DROVER_SPOOL_SIZE", value_name = "SIZE", value_parser = spool_size)]
+        spool_size: Option<u64>,
     },
     /// Read what the agent asks for on standard input, as the account that it names.
     #[command(hide = true)]
@@ -60,14 +68,24 @@ fn main() -> ExitCode {
     match Arguments::parse().command {
         Command::Supervise { folder } => supervised(&folder),
         Command::Look => looked(),
-        Command::Run { join, name, data_dir } => {
+        Command::Run { join, name, data_dir, spool_size } => {
             tracing_subscriber::fmt()
                 .with_writer(std::io::stderr)
                 .with_ansi(std::io::stderr().is_terminal())
                 .with_target(false)
+                // A log that cannot be written, because it lies on a full disk for example, ends nothing.
+                .log_internal_errors(false)
                 .init();
-            done(run::run(Options { join, name, data_dir }))
+            done(run::run(Options { join, name, data_dir, spool_bytes_max: spool_size }))
         }
+    }
+}
+
+fn spool_size(text: &str) -> Result<u64, &'static str> {
+    match size(text) {
+        None => Err("it is no size such as 4G"),
+        Some(bytes) if bytes < SPOOL_BYTES_MIN => Err("it is less than 1M"),
+        Some(bytes) => Ok(bytes),
     }
 }
 

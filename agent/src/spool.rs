@@ -14,6 +14,7 @@
 //! Invariant: `started` is durable before the first hook runs and `status.json` appears whole, so that whatever is
 //! killed, a reader of the folder knows whether a hook may have run.
 
+mod bound;
 mod key;
 mod spare;
 
@@ -33,6 +34,8 @@ use serde::{Deserialize, Serialize};
 use crate::clock::Now;
 pub use crate::clock::boot_id;
 use crate::durable;
+pub use bound::Bound;
+pub(crate) use bound::{TAKEN_BYTES, taken};
 pub use key::Key;
 use spare::Spares;
 
@@ -60,6 +63,9 @@ pub struct Accepted {
     /// start need not be made durable by itself.
     #[serde(default)]
     pub at_once: bool,
+    /// Size of the whole spool in bytes: output beyond it is left out. None in what an older agent accepted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spool_bytes_max: Option<u64>,
 }
 
 impl Accepted {

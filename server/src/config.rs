@@ -9,6 +9,7 @@ use drover_kernel::proxies::{Proxies, ProxyHeader, network};
 use drover_kernel::retention::Retention;
 use drover_kernel::room::RESERVE_BYTES;
 use drover_shared::limits::OUTPUT_BYTES_MAX_DEFAULT;
+use drover_shared::size::size;
 use serde::Deserialize;
 
 use crate::keeping::{self, KeepArgs};
@@ -242,21 +243,6 @@ fn output_limit(given: Option<String>) -> Result<u64> {
     Ok(bytes)
 }
 
-/// Bytes, or a number with K, M, G or T for powers of 1024.
-pub(crate) fn size(text: &str) -> Option<u64> {
-    let text = text.trim();
-    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
-    let power = match unit.trim().to_ascii_uppercase().as_str() {
-        "" | "B" => 0,
-        "K" | "KB" | "KIB" => 1,
-        "M" | "MB" | "MIB" => 2,
-        "G" | "GB" | "GIB" => 3,
-        "T" | "TB" | "TIB" => 4,
-        _ => return None,
-    };
-    number.parse::<u64>().ok()?.checked_mul(1024_u64.pow(power))
-}
-
 fn proxies(trusted: &[String], header: Option<&str>) -> Result<Proxies> {
     let networks: std::result::Result<Vec<_>, String> = trusted.iter().map(|text| network(text)).collect();
     let networks = networks.map_err(|why| anyhow::anyhow!("trusted_proxy: {why}"))?;
@@ -295,16 +281,6 @@ mod tests {
         assert_eq!(dial("wss://drover.example:9000/").dialled_host(), "drover.example");
         assert_eq!(dial("wss://[::1]:9000").dialled_host(), "[::1]");
         assert!(dial("http://x").dialled(SocketAddr::from(([127, 0, 0, 1], 1))).is_err());
-    }
-
-    #[test]
-    fn sizes_are_read() {
-        for (text, bytes) in [("0", Some(0)), ("512M", Some(512 << 20)), ("1 GiB", Some(1 << 30)), ("7k", Some(7168))] {
-            assert_eq!(size(text), bytes, "{text}");
-        }
-        for text in ["", "M", "1.5G", "-1", "1X", "99999999999T"] {
-            assert_eq!(size(text), None, "{text}");
-        }
     }
 
     #[test]

@@ -5,8 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use clap::Args;
 use drover_kernel::retention::Retention;
-
-use crate::config::size;
+use drover_shared::size::size;
 
 /// How long what is over is kept.
 #[derive(Debug, Clone, Default, Args)]

@@ -16,6 +16,7 @@ pub mod order;
 pub mod planted;
 pub mod record;
 pub mod secret;
+pub mod size;
 pub mod token;
 pub mod words;
 

@@ -172,6 +172,9 @@ pub enum ToServer {
         attempt: u32,
         /// For people.
         reason: String,
+        /// Whether it would be taken later, once there is room.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        no_room: bool,
     },
     /// How an execution ended. Sent again until [`ToAgent::Archived`] comes.
     Finished(Box<Finished>),
@@ -301,6 +304,9 @@ pub struct Abilities {
     /// Operating system in words, such as `Debian GNU/Linux 12 (bookworm)`.
     #[serde(default)]
     pub os: String,
+    /// Size of its spool in bytes: it takes no orders beyond that. None of one that knows no bound.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spool_bytes_max: Option<u64>,
 }
 
 /// An execution in the agent's spool.

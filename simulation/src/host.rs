@@ -146,7 +146,12 @@ impl Simulated {
     pub(crate) fn start(&mut self, now_ms: u64) {
         self.machine.lock().tell_clock(now_ms);
         let runtime = runtime();
-        let options = Options { join: Some(self.join.clone()), name: Some(self.name()), data_dir: self.folder.clone() };
+        let options = Options {
+            join: Some(self.join.clone()),
+            name: Some(self.name()),
+            data_dir: self.folder.clone(),
+            spool_bytes_max: Some(1 << 40),
+        };
         let host = Arc::new(self.machine.clone());
         let working = runtime.spawn(async move { Box::pin(work(options, host, std::future::pending())).await });
         self.agent = Some(Process { runtime, working, local_ms: now_ms });

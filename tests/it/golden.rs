@@ -188,6 +188,7 @@ fn golden_wire_to_server() {
         other_users: true,
         cgroups: false,
         os: "Debian GNU/Linux 12 (bookworm)".to_owned(),
+        spool_bytes_max: None,
     };
     let holding = Holding {
         execution_id: id.clone(),
@@ -210,7 +211,10 @@ fn golden_wire_to_server() {
     };
     wire("hello", &ToServer::Hello(Box::new(hello)));
     wire("accepted", &ToServer::Accepted { execution_id: id.clone(), attempt: 1, channel: 1 });
-    wire("rejected", &ToServer::Rejected { execution_id: id.clone(), attempt: 1, reason: "full".to_owned() });
+    for (name, no_room) in [("rejected", false), ("rejected_no_room", true)] {
+        let (execution_id, reason) = (id.clone(), "full".to_owned());
+        wire(name, &ToServer::Rejected { execution_id, attempt: 1, reason, no_room });
+    }
     let digest = Digest::of(b"artifact");
     wire("fetch", &ToServer::Fetch { channel: 2, digest, offset: 0, execution_id: id.clone(), part: Part::Whole });
     let ranges = Part::Ranges(vec![Range { offset: 0, length: 10 }, Range { offset: 20, length: 5 }]);

@@ -132,6 +132,16 @@ impl StubAgent {
         self.hello(&nonce, holdings).await;
     }
 
+    /// As [`come_back`](Self::come_back), while the former session is still open; gives that one.
+    ///
+    /// # Panics
+    /// When the server does not let it in.
+    pub async fn come_back_beside(&mut self, holdings: Vec<Holding>) -> Former {
+        let former = self.socket.take().expect("a session");
+        self.come_back(holdings).await;
+        Former(former)
+    }
+
     /// Enrols with the same token once more, as one that never heard the answer, or with a key of its own as somebody else
     /// would. Gives the answer.
     ///
@@ -285,6 +295,22 @@ impl StubAgent {
                 message => heard.push(message),
             }
         }
+    }
+}
+
+/// The end of an agent's former session.
+pub struct Former(Socket);
+
+impl Former {
+    /// Says something although a newer session is open, and waits until the server hangs up.
+    ///
+    /// # Panics
+    /// When it does not hang up within a minute.
+    pub async fn says_too_late(&mut self, message: &ToServer) {
+        // It may have hung up already.
+        let _ = self.0.send(Message::text(serde_json::to_string(message).expect("a message"))).await;
+        let end = async { while matches!(self.0.next().await, Some(Ok(message)) if !message.is_close()) {} };
+        tokio::time::timeout(DEADLINE, end).await.expect("the end of the former session");
     }
 }
 

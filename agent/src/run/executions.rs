@@ -13,7 +13,7 @@ use std::sync::Arc;
 use drover_shared::Digest;
 use drover_shared::instance::{LogAnswer, Observation};
 use drover_shared::message::{Finished, Inspected};
-use drover_shared::order::{Entry, Step};
+use drover_shared::order::{Entry, Order, Step};
 use drover_shared::secret::Secrets;
 use tokio::sync::Notify;
 
@@ -24,7 +24,7 @@ use super::watcher::{Watcher, Watches};
 use crate::clock;
 use crate::describe;
 use crate::session::{NewOrder, Session};
-use crate::spool::{Accepted, CancelNote, Folder, Key, Spool, Standing};
+use crate::spool::{Accepted, CancelNote, Folder, Key, Spool, Standing, TAKEN_BYTES, taken};
 use crate::supervise::lost::{self, Obstacle};
 
 /// Supervisors at work at a time; the others wait their turn.
@@ -48,6 +48,7 @@ pub(super) enum Stage {
 
 pub(super) struct Execution {
     pub(super) folder: Folder,
+    order_bytes: u64,
     pub(super) stage: Stage,
     /// When its time is over, by the monotonic clock.
     deadline_ms: u64,
@@ -87,6 +88,11 @@ impl Execution {
     }
 }
 
+/// Length of an order in bytes, about.
+fn length(order: &Order) -> u64 {
+    (order.statement.len() + order.entry.len()) as u64
+}
+
 /// Reports of work that went on elsewhere.
 pub(super) enum Report {
     /// A supervisor that this process started has ended.
@@ -109,6 +115,7 @@ pub(super) enum Report {
 pub(super) struct Executions {
     host: Arc<dyn Host>,
     spool: Spool,
+    spool_bytes_max: u64,
     pub(super) cache: Cache,
     pub(super) all: BTreeMap<Key, Execution>,
     pub(super) queue: VecDeque<Key>,
@@ -125,7 +132,7 @@ pub(super) struct Executions {
 impl Executions {
     /// Nothing yet; [`Executions::recover`] reads the spool.
     pub(super) fn new(
-        spool: Spool,
+        (spool, spool_bytes_max): (Spool, u64),
         cache: Cache,
         host: Arc<dyn Host>,
         boot_id: String,
@@ -134,7 +141,20 @@ impl Executions {
         let (all, queue) = (BTreeMap::new(), VecDeque::new());
         let ended = Arc::default();
         let watcher = host.watcher();
-        Self { host, spool, cache, all, queue, running: 0, inspecting: 0, watcher, boot_id, reports, ended }
+        Self {
+            host,
+            spool,
+            spool_bytes_max,
+            cache,
+            all,
+            queue,
+            running: 0,
+            inspecting: 0,
+            watcher,
+            boot_id,
+            reports,
+            ended,
+        }
     }
 
     /// What wakes the agent when a supervisor writes.
@@ -149,7 +169,14 @@ impl Executions {
         let boot_id = self.boot_id.clone();
         let fetches = entry.steps.iter().any(|step| matches!(step, Step::Fetch { .. }));
         let at_once = !fetches && self.queue.is_empty() && self.running < RUNNING_MAX;
-        let accepted = Accepted { order, wall_ms: now.wall_ms, monotonic_ms: now.monotonic_ms, boot_id, at_once };
+        let order_bytes = length(&order);
+        let (used, bytes_max) = (self.used(session), self.spool_bytes_max);
+        if used + taken(order_bytes, TAKEN_BYTES) > bytes_max {
+            let reason = format!("its spool is full: {used} of {bytes_max} bytes are used");
+            return session.has_no_room(&key, reason);
+        }
+        let (wall_ms, monotonic_ms, spool_bytes_max) = (now.wall_ms, now.monotonic_ms, Some(bytes_max));
+        let accepted = Accepted { order, wall_ms, monotonic_ms, boot_id, at_once, spool_bytes_max };
         let folder = match self.spool.accept(&key, &accepted) {
             Ok(folder) => folder,
             Err(error) => return session.rejected(&key, format!("the order cannot be kept: {}", describe(&error))),
@@ -157,6 +184,7 @@ impl Executions {
         session.accepted(&key);
         let execution = Execution {
             folder,
+            order_bytes,
             stage: Stage::Queued,
             deadline_ms: now.monotonic_ms.saturating_add(statement.timeout_ms),
             timeout_ms: statement.timeout_ms,
@@ -171,6 +199,11 @@ impl Executions {
         };
         self.all.insert(key.clone(), execution);
         self.advance(&key, session);
+    }
+
+    /// What the spool holds, in bytes.
+    fn used(&self, session: &Session) -> u64 {
+        self.all.values().map(|execution| taken(execution.order_bytes, 0)).sum::<u64>() + session.log_bytes()
     }
 
     /// The secrets of an execution have come again.

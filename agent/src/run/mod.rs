@@ -27,6 +27,7 @@ use drover_shared::message::Abilities;
 use drover_shared::token::JoinToken;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{SigSet, Signal};
+use nix::sys::statvfs::statvfs;
 use rustls::ClientConfig;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc};
@@ -53,6 +54,9 @@ const BACK_OFF_MS: (u64, u64) = (1_000, 30_000);
 /// soon after it began must not make the agent dial again and again.
 const LASTING_MS: u64 = 30_000;
 
+/// Size of a spool unless somebody says otherwise, in bytes.
+const SPOOL_BYTES_MAX: u64 = 8 * 1024 * 1024 * 1024;
+
 /// Reports that wait for the agent.
 const REPORTS_MAX: usize = 256;
 
@@ -65,6 +69,8 @@ pub struct Options {
     pub name: Option<String>,
     /// Where the agent keeps everything.
     pub data_dir: PathBuf,
+    /// Size of the spool in bytes; when none is given 8 GiB, but no more than half of its disk.
+    pub spool_bytes_max: Option<u64>,
 }
 
 /// Runs until a signal ends it or the server refuses it for good.
@@ -160,6 +166,7 @@ impl Agent {
         let lock = lock(&data_dir)?;
         let name = options.name.map_or_else(host_name, Ok)?;
         let boot_id = boot_id();
+        let spool_bytes_max = options.spool_bytes_max.unwrap_or_else(|| spool_bytes_max(&data_dir));
         let mut profile = Profile {
             name: name.clone(),
             secret: None,
@@ -167,7 +174,7 @@ impl Agent {
             key: AgentKey::generate()?,
             signing_key: String::new(),
             boot_id: boot_id.clone(),
-            abilities: abilities(),
+            abilities: Abilities { spool_bytes_max: Some(spool_bytes_max), ..abilities() },
             versions: PROTOCOL_VERSIONS,
         };
         let (url, tls, enrolling) = if let Some(identity) = Identity::load(&data_dir)? {
@@ -188,7 +195,7 @@ impl Agent {
         let (to_agent, reports) = mpsc::channel(REPORTS_MAX);
         let spool = Spool::open(&data_dir).context("spool")?;
         let cache = cache::Cache::open(&data_dir).context("artifact cache")?;
-        let executions = Executions::new(spool, cache, host.clone(), boot_id, to_agent.clone());
+        let executions = Executions::new((spool, spool_bytes_max), cache, host.clone(), boot_id, to_agent.clone());
         let instances = Instances::start(&data_dir, to_agent, executions.ended.clone()).context("data directory")?;
         Ok(Self {
             host,
@@ -427,5 +434,11 @@ fn abilities() -> Abilities {
     }
     let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
     let os = release.lines().find_map(|line| line.strip_prefix("PRETTY_NAME=")).unwrap_or("Linux");
-    Abilities { user, other_users, cgroups, os: os.trim_matches('"').to_owned() }
+    Abilities { user, other_users, cgroups, os: os.trim_matches('"').to_owned(), spool_bytes_max: None }
+}
+
+/// What a spool may take on the disk of a folder.
+fn spool_bytes_max(folder: &Path) -> u64 {
+    let size = statvfs(folder).map_or(u64::MAX, |disk| disk.blocks().saturating_mul(disk.fragment_size()));
+    SPOOL_BYTES_MAX.min(size / 2)
 }

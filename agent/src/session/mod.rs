@@ -25,7 +25,7 @@ use drover_shared::secret::{self, Secrets};
 
 use crate::clock::Now;
 use crate::identity::AgentKey;
-use crate::spool::Key;
+use crate::spool::{Key, TAKEN_BYTES};
 pub use shipping::Read;
 use shipping::Shipping;
 use transfers::Transfer;
@@ -407,12 +407,24 @@ impl Session {
 
     /// The order cannot be kept; nothing was started.
     pub fn rejected(&mut self, key: &Key, reason: String) {
-        self.reject(key.execution_id.clone(), key.attempt, reason);
+        self.reject(key.execution_id.clone(), key.attempt, reason, false);
     }
 
-    fn reject(&mut self, execution_id: String, attempt: u32, reason: String) {
+    /// There is no room for the order at the time; nothing was started.
+    pub fn has_no_room(&mut self, key: &Key, reason: String) {
+        self.reject(key.execution_id.clone(), key.attempt, reason, true);
+    }
+
+    fn reject(&mut self, execution_id: String, attempt: u32, reason: String, no_room: bool) {
         tracing::warn!(execution_id, attempt, reason, "order rejected");
-        self.outputs.push_back(Output::Send(ToServer::Rejected { execution_id, attempt, reason }));
+        self.outputs.push_back(Output::Send(ToServer::Rejected { execution_id, attempt, reason, no_room }));
+    }
+
+    /// Length of all logs together; one to which output is still to come counts with no less than what is always taken in.
+    #[must_use]
+    pub fn log_bytes(&self) -> u64 {
+        let taken = |one: &Shipping| if one.finished.is_some() { 0 } else { TAKEN_BYTES };
+        self.executions.values().map(|one| one.log_length.max(taken(one))).sum()
     }
 
     /// The execution is no longer in the spool.

@@ -39,7 +39,7 @@ impl Session {
                     }
                 }
             }
-            Err(reason) => self.reject(execution_id, attempt, reason),
+            Err(reason) => self.reject(execution_id, attempt, reason, false),
         }
     }
 

@@ -27,7 +27,7 @@ use drover_shared::words::{ExecutionState, StepState};
 use crate::clock;
 use crate::log::LogWriter;
 use crate::release;
-use crate::spool::{Folder, Started, boot_id};
+use crate::spool::{Bound, Folder, Started, boot_id};
 use lost::Obstacle;
 use mask::Patterns;
 use processes::Tree;
@@ -145,7 +145,8 @@ fn prepare(folder: Folder) -> io::Result<Context> {
     let now = clock::now();
     let left = statement.timeout_ms.saturating_sub(accepted.elapsed_ms(&boot_id, now));
     let watch = Watch::new(&folder, now.monotonic_ms.saturating_add(left), statement.timeout_ms)?;
-    let log = LogWriter::open(&folder.log(), entry.output_bytes_max)?;
+    let bound = accepted.spool_bytes_max.map(|bytes_max| Bound::of(&folder, bytes_max));
+    let log = LogWriter::open(&folder.log(), entry.output_bytes_max)?.within(bound);
     // Without its secrets and its mark a hook must not start; with a cancel note or a failed fetch none is started.
     let starts = watch.stopped_by_note().is_none() && !failed_first(&folder.fetched()?, &entry.steps);
     let secrets = if entry.secrets.is_empty() { Secrets::default() } else { secrets::take_over()? };

@@ -131,7 +131,7 @@ pub(crate) fn accept_in(data_dir: &Path, entry: &Entry, timeout_ms: u64) -> Fold
     let order = Order::seal(&statement(&id, "agent", &entry, timeout_ms), entry, |_| Vec::new());
     let now = clock::now();
     let (wall_ms, monotonic_ms) = (now.wall_ms, now.monotonic_ms);
-    let accepted = Accepted { order, wall_ms, monotonic_ms, boot_id: boot_id(), at_once: false };
+    let accepted = Accepted { order, wall_ms, monotonic_ms, boot_id: boot_id(), at_once: false, spool_bytes_max: None };
     Spool::open(data_dir).unwrap().accept(&Key::new(&id, 1).unwrap(), &accepted).unwrap()
 }
 

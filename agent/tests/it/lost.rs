@@ -206,8 +206,14 @@ async fn an_order_that_a_loss_of_power_tore_is_as_good_as_none_unless_it_was_sta
     let order = server.order(&torn, &entry(vec![bash("pre_exec", "echo whole")]), 60_000);
     let spool = Spool::open(&bench.data_dir()).unwrap();
     for (id, order) in [(&torn, order.clone()), (&begun, server.order(&begun, &entry(vec![]), 60_000))] {
-        let accepted =
-            Accepted { order, wall_ms: 0, monotonic_ms: 0, boot_id: "an earlier boot".to_owned(), at_once: true };
+        let accepted = Accepted {
+            order,
+            wall_ms: 0,
+            monotonic_ms: 0,
+            boot_id: "an earlier boot".to_owned(),
+            at_once: true,
+            spool_bytes_max: None,
+        };
         let folder = spool.accept(&Key::new(id, 1).unwrap(), &accepted).unwrap();
         std::fs::write(folder.path().join("order.json"), "").unwrap();
     }

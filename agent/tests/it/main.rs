@@ -19,3 +19,4 @@ mod secrets;
 mod server;
 mod session;
 mod spool;
+mod spool_size;

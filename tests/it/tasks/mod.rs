@@ -10,6 +10,7 @@ mod output;
 mod preparing;
 mod previewing;
 mod reading;
+mod refusing;
 mod rendering;
 mod retention;
 pub(crate) mod returning;

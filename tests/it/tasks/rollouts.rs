@@ -354,7 +354,7 @@ both_engines! {
         first.succeed(&began).await;
         first.archived(&began).await;
         let (Statement { execution_id, attempt, .. }, reason) = (refused, "another one is at work".to_owned());
-        second.say(&ToServer::Rejected { execution_id, attempt, reason }).await;
+        second.say(&ToServer::Rejected { execution_id, attempt, reason, no_room: false }).await;
         // What the one did is taken back; the other one hears nothing more, and is as it was.
         first.order().await;
         sweep_once(server.kernel(), true).await.expect("a round");

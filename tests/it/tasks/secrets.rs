@@ -183,12 +183,18 @@ both_engines! {
         wait_until("the end", async || instances(&shop).await == ["running"]).await;
     }
 
-    async fn an_order_without_an_answer_is_sent_again_with_its_secrets(server: TestServer) {
+    async fn an_order_whose_answer_was_not_kept_is_sent_again_with_its_secrets(server: TestServer) {
         let shop = shop(&server).await;
         let deploy_task = shop.started().await;
         upgrade(&shop, deploy_task, &shop.instances).await;
         let mut agent = StubAgent::enrol(&server, listen(&server).await, "web-1", &[FEATURE]).await;
         let first = order(&mut agent).await;
+        agent.accept(&first.0).await;
+        // As if what it said had met no database.
+        wait_until("the order to be taken", async || {
+            server.run(sql!("UPDATE executions SET state = 'dispatched' WHERE state = 'running'"), args![]).await == 1
+        })
+        .await;
         server.advance(std::time::Duration::from_secs(11));
         sweep_once(server.kernel(), true).await.expect("a round");
         let again = order(&mut agent).await;

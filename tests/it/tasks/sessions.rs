@@ -1,8 +1,11 @@
-//! Sessions that last: what is over leaves nothing behind.
+//! Sessions that last, and sessions that are overtaken: what is over leaves nothing behind.
 
-use drover_tests::stub_agent::StubAgent;
+use drover_shared::message::{Holding, ToServer};
+use drover_shared::words::ExecutionState;
+use drover_tests::stub_agent::{StubAgent, finished};
 use drover_tests::{TestServer, both_engines, wait_until};
 
+use super::returning::state;
 use super::upgrade;
 use crate::deploys::Shop;
 
@@ -26,6 +29,27 @@ async fn carry_out(agent: &mut StubAgent, channel: u32) {
 }
 
 both_engines! {
+    /// An agent dials anew while its former connection is only slow, and what it had said there arrives afterwards.
+    async fn what_a_former_session_says_counts_no_more(server: TestServer) {
+        let shop = Shop::new(&server, 1).await;
+        shop.hook("pre_exec", "true").await;
+        let mut agent = StubAgent::alone(&server, "web-1").await;
+        let deploy_task = shop.started().await;
+        let task = upgrade(&shop, deploy_task, &shop.instances).await;
+        let statement = agent.order().await;
+        agent.accept(&statement).await;
+        wait_until("the order to be taken", async || state(&shop, deploy_task, task).await == "running").await;
+        let (execution_id, attempt) = (statement.execution_id.clone(), statement.attempt);
+        let holding = Holding { execution_id, attempt, channel: 1, log_length: 0, finished: false, needs_order: false };
+        let mut former = agent.come_back_beside(vec![holding]).await;
+        let late = finished(&statement, ExecutionState::Failed);
+        former.says_too_late(&ToServer::Finished(Box::new(late))).await;
+        assert_eq!(state(&shop, deploy_task, task).await, "running");
+        agent.succeed(&statement).await;
+        agent.archived(&statement).await;
+        assert_eq!(state(&shop, deploy_task, task).await, "succeeded");
+    }
+
     async fn a_session_keeps_no_file_of_what_is_over(server: TestServer) {
         let shop = Shop::new(&server, 1).await;
         shop.hook("pre_exec", "true").await;

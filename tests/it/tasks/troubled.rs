@@ -52,7 +52,11 @@ both_engines! {
         let mut agent = StubAgent::enrol(&server, address, "web-1", &[]).await;
         let deploy_task = shop.started().await;
         let task = upgrade(&shop, deploy_task, &shop.instances[..1]).await;
-        agent.order().await;
+        let statement = agent.order().await;
+        agent.accept(&statement).await;
+        wait_until("the order to be taken", async || state(&shop, deploy_task, task).await == "running").await;
+        // As if what it said had met no database.
+        server.run(sql!("UPDATE executions SET state = 'dispatched'"), args![]).await;
         spoil(&server, shop.instances[0]).await;
         server.advance(Duration::from_secs(11));
         sweep_once(server.kernel(), true).await.expect("a whole round");

@@ -99,7 +99,7 @@ impl Host {
                     if known.deed == Deed::TurnedDown {
                         // For the same reason as before.
                         let reason = SUNDAY.to_owned();
-                        self.agent.try_say(&ToServer::Rejected { execution_id, attempt, reason }).await;
+                        self.agent.try_say(&ToServer::Rejected { execution_id, attempt, reason, no_room: false }).await;
                     }
                 }
                 ToAgent::Cancel { execution_id, .. } => self.end(&execution_id, State::Cancelled, 0).await,
@@ -154,7 +154,7 @@ impl Host {
         if chance.percent(failing / 4) {
             *deed = Deed::TurnedDown;
             let reason = SUNDAY.to_owned();
-            self.agent.try_say(&ToServer::Rejected { execution_id, attempt, reason }).await;
+            self.agent.try_say(&ToServer::Rejected { execution_id, attempt, reason, no_room: false }).await;
         } else {
             *deed = Deed::Works;
             self.agent.try_say(&ToServer::Accepted { execution_id, attempt, channel: 1 }).await;

@@ -9,7 +9,7 @@ use drover_shared::order::{Entry, Statement};
 use drover_shared::secret::Secrets;
 
 use super::super::fetching::artifacts;
-use super::{Execution, Executions, Stage};
+use super::{Execution, Executions, Stage, length};
 use crate::clock;
 use crate::describe;
 use crate::session::Session;
@@ -48,6 +48,7 @@ impl Executions {
         let left = statement.timeout_ms.saturating_sub(accepted.elapsed_ms(&self.boot_id, now));
         let standing = folder.standing();
         let mut execution = Execution {
+            order_bytes: length(&accepted.order),
             deadline_ms: now.monotonic_ms.saturating_add(left),
             timeout_ms: statement.timeout_ms,
             secrets: entry.secrets.is_empty().then(Secrets::default),
@@ -110,6 +111,7 @@ impl Executions {
 fn unread(folder: Folder) -> Execution {
     Execution {
         folder,
+        order_bytes: 0,
         stage: Stage::Finished,
         deadline_ms: u64::MAX,
         timeout_ms: u64::MAX,

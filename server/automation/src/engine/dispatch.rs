@@ -102,6 +102,10 @@ impl Dispatch {
         waiting.retain(|host_id| {
             // Who is not connected is welcomed when it comes, and asks then.
             let Some(session) = engine.hub.find(*host_id) else { return false };
+            // The sweep asks for its turn later.
+            if session.is_out_of_room() {
+                return false;
+            }
             let other = served.first().is_some_and(|one| one.session.organisation_id != session.organisation_id);
             if other || served.len() >= HOSTS_TOGETHER_MAX {
                 return true;

@@ -48,7 +48,7 @@ pub use auto_start::put_off;
 pub(crate) use dispatch::dispatch_hosts;
 pub(crate) use intake::{News, take_in};
 pub use restored::{Restored, restored};
-pub(crate) use results::{UNTOUCHING, lost, rejected, settle_as_done, stop_instance, withdraw};
+pub(crate) use results::{UNTOUCHING, lost, put_back, rejected, settle_as_done, stop_instance, withdraw};
 pub(crate) use sending::send_missing;
 pub(crate) use waking::{say_and_wake, wake};
 
@@ -244,8 +244,8 @@ pub async fn sweep_once(kernel: &Kernel, full: bool) -> Result<()> {
     Ok(())
 }
 
-/// Orders that were marked as sent a while ago and never answered: a connected agent gets them again, and answers a
-/// repeated one with the state it has.
+/// Orders that were marked as sent a while ago and never answered, as far as anybody heard: a connected agent gets them
+/// again, and answers a repeated one with the state it has. What is still under way to it is not sent a second time.
 async fn send_again(kernel: &Kernel, now: Time) -> Result<()> {
     let engine = kernel.part::<Engine>();
     let before = Time::from_millis(now.millis() - i64::try_from(UNANSWERED.as_millis()).unwrap_or(i64::MAX));
@@ -258,6 +258,9 @@ async fn send_again(kernel: &Kernel, now: Time) -> Result<()> {
             let Some(session) = engine.hub.find(execution.host_id) else { continue };
             // Who is being sent to, or reads nothing, is asked by a later round: nobody else waits for it.
             let Some(_turn) = session.sending.try_lock().ok().filter(|_| session.has_room()) else { continue };
+            if execution.withdrawn.is_none() && session.is_under_way(&execution.id, execution.attempt) {
+                continue;
+            }
             if execution.withdrawn.is_some() {
                 // Whether it ever arrived only a new session can say.
                 session.closed.cancel();

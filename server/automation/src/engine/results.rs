@@ -15,7 +15,8 @@ use crate::executions::store::{self as store, Known};
 use crate::link::hub::Session;
 use crate::link::is_newest;
 use crate::tasks::premises::instance_statuses;
-use crate::tasks::store::{Execution, Task};
+use crate::tasks::rules::Role;
+use crate::tasks::store::{self as task_store, Execution, Task};
 use crate::watching;
 
 /// Steps that leave what an instance serves as it is.
@@ -56,6 +57,30 @@ pub(super) async fn withheld(kernel: &Kernel, session: &Session, id: &str, attem
     let previous = store::previous_status(&mut tx, id).await?;
     restore_instance(&mut tx, known.instance_id, previous.as_deref()).await?;
     ended(tx, &known, true).await
+}
+
+/// The agent has no room for the order at the time, and nothing was started: it waits for its turn again.
+pub(crate) async fn put_back(kernel: &Kernel, session: &Session, id: &str, attempt: i64, reason: &str) -> Result<()> {
+    let Some(known) = find(kernel, session, id, attempt).await? else { return Ok(()) };
+    let mut tx = kernel.work().begin(known.organisation_id).await?;
+    let task = task_store::lock(&mut tx, known.task_id).await?;
+    let wants_more = |task: &Task| task.stop_reason.is_none() || known.role == Role::GlobalPost && !task.cancelled;
+    if let Some(task) = task.filter(|task| !wants_more(task)) {
+        drop(tx);
+        return withdraw(kernel, session, id, attempt, task.stop_reason.as_deref().unwrap_or(reason)).await;
+    }
+    fence(&mut tx, session).await?;
+    if !store::put_back(&mut tx, &known, reason).await? {
+        return Ok(());
+    }
+    tx.finish(Audit::none("an agent has no room for an order")).await?;
+    let engine = kernel.part::<Engine>();
+    session.has_no_room();
+    if engine.hub.first_absence(known.task_id, known.host_id) {
+        let line = format!("{}: waits, because the agent has no room: {reason}", known.host_name);
+        engine.notice(known.task_id, kernel.clock().now(), &line).await;
+    }
+    Ok(())
 }
 
 /// An order that its agent never got, and that is not wanted any more because its task was stopped: nothing was started.

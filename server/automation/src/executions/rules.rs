@@ -15,6 +15,8 @@ drover_shared::words! {
         Accepted = "accepted",
         /// The agent does not take the order; nothing was started.
         Rejected = "rejected",
+        /// The agent has no room for the order at the time; nothing was started.
+        PutBack = "put_back",
         /// The agent reports success.
         Succeeded = "succeeded",
         /// The agent reports a failed step.
@@ -68,6 +70,7 @@ pub fn step(state: State, event: Event) -> Result<State, Refused> {
             State::Queued,
             Event::Accepted
             | Event::Rejected
+            | Event::PutBack
             | Event::Succeeded
             | Event::Failed
             | Event::Lost
@@ -77,8 +80,9 @@ pub fn step(state: State, event: Event) -> Result<State, Refused> {
         // The agent may finish before its acceptance is read, and a repeated acceptance changes nothing.
         (State::Dispatched | State::Running, Event::Accepted) => Ok(State::Running),
         (State::Dispatched, Event::Rejected) => Ok(State::Failed),
+        (State::Dispatched, Event::PutBack) => Ok(State::Queued),
         // An agent that has accepted cannot turn the order down.
-        (State::Running, Event::Rejected) => Err(Refused::AlreadySent),
+        (State::Running, Event::Rejected | Event::PutBack) => Err(Refused::AlreadySent),
         (State::Dispatched | State::Running, Event::Succeeded) => Ok(State::Succeeded),
         (State::Dispatched | State::Running, Event::Failed) => Ok(State::Failed),
         (State::Dispatched | State::Running, Event::TimedOut) => Ok(State::TimedOut),
@@ -93,7 +97,7 @@ pub fn step(state: State, event: Event) -> Result<State, Refused> {
         (State::Lost, Event::Failed) => Ok(State::Failed),
         (State::Lost, Event::TimedOut) => Ok(State::TimedOut),
         (State::Lost, Event::Cancelled) => Ok(State::Cancelled),
-        (State::Lost, Event::Sent | Event::Rejected | Event::Lost | Event::Broken)
+        (State::Lost, Event::Sent | Event::Rejected | Event::PutBack | Event::Lost | Event::Broken)
         | (State::Succeeded | State::Failed | State::TimedOut | State::Cancelled, _) => Err(Refused::Over),
     }
 }

@@ -165,7 +165,7 @@ pub async fn mark_sent(tx: &mut Tx, ids: Vec<String>, tasks: BTreeSet<i64>) -> R
     }
     let now = tx.now();
     let sql = sql!(
-        "UPDATE executions SET state = 'dispatched', dispatched_at = $2, \
+        "UPDATE executions SET state = 'dispatched', dispatched_at = $2, reason = NULL, \
          epoch = (SELECT MAX(a.epoch) FROM agents a WHERE a.host_id = executions.host_id) \
          WHERE id IN ($1) AND state = 'queued' AND EXISTS (SELECT 1 FROM tasks t WHERE t.id = executions.task_id \
          AND t.held_by IS NULL AND executions.batch <= t.batch_admitted AND t.phase = \
@@ -187,6 +187,17 @@ pub(crate) async fn advance(tx: &mut Tx, execution: &Known, event: Event, reason
          WHERE id = $1 AND attempt = $2 AND state = $3"
     );
     let arguments = args![execution.id.as_str(), execution.attempt, execution.state, state, reason, started, finished];
+    tx.run_one(sql, arguments).await.map(|()| true)
+}
+
+/// Puts an execution back to those that wait to be sent, and notes why. False when the event does not apply.
+pub(crate) async fn put_back(tx: &mut Tx, execution: &Known, reason: &str) -> Result<bool> {
+    let Ok(state) = rules::step(execution.state, Event::PutBack) else { return Ok(false) };
+    let sql = sql!(
+        "UPDATE executions SET state = $4, reason = $5, dispatched_at = NULL, epoch = NULL \
+         WHERE id = $1 AND attempt = $2 AND state = $3"
+    );
+    let arguments = args![execution.id.as_str(), execution.attempt, execution.state, state, reason];
     tx.run_one(sql, arguments).await.map(|()| true)
 }
 

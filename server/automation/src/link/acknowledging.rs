@@ -210,5 +210,6 @@ async fn take_news(kernel: &Kernel, session: &Session, news: News, over: Option<
         output.over.store(true, Ordering::Relaxed);
     }
     session.send(ToAgent::Archived { execution_id, attempt }).await;
+    session.has_room_again();
     Ok(Outcome::Kept(output))
 }

@@ -105,8 +105,13 @@ fn network(address: IpAddr) -> IpAddr {
 
 #[cfg(test)]
 mod tests {
-    use futures_util::FutureExt as _;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
+    use futures_util::FutureExt as _;
+    use futures_util::future::join_all;
+    use tokio::task::unconstrained;
+
+    use super::super::listener::ADMITTED_MAX;
     use super::*;
 
     const BOUNDS: Bounds = Bounds { turns: 3, turns_of_one: 2, visitors_of_one: 4 };
@@ -130,6 +135,36 @@ mod tests {
         assert!(third.turn().now_or_never().is_some());
         drop(turns);
         assert!(crowd[3].turn().now_or_never().is_some(), "who waits gets a turn when one ends");
+    }
+
+    /// All the agents of a server that was away come back at the same moment, many of them by way of one address.
+    #[tokio::test]
+    async fn of_two_thousand_that_come_at_once_a_few_shake_hands_at_a_time() {
+        let admission = Admission::new(ADMITTED_MAX);
+        let (now, most, admitted) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0));
+        let comes = |number: u32| {
+            let visitor = admission.arrive(IpAddr::from([192, 0, 2, u8::try_from(number % 4).expect("few")]));
+            let (now, most, admitted) = (&now, &most, &admitted);
+            async move {
+                let visitor = visitor.expect("nobody is turned away");
+                let _turn = visitor.turn().await;
+                most.fetch_max(now.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
+                // As long as all others have been looked at.
+                tokio::task::yield_now().await;
+                now.fetch_sub(1, Ordering::Relaxed);
+                admitted.fetch_add(1, Ordering::Relaxed);
+            }
+        };
+        // By one task, which would else pause of its own accord.
+        unconstrained(join_all((0..2_000).map(comes))).await;
+        assert_eq!(most.into_inner(), ADMITTED_MAX.turns, "so many at a time, and no more");
+        assert_eq!(admitted.into_inner(), 2_000, "everybody has a turn");
+        assert!(admission.lock().is_empty());
+        // One address alone has half of them.
+        let crowd: Vec<Visitor> = (0..2_000).filter_map(|_| admission.arrive(address("192.0.2.9"))).collect();
+        let turns: Vec<Turn> =
+            crowd.iter().filter_map(|visitor| unconstrained(visitor.turn()).now_or_never()).collect();
+        assert_eq!((crowd.len(), turns.len()), (2_000, ADMITTED_MAX.turns_of_one));
     }
 
     #[test]

@@ -2,12 +2,14 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use drover_shared::instance::Watched;
 use drover_shared::message::ToAgent;
 use drover_shared::order::Order;
 use drover_shared::secret::Secrets;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::asking::Questions;
@@ -16,6 +18,12 @@ use crate::locks::rules::Object;
 
 /// Absences that are remembered, so that each is mentioned once; beyond that they are mentioned again.
 const ABSENCES_MAX: usize = 100_000;
+
+/// How long nothing is sent to an agent that has no room, unless something ends there before.
+const NO_ROOM: Duration = Duration::from_secs(10);
+
+/// Sessions that open at a time: when all agents come back at once, people still get their turn at the database.
+const OPENING_MAX: usize = 8;
 
 /// Places in the queue of messages that are left to those who may wait.
 const ROOM_MIN: usize = 64;
@@ -46,6 +54,10 @@ pub struct Session {
     control: mpsc::Sender<Box<ToAgent>>,
     /// What the agent was told to watch.
     pub(crate) watched: Mutex<Option<Vec<Watched>>>,
+    /// Orders on their way, by execution and attempt: sent in this session and not answered. Bounded by what a host is sent.
+    under_way: Mutex<HashSet<(String, i64)>>,
+    /// Until when nothing is sent, because the agent said that it has no room.
+    full_until: Mutex<Option<Instant>>,
     /// What the agent was told to end, by execution and attempt.
     cancelled: Mutex<HashMap<(String, i64), ToAgent>>,
     /// What the host still works at although it was given up as lost, by execution. Bounded by what an agent holds.
@@ -72,6 +84,8 @@ impl Session {
             questions: Questions::default(),
             control,
             watched: Mutex::default(),
+            under_way: Mutex::default(),
+            full_until: Mutex::default(),
             cancelled: Mutex::default(),
             at_work: Mutex::default(),
         }
@@ -100,6 +114,7 @@ impl Session {
     /// Queues an order, as [`send`](Self::send) does; behind it the cancel that was told already, if there was one: an
     /// execution counts as sent a moment before its order is, and the agent drops a cancel of what it does not know.
     pub(crate) async fn send_order(&self, id: &str, attempt: i64, order: Order, secrets: Secrets) -> bool {
+        lock(&self.under_way).insert((id.to_owned(), attempt));
         if !self.send(ToAgent::Run { order, secrets }).await {
             return false;
         }
@@ -109,6 +124,32 @@ impl Session {
             Some(cancel) => self.send(cancel).await,
             None => true,
         }
+    }
+
+    /// Whether an order is on its way, or waits at the agent. It is not sent again meanwhile: a second one could be accepted
+    /// after the first was refused.
+    pub(crate) fn is_under_way(&self, id: &str, attempt: i64) -> bool {
+        lock(&self.under_way).contains(&(id.to_owned(), attempt))
+    }
+
+    /// The agent has no room for more: nothing is sent for a while, or until something ends there.
+    pub(crate) fn has_no_room(&self) {
+        *lock(&self.full_until) = Some(Instant::now() + NO_ROOM);
+    }
+
+    /// Something has ended there, and may have made room.
+    pub(super) fn has_room_again(&self) {
+        *lock(&self.full_until) = None;
+    }
+
+    /// Whether the agent has said lately that it has no room.
+    pub(crate) fn is_out_of_room(&self) -> bool {
+        lock(&self.full_until).is_some_and(|until| Instant::now() < until)
+    }
+
+    /// The agent has answered an order.
+    pub(super) fn answered(&self, id: &str, attempt: u32) {
+        lock(&self.under_way).remove(&(id.to_owned(), attempt.into()));
     }
 
     /// Tells the agent to end an attempt of an execution, once in a session: what it was told it does.
@@ -155,10 +196,16 @@ impl Session {
 }
 
 /// Every open session of this server.
-#[derive(Default)]
 pub struct Hub {
     sessions: Mutex<BTreeMap<i64, Arc<Session>>>,
     absences: Mutex<HashSet<(i64, i64)>>,
+    opening: Semaphore,
+}
+
+impl Default for Hub {
+    fn default() -> Self {
+        Self { sessions: Mutex::default(), absences: Mutex::default(), opening: Semaphore::new(OPENING_MAX) }
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -170,6 +217,12 @@ impl Hub {
     #[must_use]
     pub fn find(&self, host_id: i64) -> Option<Arc<Session>> {
         lock(&self.sessions).get(&host_id).filter(|session| !session.closed.is_cancelled()).cloned()
+    }
+
+    /// A turn at the database for a session that opens; it ends with the value. Nobody waits for the network meanwhile.
+    pub(super) async fn opening(&self) -> Option<SemaphorePermit<'_>> {
+        // Nobody closes it, so that there always is one.
+        self.opening.acquire().await.ok()
     }
 
     /// Hosts that have a session.

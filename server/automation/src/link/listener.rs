@@ -28,7 +28,7 @@ type Socket = Box<WebSocketStream<TlsStream<TcpStream>>>;
 const PATH: &str = "/agent/v1/link";
 /// Connections that shake hands at a time, of all addresses and of one; and connections of one address that are no
 /// agents yet.
-const ADMITTED_MAX: Bounds = Bounds { turns: 256, turns_of_one: 128, visitors_of_one: 8_192 };
+pub(super) const ADMITTED_MAX: Bounds = Bounds { turns: 256, turns_of_one: 128, visitors_of_one: 8_192 };
 /// Connections at most.
 const CONNECTIONS_MAX: usize = 20_000;
 /// Bytes that may wait to be written to one agent.

@@ -5,6 +5,8 @@
 use std::time::Duration;
 
 use drover_kernel::{Audit, Kernel, Result};
+use drover_shared::limits::HEARTBEAT_DEADLINE_MS;
+use tokio::time::Instant;
 
 use super::hub::Session;
 use super::store;
@@ -12,6 +14,11 @@ use crate::engine::Engine;
 
 /// Pause before it is noted again that an agent has gone.
 const GONE_AGAIN: Duration = Duration::from_secs(2);
+
+/// When a peer that was last heard at this moment counts as gone.
+pub(super) fn gone_at(heard: Instant) -> Instant {
+    heard + Duration::from_millis(HEARTBEAT_DEADLINE_MS)
+}
 
 /// Notes that an agent was heard, or is no longer there.
 pub(super) async fn note_seen(kernel: &Kernel, session: &Session, connected: bool, skew_ms: Option<i64>) -> Result<()> {
@@ -32,5 +39,23 @@ pub(super) async fn note_gone(kernel: &Kernel, session: &Session) {
         if kernel.part::<Engine>().hub.find(session.host_id).is_some() {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use drover_shared::limits::HEARTBEAT_MS;
+
+    use super::*;
+
+    #[test]
+    fn a_silent_peer_counts_as_gone_when_the_documents_say() {
+        let said = include_str!("../../../../docs/deploying.md");
+        let heard = Instant::now();
+        let silence = gone_at(heard).duration_since(heard).as_secs();
+        assert!(said.contains(&format!("nothing came for {silence} s counts as gone")));
+        assert!(said.contains(&format!("a sign of life every {} s", HEARTBEAT_MS / 1000)));
+        // What was said last may have been said just before, or was due.
+        assert!(said.contains(&format!("{} to {silence} s after it fell silent", silence - HEARTBEAT_MS / 1000)));
     }
 }

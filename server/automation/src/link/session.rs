@@ -11,7 +11,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
-use drover_kernel::{Audit, Kernel, Result};
+use drover_kernel::{Audit, Error, Kernel, Result};
 use drover_shared::frame::{FrameError, Header, Kind};
 use drover_shared::limits::{
     HEARTBEAT_DEADLINE_MS, HEARTBEAT_MS, HOLDINGS_MAX, OUTPUT_WINDOW_BYTES, PROTOCOL_VERSIONS,
@@ -24,6 +24,7 @@ use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{Sink, SinkExt as _, Stream, StreamExt as _};
 use ring::signature::{ED25519, UnparsedPublicKey};
 use tokio::sync::{OwnedMutexGuard, mpsc, watch};
+use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::{self, Message};
 
 use super::acknowledging::{Output, Waiting, acknowledge};
@@ -31,7 +32,7 @@ use super::asking::Answer;
 use super::enrol::{EnrolRefused, enrol};
 use super::hub::Session;
 use super::keys::random_secret;
-use super::presence::{note_gone, note_seen};
+use super::presence::{gone_at, note_gone, note_seen};
 use super::{store, transfer};
 use crate::engine::{self, Engine, News};
 use crate::executions::store::{self as execution_store, Known};
@@ -161,7 +162,11 @@ async fn open(kernel: &Kernel, socket: &mut impl Wire) -> Result<Option<Opened>,
         message = hear(socket).await?;
     }
     let ToServer::Hello(hello) = message else { return Err(Ended("did not say hello".to_owned())) };
-    let agent = store::find(&mut kernel.work().read().await?, &hello.agent_id).await?;
+    let engine = kernel.part::<Engine>();
+    let agent = {
+        let _turn = engine.hub.opening().await;
+        store::find(&mut kernel.work().read().await?, &hello.agent_id).await?
+    };
     let Some(agent) = agent else {
         return refuse(socket, "this agent is not enrolled here, or its host was removed".to_owned(), false).await;
     };
@@ -177,14 +182,16 @@ async fn open(kernel: &Kernel, socket: &mut impl Wire) -> Result<Option<Opened>,
     if hello.holdings.len() > HOLDINGS_MAX {
         return refuse(socket, format!("the agent holds more than {HOLDINGS_MAX} executions"), true).await;
     }
+    let opening = engine.hub.opening().await;
     let mut tx = kernel.work().begin(agent.organisation_id).await?;
     let host_name = store::host_name(&mut tx, agent.host_id).await?;
     let epoch = store::open_session(&mut tx, &hello).await?;
     tx.finish(Audit::none("an agent connects")).await?;
+    drop(opening);
     let (sender, control) = mpsc::channel(CONTROL_QUEUE);
     let session = Arc::new(Session::new(&agent, host_name, epoch, features(&hello), sender));
     let turn = session.sending.clone().lock_owned().await;
-    if !kernel.part::<Engine>().hub.register(&session) {
+    if !engine.hub.register(&session) {
         return refuse(socket, "a newer session of this agent is open".to_owned(), true).await;
     }
     Ok(Some((session, hello, control, turn)))
@@ -322,7 +329,10 @@ impl Reader {
     /// Executions that were sent to this host and that its agent does not hold: an order that never arrived is sent
     /// again, one that was accepted is lost.
     async fn account_for_missing(&self, hello: &Hello) -> Result<(), Ended> {
+        let engine = self.kernel.part::<Engine>();
+        let opening = engine.hub.opening().await;
         let out = execution_store::out_on_host(&mut self.kernel.work().read().await?, self.session.host_id).await?;
+        drop(opening);
         let held: HashMap<&str, &Holding> = hello.holdings.iter().map(|one| (one.execution_id.as_str(), one)).collect();
         for execution in out {
             self.check_present()?;
@@ -366,18 +376,21 @@ impl Reader {
 
     async fn read(&mut self, mut stream: SplitStream<impl Wire>) -> Result<(), Ended> {
         let stop = self.kernel.stopping();
-        let silence = Duration::from_millis(HEARTBEAT_DEADLINE_MS);
-        let mut seen = tokio::time::Instant::now();
+        let mut heard = Instant::now();
+        let mut seen = heard;
         loop {
             let session = self.session.clone();
             let message = tokio::select! {
                 biased;
                 () = session.closed.cancelled() => return Err(Ended("the session was closed".to_owned())),
                 () = stop.cancelled() => return Err(Ended("the server stops".to_owned())),
-                message = tokio::time::timeout(silence, stream.next()) => message,
+                message = tokio::time::timeout_at(gone_at(heard), stream.next()) => message,
             };
+            if message.is_ok() {
+                heard = Instant::now();
+            }
             match message {
-                Err(_) => return Err(Ended(format!("nothing was heard for {} s", silence.as_secs()))),
+                Err(_) => return Err(Ended(format!("nothing was heard for {} s", heard.elapsed().as_secs()))),
                 Ok(None | Some(Ok(Message::Close(_)))) => return Ok(()),
                 Ok(Some(Ok(Message::Text(text)))) => Box::pin(self.control(serde_json::from_str(&text)?)).await?,
                 Ok(Some(Ok(Message::Binary(frame)))) => Box::pin(self.frame(frame)).await?,
@@ -385,7 +398,7 @@ impl Reader {
                 Ok(Some(Err(error))) => return Err(error.into()),
             }
             if seen.elapsed() > SEEN {
-                seen = tokio::time::Instant::now();
+                seen = Instant::now();
                 if let Err(error) = Box::pin(note_seen(&self.kernel, &self.session, true, None)).await {
                     // It is heard all the same: no reason to break off what it does.
                     tracing::warn!(host = self.session.host_name, %error, "a sign of life cannot be noted");
@@ -397,6 +410,7 @@ impl Reader {
     async fn control(&mut self, message: ToServer) -> Result<(), Ended> {
         match message {
             ToServer::Accepted { execution_id, attempt, channel } => {
+                self.session.answered(&execution_id, attempt);
                 let mut read = self.kernel.work().read().await?;
                 let known = execution_store::find(&mut read, self.session.host_id, &execution_id).await?;
                 drop(read);
@@ -408,8 +422,8 @@ impl Reader {
                     None => drop(self.session.send(ToAgent::Archived { execution_id, attempt }).await),
                 }
             }
-            ToServer::Rejected { execution_id, attempt, reason } => {
-                engine::rejected(&self.kernel, &self.session, &execution_id, attempt.into(), &reason).await?;
+            ToServer::Rejected { execution_id, attempt, reason, no_room } => {
+                self.refused(&execution_id, attempt, &reason, no_room).await?;
             }
             ToServer::Finished(news) => {
                 if let Some(output) = self.output_of(&news).await? {
@@ -441,6 +455,24 @@ impl Reader {
             ToServer::Unknown => {}
         }
         Ok(())
+    }
+
+    /// The agent does not take an order. What cannot be noted at the time comes again with the order.
+    async fn refused(&self, id: &str, attempt: u32, reason: &str, no_room: bool) -> Result<(), Ended> {
+        let (kernel, session) = (&self.kernel, &self.session);
+        session.answered(id, attempt);
+        let noted = if no_room {
+            engine::put_back(kernel, session, id, attempt.into(), reason).await
+        } else {
+            engine::rejected(kernel, session, id, attempt.into(), reason).await
+        };
+        match noted {
+            Err(Error::Unavailable(why)) => {
+                tracing::warn!(host = session.host_name, why, "that an order is refused cannot be noted at the time");
+                Ok(())
+            }
+            noted => Ok(noted?),
+        }
     }
 
     /// The channel and log of an execution that is over, if this server still wants to hear of it. Nothing at all when its
