@@ -73,8 +73,8 @@ pub(crate) enum Command {
     Promote(Action),
     /// Stop a rollout: nothing more starts; what was changed goes back if it was made so
     Refuse(Action),
-    /// End a sub-task with everything that it runs
-    Cancel(Action),
+    /// End a sub-task with everything that it runs, or what it does on some hosts
+    Cancel(Cancel),
     /// Take hosts out of a sub-task before their turn
     Skip(Skip),
     /// Say what became of hosts of which nobody knows how a sub-task ended there
@@ -198,6 +198,19 @@ pub(crate) struct Action {
     /// Why; shown in the output and the audit
     #[arg(long, value_name = "TEXT", default_value = "")]
     pub(crate) reason: String,
+}
+
+/// Options of `cancel`.
+#[derive(Debug, Args)]
+pub(crate) struct Cancel {
+    #[command(flatten)]
+    pub(crate) action: Action,
+    /// End it on these hosts alone, separated by commas; the others go on
+    #[arg(long, value_name = "HOST", value_delimiter = ',')]
+    pub(crate) hosts: Vec<String>,
+    /// End this execution alone, such as a hook that runs once; `drover task show --json` names them
+    #[arg(long, value_name = "ID")]
+    pub(crate) execution: Option<String>,
 }
 
 /// Options of `skip`.
@@ -508,6 +521,9 @@ mod tests {
             "drover plan 7 --hosts a --batch 1",
             "drover promote 12/34 --reason good",
             "drover skip 12 --hosts a,b",
+            "drover cancel 12/34 --reason wrong",
+            "drover cancel /34 --hosts a,b",
+            "drover cancel 12 --execution 0190a5a0-0000-7000-8000-000000000001",
             "drover retry 12/34 --hosts a --from-the-beginning --no-follow",
             "drover retry 12/34 --queue",
             "drover deploy shop --version v1 --queue --priority -5 --wait 3",

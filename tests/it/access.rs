@@ -86,6 +86,7 @@ async fn objects(server: &TestServer) -> Objects {
         ("sub-revert-tasks", "79".to_owned()),
         ("channel", "channel-of-78".to_owned()),
         ("tasks", "78".to_owned()),
+        ("{execution_id}", "0190a5a0-0000-7000-8000-000000000001".to_owned()),
     ];
     Objects { ids: ids.into(), application_id, host_id }
 }

@@ -38,7 +38,7 @@ pub(crate) fn run(Arguments { global, command }: Arguments) -> Result<()> {
         Command::Proceed(action) => sub_task::act(&server(&global)?, &action, "proceed", global.json),
         Command::Promote(action) => sub_task::act(&server(&global)?, &action, "promote", global.json),
         Command::Refuse(action) => sub_task::act(&server(&global)?, &action, "refuse", global.json),
-        Command::Cancel(action) => sub_task::act(&server(&global)?, &action, "cancel", global.json),
+        Command::Cancel(cancel) => sub_task::cancel(&server(&global)?, &cancel, global.json),
         Command::Skip(skip) => sub_task::skip(&server(&global)?, &skip, global.json),
         Command::Answer(answer) => sub_task::answer(&server(&global)?, &answer, global.json),
         Command::Retry(retry) => sub_task::retry(&server(&global)?, &retry, global.json),

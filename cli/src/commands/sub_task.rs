@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::rollout::TASKS;
 use crate::api::Server;
-use crate::arguments::{Action, Answer, LogTarget, Prioritise, Retry, Skip};
+use crate::arguments::{Action, Answer, Cancel, LogTarget, Prioritise, Retry, Skip};
 use crate::failure::{Failure, Result};
 use crate::follow::{self, SubTask};
 use crate::output;
@@ -38,7 +38,7 @@ fn address(sub_task: &SubTask, action: &str) -> String {
     format!("{}actions/{action}/", sub_task.address())
 }
 
-/// Pauses, resumes, promotes, refuses or cancels.
+/// Pauses, resumes, promotes or refuses, or cancels as a whole.
 pub(super) fn act(server: &Server, action: &Action, name: &str, json: bool) -> Result<()> {
     let found = find(server, &action.target)?;
     let sub_task = SubTask::from_detail(&found)?;
@@ -53,16 +53,36 @@ fn done(sub_task: &SubTask, name: &str, json: bool) -> Result<()> {
     output::line(&format!("{}: {name}", sub_task.name()))
 }
 
+/// What the sub-task says of these hosts.
+fn on_hosts<'a>(found: &'a Value, hosts: &[String]) -> Result<Vec<&'a Value>> {
+    let all = found["instances"].as_array().map_or(&[][..], Vec::as_slice);
+    let of_host = |host: &String| {
+        let known = || all.iter().take(20).map(|one| output::cell(one, "hostname")).collect::<Vec<_>>().join(", ");
+        let instance = all.iter().find(|instance| instance["hostname"] == host.trim());
+        instance.ok_or_else(|| Failure::usage(format!("the sub-task is not for {host}; it is for {}", known())))
+    };
+    hosts.iter().map(of_host).collect()
+}
+
 /// The instances on these hosts.
 fn instances(found: &Value, hosts: &[String]) -> Result<Vec<Value>> {
-    let all = found["instances"].as_array().cloned().unwrap_or_default();
-    let instance = |host: &String| {
-        let of_host = all.iter().find(|instance| instance["hostname"] == host.trim());
-        let known = || all.iter().take(20).map(|one| output::cell(one, "hostname")).collect::<Vec<_>>().join(", ");
-        let id = of_host.map(|instance| json!({ "id": instance["id"] }));
-        id.ok_or_else(|| Failure::usage(format!("the sub-task is not for {host}; it is for {}", known())))
-    };
-    hosts.iter().map(instance).collect()
+    Ok(on_hosts(found, hosts)?.into_iter().map(|instance| json!({ "id": instance["id"] })).collect())
+}
+
+/// Ends a sub-task, or what it does on some hosts.
+pub(super) fn cancel(server: &Server, cancel: &Cancel, json: bool) -> Result<()> {
+    if cancel.hosts.is_empty() && cancel.execution.is_none() {
+        return act(server, &cancel.action, "cancel", json);
+    }
+    let found = find(server, &cancel.action.target)?;
+    let sub_task = SubTask::from_detail(&found)?;
+    let of_hosts = on_hosts(&found, &cancel.hosts)?;
+    let executions = of_hosts.iter().filter_map(|instance| instance["execution_id"].as_str());
+    for id in executions.chain(cancel.execution.as_deref()) {
+        let path = format!("{}executions/{id}/actions/cancel/", sub_task.address());
+        server.post(&path, &json!({ "reason": cancel.action.reason }))?;
+    }
+    done(&sub_task, "cancel", json)
 }
 
 /// Takes hosts out before their turn.

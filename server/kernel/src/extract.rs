@@ -34,6 +34,14 @@ impl PathValues for (i64, i64) {
     }
 }
 
+/// What the last parameter belongs to, and that one as a text.
+impl<T: PathValues> PathValues for (T, String) {
+    fn read(values: &[String]) -> Option<Self> {
+        let (last, before) = values.split_last()?;
+        Some((T::read(before)?, last.clone()))
+    }
+}
+
 impl PathValues for String {
     fn read(values: &[String]) -> Option<Self> {
         values.first().cloned()

@@ -349,7 +349,7 @@ pub fn openapi(routes: &Routes, version: &str) -> serde_json::Value {
             .split('/')
             .filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'))
             .map(|name| {
-                let kind = if name == "channel" { "string" } else { "integer" };
+                let kind = if matches!(name, "channel" | "execution_id") { "string" } else { "integer" };
                 json!({"name": name, "in": "path", "required": true, "schema": {"type": kind}})
             })
             .collect();

@@ -127,6 +127,40 @@ async fn a_timeout_ends_the_whole_tree() {
 }
 
 #[tokio::test]
+async fn what_one_host_does_is_cancelled_and_the_other_goes_on() {
+    let shop = Shop::with_versions(&HOSTS).await;
+    let folder = shop.folder().display().to_string();
+    let script = format!(
+        "if [ \"$DROVER_HOST\" = web-2 ]; then while [ ! -e '{folder}/go' ]; do sleep 0.02; done; exit 0; fi\n\
+         setsid bash -c 'echo $$ > \"{folder}/far.new\"; mv \"{folder}/far.new\" \"{folder}/far\"; sleep 1000' &\n\
+         wait\n"
+    );
+    shop.hook("pre_exec", "bash", &script).await;
+    let sub_task = shop.deploy("v1").await;
+    wait_until("the hook", async || shop.folder().join("far").exists()).await;
+    let pid: i32 = fs::read_to_string(shop.folder().join("far")).expect("a process").trim().parse().expect("its number");
+    assert!(is_alive(pid));
+
+    let token = shop.api().token().to_owned();
+    let cancel = ["--token", &token, "cancel", "1", "--hosts", "web-1", "--reason", "wrong host"];
+    assert_eq!(shop.says(0, &cancel).await, "1/1: cancel\n");
+    wait_until("its end", async || {
+        on_host(&shop.api().get(&sub_task.path).await.expect(200), "web-1")["status"] == "cancelled"
+    })
+    .await;
+    assert!(!is_alive(pid), "{pid} lives on");
+    shop.says(2, &cancel).await;
+    fs::write(shop.folder().join("go"), "").expect("a file");
+    let detail = shop.end_of(&sub_task).await;
+    assert_eq!(detail["status"], "finished", "{detail:#}");
+    let (ended, other) = (on_host(&detail, "web-1"), on_host(&detail, "web-2"));
+    assert_eq!((&ended["error"], &other["status"]), (&json!("cancelled by admin: wrong host"), &json!("succeeded")));
+    assert!(ended["processes"]["ended"].as_u64().is_some_and(|count| count >= 3), "{ended}");
+    assert_eq!(shop.current("web-1", "index.html"), None);
+    assert_eq!(shop.current("web-2", "index.html").as_deref(), Some("one\n"));
+}
+
+#[tokio::test]
 async fn a_running_user_that_does_not_exist_is_named() {
     let shop = Shop::with_versions(&["web-1"]).await;
     shop.hook("post_exec", "bash", "echo never").await;

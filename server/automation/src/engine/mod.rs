@@ -329,9 +329,7 @@ pub(crate) async fn advance(kernel: &Kernel, task_id: i64) -> Result<()> {
         }
         let executions = task_store::executions(&mut read, task.id).await?;
         drop(read);
-        if task.cancelled {
-            rollout::pass_on_cancel(&engine, &task, &executions).await;
-        }
+        rollout::pass_on_cancel(&engine, &task, &executions).await;
         if rules::next(&facts(&task, &executions)) != Next::Stay {
             move_on(kernel, &work, &task).await?;
         } else if !rollout::turn(kernel, &work, &task, &executions).await? {

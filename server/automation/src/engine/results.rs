@@ -92,6 +92,7 @@ pub(crate) async fn withdraw(kernel: &Kernel, session: &Session, id: &str, attem
     if !store::advance(&mut tx, &known, Event::Cancelled, Some(reason)).await? {
         return Ok(());
     }
+    store::take_out_cancelled(&mut tx, id).await?;
     let previous = store::previous_status(&mut tx, id).await?;
     restore_instance(&mut tx, known.instance_id, previous.as_deref()).await?;
     ended(tx, &known, false).await
@@ -132,6 +133,9 @@ pub(super) async fn finished(tx: &mut Tx, known: &Known, news: &Finished) -> Res
     }
     if !store::finish(tx, known, event, news).await? {
         return Ok(());
+    }
+    if event == Event::Cancelled {
+        store::take_out_cancelled(tx, &known.id).await?;
     }
     let late = known.state == State::Lost;
     if late {

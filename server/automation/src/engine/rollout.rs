@@ -137,10 +137,11 @@ pub(crate) async fn stop(tx: &mut Tx, task: &Task, reason: &str, cancelled: bool
     task_store::stop(tx, task.id, reason, cancelled).await
 }
 
-/// Tells the agents that are connected to end what they do for a cancelled task.
+/// Tells the agents that are connected to end what was cancelled, by itself or with its task.
 pub(super) async fn pass_on_cancel(engine: &Engine, task: &Task, executions: &[Execution]) {
-    let reason = task.stop_reason.as_deref().unwrap_or("cancelled");
+    let of_task = task.cancelled.then(|| task.stop_reason.as_deref().unwrap_or("cancelled"));
     for execution in executions.iter().filter(|one| matches!(one.state, State::Dispatched | State::Running)) {
+        let Some(reason) = execution.cancel_reason.as_deref().or(of_task) else { continue };
         if let Some(session) = engine.hub.find(execution.host_id).filter(|session| session.has_room()) {
             session.cancel(&known(task, execution), reason, false).await;
         }

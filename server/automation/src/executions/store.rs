@@ -35,7 +35,7 @@ row! {
         pub plan_digest: Digest,
         pub deadline_at: Time,
         pub created_at: Time,
-        /// Why its task wants nothing more started, if it does not.
+        /// Why nothing of it is to be started any more, if a person or its task says so.
         pub withdrawn: Option<String>,
     }
 }
@@ -77,7 +77,7 @@ pub(crate) async fn queued_for_hosts(read: &mut Read, hosts: &[i64], limit: i64)
     let sql = sql!(
         "SELECT e.id, e.organisation_id, e.task_id, e.ordinal, e.attempt, e.state, e.instance_id, e.host_id, e.host_name, \
          e.role, e.entry, e.entry_digest, t.plan_digest, t.deadline_at, t.created_at, t.application_id, \
-         CASE WHEN t.cancelled OR e.role <> 'global_post' THEN t.stop_reason END AS withdrawn FROM executions e \
+         COALESCE(e.cancel_reason, CASE WHEN t.cancelled OR e.role <> 'global_post' THEN t.stop_reason END) AS withdrawn FROM executions e \
          JOIN tasks t ON t.id = e.task_id WHERE e.host_id IN ($1) \
          AND e.state IN ('queued', 'dispatched', 'running') AND e.state = 'queued' AND t.plan_digest IS NOT NULL \
          AND e.batch <= t.batch_admitted AND t.held_by IS NULL AND t.phase = CASE e.role WHEN 'instance' THEN 'instances' ELSE e.role END ORDER BY e.id LIMIT $2"
@@ -117,7 +117,7 @@ pub(crate) async fn out_on_host(read: &mut Read, host_id: i64) -> Result<Vec<Sen
     let sql = sql!(
         "SELECT e.id, e.organisation_id, e.task_id, e.ordinal, e.attempt, e.state, e.instance_id, e.host_id, e.host_name, \
          e.role, e.entry, e.entry_digest, t.plan_digest, t.deadline_at, t.created_at, t.application_id, \
-         CASE WHEN t.cancelled OR e.role <> 'global_post' THEN t.stop_reason END AS withdrawn FROM executions e \
+         COALESCE(e.cancel_reason, CASE WHEN t.cancelled OR e.role <> 'global_post' THEN t.stop_reason END) AS withdrawn FROM executions e \
          JOIN tasks t ON t.id = e.task_id WHERE e.host_id = $1 AND e.state IN ('queued', 'dispatched', 'running') \
          AND e.state <> 'queued' ORDER BY e.id"
     );
@@ -129,7 +129,7 @@ pub(crate) async fn unanswered(read: &mut Read, before: Time, beyond: &str) -> R
     let sql = sql!(
         "SELECT e.id, e.organisation_id, e.task_id, e.ordinal, e.attempt, e.state, e.instance_id, e.host_id, e.host_name, \
          e.role, e.entry, e.entry_digest, t.plan_digest, t.deadline_at, t.created_at, t.application_id, \
-         CASE WHEN t.cancelled OR e.role <> 'global_post' THEN t.stop_reason END AS withdrawn FROM executions e \
+         COALESCE(e.cancel_reason, CASE WHEN t.cancelled OR e.role <> 'global_post' THEN t.stop_reason END) AS withdrawn FROM executions e \
          JOIN tasks t ON t.id = e.task_id WHERE e.state = 'dispatched' AND e.dispatched_at < $1 AND e.id > $2 \
          ORDER BY e.id LIMIT 200"
     );
@@ -269,6 +269,24 @@ pub(crate) async fn cancel_queued(tx: &mut Tx, task_id: i64, reason: &str, last_
          AND ($4 OR role <> 'global_post') RETURNING instance_id, previous_status"
     );
     Ok(tx.all(sql, args![task_id, reason, now, last_hook]).await?)
+}
+
+/// Notes why what was sent is to end; the first reason stays. False when it is over.
+pub(crate) async fn cancel(tx: &mut Tx, id: &str, reason: &str) -> Result<bool> {
+    let sql = sql!(
+        "UPDATE executions SET cancel_reason = COALESCE(cancel_reason, $2) \
+         WHERE id = $1 AND state IN ('dispatched', 'running')"
+    );
+    Ok(tx.run(sql, args![id, reason]).await? == 1)
+}
+
+/// Takes out what ended because a person cancelled it alone.
+pub(crate) async fn take_out_cancelled(tx: &mut Tx, id: &str) -> Result<()> {
+    let sql = sql!(
+        "UPDATE executions SET excluded = TRUE \
+         WHERE id = $1 AND state = 'cancelled' AND cancel_reason IS NOT NULL AND role = 'instance'"
+    );
+    Ok(tx.run(sql, args![id]).await.map(drop)?)
 }
 
 /// Whether nothing of a task waits or runs any more.

@@ -11,6 +11,7 @@ use serde::Deserialize;
 
 use super::Run;
 use super::answer::{AnswerNew, answer};
+use super::cancelling::cancel_one;
 use super::create::wanted_instances;
 use super::follow_up::{self, Retry};
 use super::required;
@@ -89,6 +90,14 @@ macro_rules! actions {
                 },
             )
             .post(
+                &format!("{}executions/{{execution_id}}/actions/cancel/", $base),
+                concat!($name, "-execution-cancel"),
+                "End one execution of a sub-task with all its processes; the others go on.",
+                |call: Call<$permission>, ids: Path<($ids, String)>, body: Body<Reason>| {
+                    cancel_one(call, ($which(ids.0.0), ids.0.1), body.0)
+                },
+            )
+            .post(
                 &at("skip"),
                 concat!($name, "-skip"),
                 "Take instances out of a sub-task before their turn.",
@@ -161,10 +170,17 @@ impl Which {
 /// Why something is done.
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct Reason {
+pub(super) struct Reason {
     /// Why; shown in the output and the audit.
     #[serde(default)]
     reason: Prose,
+}
+
+impl Reason {
+    /// To be put behind what somebody does.
+    pub(super) fn why(&self) -> String {
+        if self.reason.0.is_empty() { String::new() } else { format!(": {}", self.reason.0) }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -191,7 +207,7 @@ impl Act {
 }
 
 /// The sub-task under its lock, while it runs.
-async fn running(tx: &mut Tx, which: Which) -> Result<Task> {
+pub(super) async fn running(tx: &mut Tx, which: Which) -> Result<Task> {
     which.load(tx).await?;
     let task = store::lock(tx, which.id).await?.ok_or_else(|| Error::not_found("sub-task"))?;
     if task.outcome.is_some() {
@@ -204,7 +220,7 @@ async fn act<P: Permission>(call: Call<P>, which: Which, act: Act, body: Reason)
     let username = call.caller()?.username.clone();
     let mut tx = call.begin().await?;
     let task = running(&mut tx, which).await?;
-    let why = if body.reason.0.is_empty() { String::new() } else { format!(": {}", body.reason.0) };
+    let why = body.why();
     match act {
         Act::Pause if task.held_by.is_some() => return Err(Error::conflict("this task is held already")),
         Act::Pause => store::hold(&mut tx, &task, Some(&username)).await?,

@@ -247,7 +247,7 @@ pub(crate) struct TakenBack {
 /// # Errors
 /// When the database is not available, or an instance is taken in hand at this very moment.
 pub(crate) async fn auto_revert(tx: &mut Tx, task: &Task, executions: &[Execution]) -> Result<TakenBack> {
-    let started = |one: &&Execution| one.role == Role::Instance && one.dispatched_at.is_some() && !one.excluded;
+    let started = |one: &&Execution| one.role == Role::Instance && one.dispatched_at.is_some();
     let started: Vec<&Execution> = executions.iter().filter(started).collect();
     let mut parts = Vec::new();
     let mut left = Vec::new();

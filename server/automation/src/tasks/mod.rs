@@ -5,6 +5,7 @@
 
 pub(crate) mod answer;
 pub(crate) mod binding;
+mod cancelling;
 pub(crate) mod control;
 pub(crate) mod create;
 mod difference;

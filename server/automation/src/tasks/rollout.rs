@@ -246,7 +246,7 @@ pub struct Target {
     pub batch: i64,
     /// State of its execution.
     pub state: State,
-    /// Whether a person took it out before its turn.
+    /// Whether a person took it out, before its turn or by cancelling it alone.
     pub excluded: bool,
     /// When it ended.
     pub finished_at: Option<Time>,

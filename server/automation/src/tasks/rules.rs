@@ -87,7 +87,8 @@ impl Facts {
 
     fn outcome(&self) -> Outcome {
         let all = self.executions.iter().all(|(_, state)| *state == State::Succeeded);
-        if all { Outcome::Finished } else { Outcome::Failed }
+        // Where every instance was taken out nothing was done: who goes after this task must not take that for well done.
+        if all && self.has(Role::Instance) { Outcome::Finished } else { Outcome::Failed }
     }
 }
 
@@ -157,5 +158,7 @@ mod tests {
         check(instances, None, &[Succeeded, Succeeded], None, Next::End(Outcome::Finished));
         check(post, Some(Succeeded), &[Succeeded], Some(Succeeded), Next::End(Outcome::Finished));
         check(post, Some(Succeeded), &[Cancelled], Some(Succeeded), Next::End(Outcome::Failed));
+        check(instances, Some(Succeeded), &[], None, Next::End(Outcome::Failed));
+        check(post, None, &[], Some(Succeeded), Next::End(Outcome::Failed));
     }
 }

@@ -128,6 +128,8 @@ row! {
         pub state: ExecutionState,
         pub batch: i64,
         pub excluded: bool,
+        /// Why a person had it end by itself.
+        pub cancel_reason: Option<String>,
         pub dispatched_at: Option<Time>,
         pub finished_at: Option<Time>,
     }
@@ -185,6 +187,7 @@ row! {
         pub finished_at: Option<Time>,
         pub batch: i64,
         pub excluded: bool,
+        pub cancel_reason: Option<String>,
         pub answer: Option<Answer>,
         pub answered_by: Option<String>,
         pub answered_at: Option<Time>,
@@ -403,7 +406,7 @@ pub(crate) async fn of_deploy_task(read: &mut Read, deploy_task_id: i64) -> Resu
 pub(crate) async fn executions(read: &mut Read, task_id: i64) -> Result<Vec<Execution>> {
     let sql = sql!(
         "SELECT id, task_id, ordinal, role, instance_id, host_id, host_name, previous_status, attempt, state, batch, \
-         excluded, dispatched_at, finished_at FROM executions WHERE task_id = $1 ORDER BY ordinal"
+         excluded, cancel_reason, dispatched_at, finished_at FROM executions WHERE task_id = $1 ORDER BY ordinal"
     );
     Ok(read.all(sql, args![task_id]).await?)
 }
@@ -425,8 +428,8 @@ pub(crate) async fn speakers(read: &mut Read, task_id: i64) -> Result<Vec<Speake
 pub(crate) async fn execution_views(read: &mut Read, task_ids: Vec<i64>) -> Result<Vec<ExecutionView>> {
     let sql = sql!(
         "SELECT id, task_id, ordinal, role, instance_id, host_id, host_name, attempt, state, reason, steps, processes, \
-         output_truncated, started_at, finished_at, batch, excluded, answer, answered_by, answered_at, answer_reason, \
-         broken, host_said \
+         output_truncated, started_at, finished_at, batch, excluded, cancel_reason, answer, answered_by, answered_at, \
+         answer_reason, broken, host_said \
          FROM executions WHERE task_id IN ($1) ORDER BY task_id, ordinal"
     );
     Ok(read.all(sql, args![task_ids]).await?)
@@ -436,8 +439,8 @@ pub(crate) async fn execution_views(read: &mut Read, task_ids: Vec<i64>) -> Resu
 pub(crate) async fn execution_summaries(read: &mut Read, task_ids: Vec<i64>) -> Result<Vec<ExecutionView>> {
     let sql = sql!(
         "SELECT id, task_id, ordinal, role, instance_id, host_id, host_name, attempt, state, reason, NULL AS steps, \
-         NULL AS processes, output_truncated, started_at, finished_at, batch, excluded, answer, answered_by, answered_at, \
-         answer_reason, broken, host_said FROM executions WHERE task_id IN ($1) \
+         NULL AS processes, output_truncated, started_at, finished_at, batch, excluded, cancel_reason, answer, \
+         answered_by, answered_at, answer_reason, broken, host_said FROM executions WHERE task_id IN ($1) \
          ORDER BY task_id, ordinal"
     );
     Ok(read.all(sql, args![task_ids]).await?)
@@ -491,9 +494,10 @@ pub(crate) async fn stop(tx: &mut Tx, task_id: i64, reason: &str, cancelled: boo
     tx.run_one(sql, args![task_id, reason, cancelled]).await
 }
 
-/// Marks executions as taken out by a person.
+/// Marks executions as taken out by a person; hooks that run once never are.
 pub(crate) async fn exclude(tx: &mut Tx, execution_ids: Vec<String>) -> Result<()> {
-    Ok(tx.run(sql!("UPDATE executions SET excluded = TRUE WHERE id IN ($1)"), args![execution_ids]).await.map(drop)?)
+    let sql = sql!("UPDATE executions SET excluded = TRUE WHERE id IN ($1) AND role = 'instance'");
+    Ok(tx.run(sql, args![execution_ids]).await.map(drop)?)
 }
 
 pub(crate) async fn end(tx: &mut Tx, task: &Task, outcome: Outcome, reason: Option<&str>) -> Result<()> {

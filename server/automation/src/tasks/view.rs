@@ -130,8 +130,10 @@ struct InstanceOut {
     error: Option<String>,
     /// The batch in which its turn comes, from 1 on.
     batch: i64,
-    /// Whether a person took it out before its turn.
+    /// Whether a person took it out, before its turn or by cancelling it alone: then it is no failure of the version.
     excluded: bool,
+    /// Who cancelled it alone, and why; it is told to its host until it is over.
+    cancel_reason: Option<String>,
     /// What a person said of it, because nobody knows how it ended.
     answer: Option<AnswerOut>,
     /// Whether a person took its lock away.
@@ -167,6 +169,7 @@ pub(crate) fn shown<P: drover_kernel::call::Permission>(
         error: view.reason,
         batch: view.batch + 1,
         excluded: view.excluded,
+        cancel_reason: view.cancel_reason,
         broken: view.broken,
         host_said: view.host_said,
         execution_id: view.id,

@@ -39,7 +39,8 @@ migrations!(
     "0019_queue",
     "0020_scripts",
     "0021_schedules",
-    "0022_scheduled_scripts"
+    "0022_scheduled_scripts",
+    "0023_cancels"
 );
 
 /// Key of the advisory lock that lets one server migrate at a time.
