@@ -100,6 +100,9 @@ pub enum Step {
         content: String,
         /// Account to run as; the agent's own when none is named.
         running_user: Option<String>,
+        /// Milliseconds it may take by itself; without it, and on an agent that does not know it, what the execution has left.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        timeout_ms: Option<u64>,
     },
     /// Brings the artifact to the agent's cache, resumed where it broke off, verified by digest.
     Fetch {

@@ -99,6 +99,7 @@ fn entry() -> Entry {
                 language: Language::Bash,
                 content: "true\n".to_owned(),
                 running_user: None,
+                timeout_ms: None,
             },
             Step::Unpack { digest, release: "1.0-0123456789ab".to_owned() },
             Step::Switch { release: "1.0-0123456789ab".to_owned() },
@@ -123,6 +124,11 @@ fn golden_wire_orders() {
     let index = IndexOf { digest: Digest::of(b"index"), size_bytes: 7 };
     indexed.steps = vec![Step::Fetch { digest: Digest::of(b"artifact"), size_bytes: 100, index: Some(index) }];
     wire("run_with_index", &run(&indexed, Secrets::default()));
+    let mut limited = entry();
+    if let Some(Step::Script { timeout_ms, .. }) = limited.steps.get_mut(1) {
+        *timeout_ms = Some(30_000);
+    }
+    wire("run_with_timeout", &run(&limited, Secrets::default()));
     wire("run_with_secrets", &run(&newer, Secrets([("TOKEN".to_owned(), "s3cret".to_owned())].into())));
 }
 

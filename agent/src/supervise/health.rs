@@ -86,7 +86,8 @@ pub(crate) fn check(context: &mut Context, index: u16, step: &Step) -> StepEnd {
 /// A command under a time limit of its own, so that nothing else of the execution has to end with it.
 fn command(context: &mut Context, index: u16, content: &str, timeout_ms: u64, user: Option<&str>) -> StepEnd {
     let limit_s = Some(limit_s(timeout_ms));
-    let script = Script { index, name: "health", language: Language::Bash, content, running_user: user, limit_s };
+    let (name, language, running_user) = ("health", Language::Bash, user);
+    let script = Script { index, name, language, content, running_user, limit_s, timeout_ms: None };
     script::run(context, script)
 }
 

@@ -52,6 +52,8 @@ pub(crate) struct Script<'a> {
     pub(crate) running_user: Option<&'a str>,
     /// Seconds after which it is ended, with 124 or 137 as its status.
     pub(crate) limit_s: Option<u64>,
+    /// Milliseconds after which the whole execution is ended.
+    pub(crate) timeout_ms: Option<u64>,
 }
 
 /// Runs a script to its end, or until the execution has to stop.
@@ -60,10 +62,20 @@ pub(crate) fn run(context: &mut Context, script: Script<'_>) -> StepEnd {
         Ok(started) => started,
         Err(error) => return StepEnd::failed(error),
     };
+    if let Some(timeout_ms) = script.timeout_ms {
+        context.watch.limit(script.name, timeout_ms);
+    }
+    let end = attend(context, script, child, &mut pump);
+    context.watch.lift_limit();
+    end
+}
+
+/// Stays with a script until it ends.
+fn attend(context: &mut Context, script: Script<'_>, child: Pid, pump: &mut Pump) -> StepEnd {
     let exit = loop {
         let wait = context.watch.left_ms().min(POLL_MS_MAX);
         if let Err(error) = pump.turn(&mut context.log, &context.watch, wait) {
-            return log_failed(context, &mut pump, &error);
+            return log_failed(context, pump, &error);
         }
         if let Some(status) = context.watch.reap(child) {
             break status;
@@ -79,11 +91,11 @@ pub(crate) fn run(context: &mut Context, script: Script<'_>) -> StepEnd {
     while pump.open() && clock::monotonic_ms() < until {
         let wait = until.saturating_sub(clock::monotonic_ms()).min(POLL_MS_MAX);
         if let Err(error) = pump.turn(&mut context.log, &context.watch, wait) {
-            return log_failed(context, &mut pump, &error);
+            return log_failed(context, pump, &error);
         }
     }
     if let Err(error) = pump.finish(&mut context.log) {
-        return log_failed(context, &mut pump, &error);
+        return log_failed(context, pump, &error);
     }
     if pump.open() {
         context.verdict.left_running = true;

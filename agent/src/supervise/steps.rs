@@ -11,12 +11,10 @@ use crate::supervise::{Context, StepEnd};
 /// Carries out one step.
 pub(crate) fn carry_out(context: &mut Context, index: u16, step: &Step) -> StepEnd {
     let outcome = match step {
-        Step::Script { name, language, content, running_user } => {
-            let running_user = running_user.as_deref();
-            return script::run(
-                context,
-                Script { index, name, language: *language, content, running_user, limit_s: None },
-            );
+        Step::Script { name, language, content, running_user, timeout_ms } => {
+            let (language, running_user, timeout_ms) = (*language, running_user.as_deref(), *timeout_ms);
+            let script = Script { index, name, language, content, running_user, limit_s: None, timeout_ms };
+            return script::run(context, script);
         }
         Step::Health { .. } => return health::check(context, index, step),
         Step::Fetch { digest, .. } => {

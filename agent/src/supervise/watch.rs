@@ -61,6 +61,8 @@ pub(crate) struct Watch {
     folder: Folder,
     deadline_ms: u64,
     timeout_ms: u64,
+    /// What has a time of its own: its name, its end by the monotonic clock, and how much it had.
+    limited: Option<(String, u64, u64)>,
     stop: Option<Stop>,
 }
 
@@ -72,7 +74,7 @@ impl Watch {
     pub(crate) fn new(folder: &Folder, deadline_ms: u64, timeout_ms: u64) -> io::Result<Self> {
         let signals = SignalFd::with_flags(&signals(), SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
         let stop = note(folder);
-        Ok(Self { signals, folder: folder.clone(), deadline_ms, timeout_ms, stop })
+        Ok(Self { signals, folder: folder.clone(), deadline_ms, timeout_ms, limited: None, stop })
     }
 
     /// The descriptor that becomes readable with a signal.
@@ -87,10 +89,22 @@ impl Watch {
         self.stop.as_ref()
     }
 
+    /// Gives a step a time of its own, from now on.
+    pub(crate) fn limit(&mut self, name: &str, timeout_ms: u64) {
+        let ends_ms = clock::monotonic_ms().saturating_add(timeout_ms);
+        self.limited = Some((name.to_owned(), ends_ms, timeout_ms));
+    }
+
+    /// The step is over.
+    pub(crate) fn lift_limit(&mut self) {
+        self.limited = None;
+    }
+
     /// Milliseconds that are left.
     #[must_use]
     pub(crate) fn left_ms(&self) -> u64 {
-        self.deadline_ms.saturating_sub(clock::monotonic_ms())
+        let ends_ms = self.limited.as_ref().map_or(u64::MAX, |(_, ends_ms, _)| *ends_ms);
+        self.deadline_ms.min(ends_ms).saturating_sub(clock::monotonic_ms())
     }
 
     /// Whether the execution has to end; once it has, it stays so.
@@ -101,8 +115,12 @@ impl Watch {
             }
         }
         if self.stop.is_none() && self.left_ms() == 0 {
-            let seconds = self.timeout_ms.div_ceil(1000);
-            self.stop = Some(Stop::TimedOut(format!("the time allowed ({seconds} s) ran out")));
+            let (whose, timeout_ms) = match &self.limited {
+                Some((name, ends_ms, timeout_ms)) if *ends_ms < self.deadline_ms => (format!("of {name}"), *timeout_ms),
+                _ => ("allowed".to_owned(), self.timeout_ms),
+            };
+            let seconds = timeout_ms.div_ceil(1000);
+            self.stop = Some(Stop::TimedOut(format!("the time {whose} ({seconds} s) ran out")));
         }
         self.stop.clone()
     }

@@ -50,7 +50,7 @@ pub(crate) fn bash(name: &str, content: &str) -> Step {
 
 pub(crate) fn script(name: &str, language: Language, content: &str, running_user: Option<&str>) -> Step {
     let (name, content, running_user) = (name.to_owned(), content.to_owned(), running_user.map(str::to_owned));
-    Step::Script { name, language, content, running_user }
+    Step::Script { name, language, content, running_user, timeout_ms: None }
 }
 
 /// A new execution id.

@@ -6,7 +6,7 @@ use std::process::Command;
 use drover_agent::spool::{CancelNote, Folder, Standing};
 use drover_agent::supervise::processes::cgroups_usable;
 use drover_shared::message::Finished;
-use drover_shared::order::Entry;
+use drover_shared::order::{Entry, Step};
 use drover_shared::record::Stream;
 use drover_shared::words::{ExecutionState, StepState};
 
@@ -22,6 +22,36 @@ fn a_timeout_ends_the_whole_tree() {
     supervise(&folder);
     let finished = check_stubborn(&bench, &folder);
     assert_eq!(finished.processes.certain, cgroups_usable());
+}
+
+/// The step's own time runs out long before the execution's; an earlier one's does not count for it.
+#[test]
+fn a_step_that_takes_longer_than_it_may_ends_with_its_tree_and_nothing_follows() {
+    let bench = Bench::new();
+    let stubborn = stubborn(&bench).steps;
+    let mut steps = vec![bash("global_pre_exec", "sleep 0.1"), stubborn[0].clone(), stubborn[1].clone()];
+    for (step, limit) in steps.iter_mut().zip([50_000, 3_000]) {
+        let Step::Script { timeout_ms, .. } = step else { panic!("a script") };
+        *timeout_ms = Some(limit);
+    }
+    let (finished, folder) = bench.run(&entry(steps));
+    check_ended(&bench, &finished);
+    let reason = "the time of pre_exec (3 s) ran out";
+    assert_eq!((finished.state, finished.reason.as_deref()), (ExecutionState::TimedOut, Some(reason)));
+    assert_eq!(finished.steps[0].state, StepState::Succeeded);
+    assert_eq!(finished.steps[1].error, Some(format!("stopped: {reason}")));
+    assert_eq!(finished.steps[2].state, StepState::Skipped);
+    assert!(text(&folder, Stream::Notice).contains(&format!("pre_exec stopped: {reason}")));
+}
+
+#[test]
+fn a_step_within_its_time_is_let_go_on() {
+    let bench = Bench::new();
+    let mut steps = vec![bash("pre_exec", "true"), bash("post_exec", "sleep 1.2")];
+    let Step::Script { timeout_ms, .. } = &mut steps[0] else { panic!("a script") };
+    *timeout_ms = Some(1_000);
+    let (finished, _) = bench.run(&entry(steps));
+    assert_eq!((finished.state, finished.reason), (ExecutionState::Succeeded, None));
 }
 
 #[test]
@@ -59,6 +89,14 @@ fn check_stubborn(bench: &Bench, folder: &Folder) -> Finished {
     let finished = folder.status().unwrap().unwrap();
     assert_eq!(finished.state, ExecutionState::TimedOut);
     assert_eq!(finished.reason.as_deref(), Some("the time allowed (3 s) ran out"));
+    check_ended(bench, &finished);
+    assert_eq!(finished.steps[1].state, StepState::Skipped);
+    assert!(text(folder, Stream::Notice).contains("stopped: the time allowed (3 s) ran out"));
+    finished
+}
+
+/// All of the stubborn tree is gone.
+fn check_ended(bench: &Bench, finished: &Finished) {
     let pids = std::fs::read_to_string(bench.path("pids")).unwrap();
     assert_eq!(pids.lines().count(), 3);
     for pid in pids.lines() {
@@ -66,9 +104,6 @@ fn check_stubborn(bench: &Bench, folder: &Folder) -> Finished {
     }
     assert!(finished.processes.ended >= 4, "{:?}", finished.processes);
     assert!(finished.processes.survivors.is_empty());
-    assert_eq!(finished.steps[1].state, StepState::Skipped);
-    assert!(text(folder, Stream::Notice).contains("stopped: the time allowed (3 s) ran out"));
-    finished
 }
 
 #[test]

@@ -85,7 +85,7 @@ both_engines! {
         }]});
         let hooks = admin.patch(&path, body).await.expect(200)["lifecycle_hooks"].clone();
         assert_eq!(hooks["running_user"], "www-data");
-        assert_eq!(hooks["pre_exec"], json!({"running_user": "root", "script": {
+        assert_eq!(hooks["pre_exec"], json!({"running_user": "root", "timeout": null, "script": {
             "id": stop, "name": "stop", "language": "bash", "content": "echo stop\n", "template_engine": "jinja", "creator": "admin",
         }}));
         assert_eq!(hooks["global_post_exec"]["script"]["id"], start);
@@ -103,6 +103,14 @@ both_engines! {
         assert!(told[1].contains(&format!(r#"pre_exec: "stop ({stop}) as root" → "stop ({stop})""#)), "{told:?}");
 
         let loaded = store::load(&mut server.read().await, id).await.expect("a database").expect("settings");
+        // A time of its own is kept until somebody says otherwise, and told.
+        let hook = async |body: Value| admin.patch(&path, json!({"lifecycle_hooks": {"pre_exec": body}})).await;
+        assert_eq!(hook(json!({"timeout": "30"})).await.expect(200)["lifecycle_hooks"]["pre_exec"]["timeout"], 30);
+        assert_eq!(hook(json!({"running_user": "app"})).await.expect(200)["lifecycle_hooks"]["pre_exec"]["timeout"], 30);
+        assert_eq!(hook(json!({"timeout": 0})).await.expect(400)["field"], "lifecycle_hooks.pre_exec.timeout");
+        assert_eq!(hook(json!({"timeout": null})).await.expect(200)["lifecycle_hooks"]["pre_exec"]["timeout"], json!(null));
+        let told = details(&server).await;
+        assert!(told[2].contains(&format!("stop ({stop}) within 30 s")), "{told:?}");
         let names: Vec<HookName> = loaded.hooks.iter().map(|hook| hook.hook).collect();
         assert_eq!(names, [HookName::PreExec, HookName::PostExec]);
         assert_eq!(loaded.hooks[1].content, "echo start\n");

@@ -127,6 +127,22 @@ async fn a_timeout_ends_the_whole_tree() {
 }
 
 #[tokio::test]
+async fn a_hook_has_no_more_than_its_own_time() {
+    let shop = Shop::with_versions(&["web-1"]).await;
+    let folder = shop.folder().display().to_string();
+    shop.hook("pre_exec", "bash", &format!("echo $$ > '{folder}/pid'; sleep 1000 & wait")).await;
+    shop.set(json!({"lifecycle_hooks": {"pre_exec": {"timeout": 2}}})).await;
+    let sub_task = shop.deploy("v1").await;
+    let detail = check_failed(&shop, &sub_task).await;
+    let instance = on_host(&detail, "web-1");
+    assert_eq!((&instance["status"], &instance["error"]), (&json!("timed_out"), &json!("the time of pre_exec (2 s) ran out")));
+    assert_eq!(steps(instance)[1], step("pre_exec", "failed"));
+    assert_eq!(steps(instance)[2], step("unpack", "skipped"));
+    let pid = fs::read_to_string(shop.folder().join("pid")).expect("a process");
+    assert!(!is_alive(pid.trim().parse().expect("its number")));
+}
+
+#[tokio::test]
 async fn what_one_host_does_is_cancelled_and_the_other_goes_on() {
     let shop = Shop::with_versions(&HOSTS).await;
     let folder = shop.folder().display().to_string();

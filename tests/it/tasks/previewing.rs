@@ -93,6 +93,12 @@ both_engines! {
         let digest = settings(&digest, late, &["+timeout: 777 s"]).await;
         shop.set(json!({"lifecycle_hooks": {"running_user": "app"}})).await;
         let digest = settings(&digest, health(2), &["+pre_exec: bash, as app"]).await;
+        shop.set(json!({"lifecycle_hooks": {"pre_exec": {"timeout": 30}}})).await;
+        let digest = settings(&digest, health(2), &["+pre_exec: bash, as app, within 30000 ms"]).await;
+        let shown = look(&shop, deploy_task, health(2)).await;
+        let steps = shown["targets"][0]["steps"].as_array().expect("steps");
+        let of_hook = steps.iter().find(|step| step["name"] == "pre_exec").expect("the hook");
+        assert_eq!(of_hook["timeout"], 30);
         shop.set(json!({"deploy_path": "/srv/other"})).await;
         let digest = settings(&digest, health(2), &["-deploy path: /srv/shop", "+deploy path: /srv/other"]).await;
         shop.set(json!({"shared_paths": ["cache/"]})).await;
@@ -101,7 +107,7 @@ both_engines! {
         let digest = settings(&digest, health(2), &["-kept releases: 4", "+kept releases: 1"]).await;
         let path = format!("/applications/deploy-scripts/{script}/");
         shop.admin.patch(&path, json!({"language": "python"})).await.expect(200);
-        let digest = settings(&digest, health(2), &["+pre_exec: python, as app"]).await;
+        let digest = settings(&digest, health(2), &["+pre_exec: python, as app, within 30000 ms"]).await;
         let mut other = health(2);
         other["version"] = json!("1.1");
         settings(&digest, other, &["-version: 1.0", "+version: 1.1"]).await;

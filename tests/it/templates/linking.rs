@@ -33,7 +33,7 @@ both_engines! {
         asked["timeout"] = json!(600);
         asked["keep_backups"] = json!(9);
         asked["shared_paths"] = json!(["uploads/"]);
-        asked["lifecycle_hooks"] = json!({"running_user": "www-data", "pre_exec": {"script": stop, "running_user": "root"}, "post_exec": {"script": stop}});
+        asked["lifecycle_hooks"] = json!({"running_user": "www-data", "pre_exec": {"script": stop, "running_user": "root"}, "post_exec": {"script": stop, "timeout": 7}});
         let template = id(&admin.post(PATH, asked).await.expect(200));
         assert_eq!(admin.post(&link_path(shop), json!({"id": template})).await.expect(200), json!({"message": "success"}));
 
@@ -59,6 +59,7 @@ both_engines! {
         assert_eq!((&seen["repository"]["url"], &seen["repository"]["branch"]), (&json!("https://git.example.com/shop.git"), &json!("next")));
         assert_eq!((&seen["lifecycle_hooks"]["pre_exec"]["script"]["id"], &seen["lifecycle_hooks"]["pre_exec"]["running_user"]), (&json!(stop), &json!("root")));
         assert_eq!((&seen["lifecycle_hooks"]["post_exec"]["script"]["id"], &seen["lifecycle_hooks"]["post_exec"]["running_user"]), (&json!(stop), &json!("app")));
+        assert_eq!(seen["lifecycle_hooks"]["post_exec"]["timeout"], 7, "a part that is not named stays the template's");
         admin.patch(&format!("{PATH}{template}/"), json!({"repository": {"url": "/srv/other"}})).await.expect(200);
         assert_eq!(admin.get(&settings).await.expect(200)["repository"], seen["repository"]);
         let told = details(&server).await;

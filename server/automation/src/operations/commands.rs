@@ -73,7 +73,8 @@ fn entry(input: &Input, target: &Target) -> Result<Entry> {
         } else {
             stop(&rendered("stop_cmd", &input.application.stop_cmd)?, &process_file)
         };
-        entry.steps.push(Step::Script { name: (*part).to_owned(), language: Language::Bash, content, running_user });
+        let (name, language, timeout_ms) = ((*part).to_owned(), Language::Bash, None);
+        entry.steps.push(Step::Script { name, language, content, running_user, timeout_ms });
     }
     plan::name_secrets(input, target, &mut entry)?;
     plan::check_size(&entry)?;

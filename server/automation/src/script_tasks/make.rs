@@ -193,7 +193,8 @@ fn entry(input: &Input, host: &HostRow) -> Result<Entry> {
     let context = context(input, host, offered.clone());
     let content = render::render_within(&input.script.name, &input.script.content, &context, &input.work)
         .map_err(|error| Error::invalid("script", error.to_string()))?;
-    let running_user = input.running_user.clone();
+    let (running_user, timeout_ms) = (input.running_user.clone(), None);
+    let (name, language) = (STEP.to_owned(), input.script.language);
     let mut entry = Entry {
         action: Action::Script,
         task_id: 0,
@@ -203,7 +204,7 @@ fn entry(input: &Input, host: &HostRow) -> Result<Entry> {
         version: String::new(),
         deploy_path: None,
         run_user: running_user.clone(),
-        steps: vec![Step::Script { name: STEP.to_owned(), language: input.script.language, content, running_user }],
+        steps: vec![Step::Script { name, language, content, running_user, timeout_ms }],
         environment: parameters::environment(input.script.parameters(), &input.values),
         output_bytes_max: input.output_bytes_max,
         kill_grace_ms: KILL_GRACE_MS_DEFAULT,

@@ -102,6 +102,9 @@ struct HookBody {
     /// Account for this script; wins over the set's.
     #[serde(default)]
     running_user: Patch<Name>,
+    /// Seconds that this script may take by itself, 1 to 86400; null leaves it what the sub-task has left.
+    #[serde(default)]
+    timeout: Patch<Number>,
     /// Script to run, by id.
     script: Option<Reference>,
 }
@@ -248,8 +251,13 @@ impl HooksBody {
                     let script_id = script.or(present.map(|present| present.script_id)).ok_or_else(|| {
                         Error::invalid(format!("lifecycle_hooks.{name}.script"), "is missing; a null hook is none")
                     })?;
-                    let present = present.and_then(|present| present.running_user.clone());
-                    values.hooks.insert(name, Hook { script_id, running_user: account(body.running_user, present) });
+                    let running_user = present.and_then(|present| present.running_user.clone());
+                    let hook = Hook {
+                        script_id,
+                        running_user: account(body.running_user, running_user),
+                        timeout_s: body.timeout.map(|number| number.0).or(present.and_then(|present| present.timeout_s)),
+                    };
+                    values.hooks.insert(name, hook);
                 }
             }
         }

@@ -145,6 +145,8 @@ pub struct HooksOut {
 pub struct HookOut {
     /// Account for this script; wins over the set's.
     pub running_user: Option<String>,
+    /// Seconds that this script may take by itself; null when only the sub-task's time counts.
+    pub timeout: Option<i64>,
     /// Script to run.
     pub script: ScriptOut,
 }
@@ -162,7 +164,7 @@ impl From<HookRow> for HookOut {
             template_engine: row.template_engine,
             creator: row.creator,
         };
-        Self { running_user: row.running_user, script }
+        Self { running_user: row.running_user, timeout: row.timeout_s, script }
     }
 }
 
@@ -210,7 +212,8 @@ impl HooksOut {
         for name in HookName::ALL {
             told[name.as_str()] = self.hook(*name).map_or(serde_json::Value::Null, |hook| {
                 let account = hook.running_user.as_ref().map(|user| format!(" as {user}")).unwrap_or_default();
-                format!("{} ({}){account}", hook.script.name, hook.script.id).into()
+                let time = hook.timeout.map(|seconds| format!(" within {seconds} s")).unwrap_or_default();
+                format!("{} ({}){account}{time}", hook.script.name, hook.script.id).into()
             });
         }
     }

@@ -69,6 +69,8 @@ pub struct Hook {
     pub script_id: i64,
     /// Account for this script alone.
     pub running_user: Option<String>,
+    /// Seconds that it may take by itself.
+    pub timeout_s: Option<i64>,
 }
 
 /// What a template can say as well. What is left out was never set.
@@ -177,6 +179,10 @@ pub fn check(values: &Values) -> Result<()> {
     for (name, hook) in &values.hooks {
         if let Some(account) = &hook.running_user {
             check_account(&format!("lifecycle_hooks.{name}.running_user"), account)?;
+        }
+        if hook.timeout_s.is_some_and(|seconds| !(1..=TIMEOUT_S_MAX).contains(&seconds)) {
+            let reason = format!("must be a number from 1 to {TIMEOUT_S_MAX}");
+            return Err(Error::invalid(format!("lifecycle_hooks.{name}.timeout"), reason));
         }
     }
     Ok(())
@@ -291,9 +297,14 @@ mod tests {
         }
         let settings = with(|settings| settings.running_user = Some("a b".to_owned()));
         assert_eq!(refused(&settings), "lifecycle_hooks.running_user");
-        let hook = Hook { script_id: 1, running_user: Some("Root".to_owned()) };
+        let hook = Hook { script_id: 1, running_user: Some("Root".to_owned()), timeout_s: None };
         let settings = with(|settings| _ = settings.hooks.insert(HookName::PreExec, hook));
         assert_eq!(refused(&settings), "lifecycle_hooks.pre_exec.running_user");
+        for (seconds, expected) in [(1, ""), (86_400, ""), (0, "lifecycle_hooks.post_exec.timeout")] {
+            let hook = Hook { script_id: 1, running_user: None, timeout_s: Some(seconds) };
+            let settings = with(|settings| _ = settings.hooks.insert(HookName::PostExec, hook));
+            assert_eq!(refused(&settings), expected, "{seconds}");
+        }
     }
 
     #[test]
@@ -319,7 +330,7 @@ mod tests {
 
     #[test]
     fn what_is_set_wins_and_the_rest_comes_from_the_template() {
-        let hook = |script_id| Hook { script_id, running_user: None };
+        let hook = |script_id| Hook { script_id, running_user: None, timeout_s: None };
         let template = with(|values| {
             values.repository = Some(at("/srv/a", "main"));
             values.timeout_s = Some(600);

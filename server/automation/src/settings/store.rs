@@ -45,6 +45,8 @@ row! {
         pub hook: HookName,
         /// Account for this script alone.
         pub running_user: Option<String>,
+        /// Seconds that it may take by itself.
+        pub timeout_s: Option<i64>,
         /// Id of the script.
         pub script_id: i64,
         /// Name of the script.
@@ -92,8 +94,10 @@ impl<T> WithValues<T> {
             }),
             _ => None,
         };
-        let hook =
-            |hook: &HookRow| (hook.hook, Hook { script_id: hook.script_id, running_user: hook.running_user.clone() });
+        let hook = |hook: &HookRow| {
+            let (script_id, running_user, timeout_s) = (hook.script_id, hook.running_user.clone(), hook.timeout_s);
+            (hook.hook, Hook { script_id, running_user, timeout_s })
+        };
         let values = Values {
             repository,
             deploy_path: row.deploy_path,
@@ -181,7 +185,7 @@ pub async fn load(read: &mut Read, application_id: i64) -> Result<Option<Loaded>
     let row: Option<WithValues<SettingsRow>> = read.opt(settings, args![application_id]).await?;
     let Some(row) = row else { return Ok(None) };
     let hooks = sql!(
-        "SELECT k.hook, k.running_user, s.id AS script_id, s.name AS script_name, s.language, s.content, \
+        "SELECT k.hook, k.running_user, k.timeout_s, s.id AS script_id, s.name AS script_name, s.language, s.content, \
          s.template_engine, s.creator FROM deploy_hooks k JOIN deploy_scripts s ON s.id = k.script_id \
          WHERE k.settings_id = $1"
     );
@@ -235,14 +239,12 @@ pub async fn save(tx: &mut Tx, id: i64, settings: &Settings) -> Result<()> {
     tx.run_one(update, arguments).await?;
     tx.run(sql!("DELETE FROM deploy_hooks WHERE settings_id = $1"), args![id]).await?;
     let organisation_id = tx.organisation_id();
-    let rows = settings
-        .values
-        .hooks
-        .iter()
-        .map(|(name, hook)| args![organisation_id, id, *name, hook.script_id, hook.running_user.clone()]);
+    let rows = settings.values.hooks.iter().map(|(name, hook)| {
+        args![organisation_id, id, *name, hook.script_id, hook.running_user.clone(), hook.timeout_s]
+    });
     let insert = sql!(
-        "INSERT INTO deploy_hooks (organisation_id, settings_id, hook, script_id, running_user) \
-         VALUES ($1, $2, $3, $4, $5)"
+        "INSERT INTO deploy_hooks (organisation_id, settings_id, hook, script_id, running_user, timeout_s) \
+         VALUES ($1, $2, $3, $4, $5, $6)"
     );
     Ok(tx.insert_many(insert, rows.collect()).await?)
 }

@@ -80,7 +80,10 @@ fn lines((entry, terms): (&Entry, Terms), other: &Entry) -> String {
 fn of_step(step: &Step) -> Option<String> {
     let account = |user: &Option<String>| user.as_ref().map(|user| format!(", as {user}")).unwrap_or_default();
     match step {
-        Step::Script { language, running_user, .. } => Some(format!("{language}{}", account(running_user))),
+        Step::Script { language, running_user, timeout_ms, .. } => {
+            let time = timeout_ms.map(|limit| format!(", within {limit} ms")).unwrap_or_default();
+            Some(format!("{language}{}{time}", account(running_user)))
+        }
         Step::Health { probe, interval_ms, timeout_ms, retries, successes, running_user } => {
             let kind = match probe {
                 drover_shared::order::Probe::Command { .. } => "command",

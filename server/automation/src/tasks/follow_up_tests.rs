@@ -11,7 +11,7 @@ use super::*;
 
 fn script(name: &str) -> Step {
     let (name, content) = (name.to_owned(), "true".to_owned());
-    Step::Script { name, language: Language::Bash, content, running_user: None }
+    Step::Script { name, language: Language::Bash, content, running_user: None, timeout_ms: None }
 }
 
 /// An update as plans have it.

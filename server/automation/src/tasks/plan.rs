@@ -242,7 +242,8 @@ fn script(input: &Input, hook: &HookRow, target: &Target, deploy_path: Option<&s
     let context = context(input, target, hook.hook.as_str(), deploy_path, running_user.as_deref());
     let content = render::render_within(&hook.script_name, &hook.content, &context, &input.work)
         .map_err(|error| Error::invalid(format!("lifecycle_hooks.{}.script", hook.hook), error.to_string()))?;
-    Ok(Step::Script { name: hook.hook.to_string(), language: hook.language, content, running_user })
+    let timeout_ms = hook.timeout_s.and_then(|seconds| u64::try_from(seconds).ok()).map(|seconds| seconds * 1_000);
+    Ok(Step::Script { name: hook.hook.to_string(), language: hook.language, content, running_user, timeout_ms })
 }
 
 /// The question that proves an update: a template as scripts are.

@@ -94,6 +94,8 @@ struct StepOut {
     script: Option<String>,
     /// Account that runs it.
     running_user: Option<String>,
+    /// Seconds that it may take by itself; null when only the sub-task's time counts.
+    timeout: Option<u64>,
 }
 
 /// A rendered script.
@@ -350,7 +352,11 @@ impl Shown {
             self.scripts.insert(digest.clone(), text);
         }
         let running_user = found.and_then(|(_, _, user)| user.map(str::to_owned));
-        StepOut { name: step.name().to_owned(), script: digest, running_user }
+        let timeout = match step {
+            Step::Script { timeout_ms, .. } => timeout_ms.map(|limit| limit / 1_000),
+            _ => None,
+        };
+        StepOut { name: step.name().to_owned(), script: digest, running_user, timeout }
     }
 
     /// Compares the texts of scripts; and the settings, where something ran before with which they can be compared.

@@ -125,7 +125,7 @@ mod tests {
 
     fn script(content: &str) -> Step {
         let (name, language) = ("pre_exec".to_owned(), Language::Bash);
-        Step::Script { name, language, content: content.to_owned(), running_user: None }
+        Step::Script { name, language, content: content.to_owned(), running_user: None, timeout_ms: None }
     }
 
     fn health(probe: Probe) -> Step {

@@ -51,7 +51,7 @@ impl FromRow for TemplateHook {
 async fn complete(read: &mut Read, organisation_id: i64, rows: Vec<WithValues<TemplateRow>>) -> Result<Vec<Template>> {
     let ids: Vec<i64> = rows.iter().map(|row| row.row.id).collect();
     let hooks = sql!(
-        "SELECT k.template_id, k.hook, k.running_user, s.id AS script_id, s.name AS script_name, s.language, \
+        "SELECT k.template_id, k.hook, k.running_user, k.timeout_s, s.id AS script_id, s.name AS script_name, s.language, \
          s.content, s.template_engine, s.creator FROM deploy_template_hooks k \
          JOIN deploy_scripts s ON s.id = k.script_id WHERE k.template_id IN ($1)"
     );
@@ -180,13 +180,12 @@ pub async fn save(tx: &mut Tx, id: i64, name: &str, enabled: bool, values: &Valu
     tx.run_one(update, arguments).await?;
     tx.run(sql!("DELETE FROM deploy_template_hooks WHERE template_id = $1"), args![id]).await?;
     let organisation_id = tx.organisation_id();
-    let rows = values
-        .hooks
-        .iter()
-        .map(|(name, hook)| args![organisation_id, id, *name, hook.script_id, hook.running_user.clone()]);
+    let rows = values.hooks.iter().map(|(name, hook)| {
+        args![organisation_id, id, *name, hook.script_id, hook.running_user.clone(), hook.timeout_s]
+    });
     let insert = sql!(
-        "INSERT INTO deploy_template_hooks (organisation_id, template_id, hook, script_id, running_user) \
-         VALUES ($1, $2, $3, $4, $5)"
+        "INSERT INTO deploy_template_hooks (organisation_id, template_id, hook, script_id, running_user, timeout_s) \
+         VALUES ($1, $2, $3, $4, $5, $6)"
     );
     Ok(tx.insert_many(insert, rows.collect()).await?)
 }

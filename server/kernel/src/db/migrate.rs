@@ -40,7 +40,8 @@ migrations!(
     "0020_scripts",
     "0021_schedules",
     "0022_scheduled_scripts",
-    "0023_cancels"
+    "0023_cancels",
+    "0024_hook_timeouts"
 );
 
 /// Key of the advisory lock that lets one server migrate at a time.
