@@ -11,7 +11,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use drover_agent::instances::look;
 use drover_agent::run::{self, Options};
-use drover_agent::supervise::supervise;
+use drover_agent::supervise::processes::PIDS_MAX_DEFAULT;
+use drover_agent::supervise::{PIDS_MAX, supervise};
 use drover_shared::size::size;
 
 /// Smallest spool in bytes.
@@ -42,6 +43,9 @@ enum Command {
         /// more than half of its disk.
         #[arg(long, env = "DROVER_SPOOL_SIZE", value_name = "SIZE", value_parser = spool_size)]
         spool_size: Option<u64>,
+        /// Processes and threads that an execution may have at a time, where the kernel counts them.
+        #[arg(long, env = PIDS_MAX, default_value_t = PIDS_MAX_DEFAULT, value_parser = clap::value_parser!(u64).range(1..))]
+        pids_max: u64,
     },
     /// Read what the agent asks for on standard input, as the account that it names.
     #[command(hide = true)]
@@ -68,7 +72,7 @@ fn main() -> ExitCode {
     match Arguments::parse().command {
         Command::Supervise { folder } => supervised(&folder),
         Command::Look => looked(),
-        Command::Run { join, name, data_dir, spool_size } => {
+        Command::Run { join, name, data_dir, spool_size, pids_max } => {
             tracing_subscriber::fmt()
                 .with_writer(std::io::stderr)
                 .with_ansi(std::io::stderr().is_terminal())
@@ -76,7 +80,7 @@ fn main() -> ExitCode {
                 // A log that cannot be written, because it lies on a full disk for example, ends nothing.
                 .log_internal_errors(false)
                 .init();
-            done(run::run(Options { join, name, data_dir, spool_bytes_max: spool_size }))
+            done(run::run(Options { join, name, data_dir, spool_bytes_max: spool_size, pids_max }))
         }
     }
 }

@@ -36,6 +36,7 @@ pub use crate::clock::boot_id;
 use crate::durable;
 pub use bound::Bound;
 pub(crate) use bound::{TAKEN_BYTES, taken};
+use crate::supervise::processes::Session;
 pub use key::Key;
 use spare::Spares;
 
@@ -89,12 +90,15 @@ impl Accepted {
 }
 
 /// Who started an execution.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Started {
     /// Boot in which it started.
     pub boot_id: String,
     /// Folder of the cgroup that holds its processes.
     pub cgroup: Option<PathBuf>,
+    /// Session of the supervisor.
+    #[serde(default)]
+    pub session: Option<Session>,
 }
 
 /// Why an execution is to end.
@@ -308,8 +312,7 @@ impl Folder {
             return Ok(None);
         }
         // A torn marker still says that the supervisor was about to start.
-        let unknown = Started { boot_id: String::new(), cgroup: None };
-        Ok(Some(serde_json::from_slice(&text).unwrap_or(unknown)))
+        Ok(Some(serde_json::from_slice(&text).unwrap_or_default()))
     }
 
     /// Says that side effects may happen from now on: durably, unless the order says it already.
@@ -449,7 +452,7 @@ impl Folder {
         }
         let accepted = self.accepted()?;
         if accepted.at_once && accepted.boot_id != boot_id() {
-            return Ok(Standing::Lost(Started { boot_id: accepted.boot_id, cgroup: None }));
+            return Ok(Standing::Lost(Started { boot_id: accepted.boot_id, ..Started::default() }));
         }
         Ok(Standing::Waiting)
     }

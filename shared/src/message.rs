@@ -392,13 +392,21 @@ pub struct StepOutcome {
 pub struct ProcessVerdict {
     /// Processes that had to be ended by signal.
     pub ended: u32,
-    /// Processes that are still there, as `pid command`.
+    /// Processes that are still there, as `pid command (state)`; the first of them.
     pub survivors: Vec<String>,
+    /// How many those are in all; left out when there are none, and by agents that do not count them.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub survivors_total: u32,
     /// Whether a cgroup made sure that none was missed.
     pub certain: bool,
     /// Whether a process outlived its script and was left alone, as a service started by a hook is.
     #[serde(default)]
     pub left_running: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "what serde asks for")]
+fn is_none(count: &u32) -> bool {
+    *count == 0
 }
 
 /// A release under the deploy path.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use drover_agent::clock::{self, Now};
 use drover_agent::run::{Host, Link, Options, Watcher, work};
-use drover_agent::spool::{Folder, Key};
+use drover_agent::spool::{Folder, Key, Started};
 use drover_shared::message::ProcessVerdict;
 use drover_shared::secret::Secrets;
 use futures_util::future::BoxFuture;
@@ -88,12 +88,12 @@ impl Host for Shared {
         Ok(Box::pin(async move { drop(end.await) }))
     }
 
-    fn tell(&self, supervisor: i32) {
+    fn tell(&self, supervisor: i32, _: bool) {
         let mut machine = self.lock();
         machine.supervisors.iter_mut().filter(|one| one.pid == supervisor).for_each(|one| one.told = true);
     }
 
-    fn end_orphans(&self, _: Option<PathBuf>, key: &Key, _: u64) -> ProcessVerdict {
+    fn end_orphans(&self, _: &Started, key: &Key, _: u64) -> ProcessVerdict {
         let mut machine = self.lock();
         let before = machine.processes.len();
         machine.processes.retain(|of| of != key);
@@ -151,6 +151,7 @@ impl Simulated {
             name: Some(self.name()),
             data_dir: self.folder.clone(),
             spool_bytes_max: Some(1 << 40),
+            pids_max: 1,
         };
         let host = Arc::new(self.machine.clone());
         let working = runtime.spawn(async move { Box::pin(work(options, host, std::future::pending())).await });

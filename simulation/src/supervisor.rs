@@ -162,7 +162,7 @@ impl Supervisor {
         let (now, boot_id) = (clock::now(), clock::boot_id());
         let left = statement.timeout_ms.saturating_sub(accepted.elapsed_ms(&boot_id, now));
         let log = LogWriter::open(&self.folder.log(), entry.output_bytes_max)?;
-        self.folder.write_started(&Started { boot_id, cgroup: None }, !accepted.at_once)?;
+        self.folder.write_started(&Started { boot_id, ..Started::default() }, !accepted.at_once)?;
         self.work = Some(Work {
             lock,
             log,

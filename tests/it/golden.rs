@@ -252,6 +252,14 @@ fn golden_wire_to_server() {
     );
 }
 
+#[test]
+fn golden_wire_of_survivors() {
+    let mut survived = finished("0190a5a0-0000-7000-8000-000000000001".to_owned(), Digest::of(b"artifact"));
+    survived.processes.survivors = vec!["17 mount.nfs (D)".to_owned()];
+    survived.processes.survivors_total = 1;
+    wire("finished_with_survivors", &ToServer::Finished(Box::new(survived)));
+}
+
 fn inspected(digest: Digest) -> Inspected {
     let release = finished(String::new(), digest).releases.expect("releases").remove(0);
     let drift = Drift {
@@ -284,7 +292,13 @@ fn finished(execution_id: String, digest: Digest) -> Finished {
         }],
         log_length: 64,
         output_truncated: false,
-        processes: ProcessVerdict { ended: 1, survivors: vec![], certain: true, left_running: false },
+        processes: ProcessVerdict {
+            ended: 1,
+            survivors: vec![],
+            survivors_total: 0,
+            certain: true,
+            left_running: false,
+        },
         releases: Some(vec![Release {
             name: "1.0-0123456789ab".to_owned(),
             version: "1.0".to_owned(),

@@ -76,7 +76,7 @@ impl Execution {
             Ok(lives) => {
                 self.untold = false;
                 if let Some(pid) = self.folder.supervisor().filter(|_| lives) {
-                    host.tell(pid);
+                    host.tell(pid, self.folder.cancel().is_some());
                 }
             }
             Err(error) => {
@@ -383,21 +383,21 @@ impl Executions {
         }
         // The deadline must not ask again.
         execution.deadline_ms = u64::MAX;
-        if let Err(error) = execution.folder.write_cancel(&CancelNote { reason, timed_out }) {
+        let note = CancelNote { reason, timed_out };
+        let noted = execution.folder.write_cancel(&note).inspect_err(|error| {
             tracing::error!(%key, %error, "the cancel note cannot be written");
-        }
+        });
         match execution.stage {
-            Stage::Fetching => {
-                self.leave_downloads(key, session);
-                self.start(key, session);
-            }
-            Stage::AwaitingSecrets => self.start(key, session),
-            Stage::Queued => {
-                self.queue.retain(|queued| queued != key);
-                self.start(key, session);
-            }
-            Stage::Running { .. } => execution.tell(&*self.host),
-            Stage::Ending | Stage::Finished => {}
+            Stage::Fetching => self.leave_downloads(key, session),
+            Stage::Queued => self.queue.retain(|queued| queued != key),
+            Stage::AwaitingSecrets => {}
+            Stage::Running { .. } => return execution.tell(&*self.host),
+            Stage::Ending | Stage::Finished => return,
+        }
+        match noted {
+            Ok(()) => self.start(key, session),
+            // A supervisor would know nothing of it, and begin.
+            Err(_) => self.give_up(key, Obstacle::ended(note), session),
         }
     }
 

@@ -97,7 +97,7 @@ impl Executions {
             tracing::error!(%key, %error, "the outcome of a fetch cannot be kept");
             // Without it the execution cannot go on as if nothing had happened, and a supervisor has nothing to add.
             let reason = outcome.err().unwrap_or_else(|| describe(&error));
-            return self.give_up(key, Obstacle { step: Some(index), reason }, session);
+            return self.give_up(key, Obstacle { step: Some(index), ..Obstacle::before_all(reason) }, session);
         }
         self.grew(key, session);
     }

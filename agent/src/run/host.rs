@@ -3,7 +3,6 @@
 //! There is one host for each agent. A simulation has its own; everything else of the agent is the same there.
 
 use std::io;
-use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +18,7 @@ use tokio::sync::Notify;
 
 use super::link::Link;
 use super::watcher::Watcher;
-use crate::spool::{Folder, Key};
+use crate::spool::{Folder, Key, Started};
 use crate::supervise;
 use crate::supervise::processes::Tree;
 
@@ -31,11 +30,11 @@ pub trait Host: Send + Sync {
     /// No process can be started.
     fn supervise(&self, folder: &Folder, secrets: &Secrets) -> io::Result<BoxFuture<'static, ()>>;
 
-    /// Has a supervisor look at its cancel note.
-    fn tell(&self, supervisor: i32);
+    /// Has a supervisor look at its cancel note, or end without one that could not be written.
+    fn tell(&self, supervisor: i32, is_noted: bool);
 
     /// Ends the processes that a dead supervisor left.
-    fn end_orphans(&self, cgroup: Option<PathBuf>, key: &Key, grace_ms: u64) -> ProcessVerdict;
+    fn end_orphans(&self, started: &Started, key: &Key, grace_ms: u64) -> ProcessVerdict;
 
     /// Opens a connection to the server; `room` is notified whenever it can take more.
     fn dial(&self, url: String, tls: Arc<ClientConfig>, room: Arc<Notify>) -> BoxFuture<'static, anyhow::Result<Link>>;
@@ -48,7 +47,10 @@ pub trait Host: Send + Sync {
 }
 
 /// The host that this process runs on.
-pub(super) struct ThisHost;
+pub(super) struct ThisHost {
+    /// Processes that an execution may have at a time.
+    pub(super) pids_max: u64,
+}
 
 impl Host for ThisHost {
     fn supervise(&self, folder: &Folder, secrets: &Secrets) -> io::Result<BoxFuture<'static, ()>> {
@@ -56,6 +58,7 @@ impl Host for ThisHost {
         let mut child = tokio::process::Command::new("/proc/self/exe")
             .arg("supervise")
             .arg(folder.path())
+            .env(supervise::PIDS_MAX, self.pids_max.to_string())
             .stdin(secrets)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -64,12 +67,13 @@ impl Host for ThisHost {
         Ok(Box::pin(async move { drop(child.wait().await) }))
     }
 
-    fn tell(&self, supervisor: i32) {
-        let _ = kill(Pid::from_raw(supervisor), Signal::SIGTERM);
+    fn tell(&self, supervisor: i32, is_noted: bool) {
+        let signal = if is_noted { Signal::SIGTERM } else { supervise::UNNOTED };
+        let _ = kill(Pid::from_raw(supervisor), signal);
     }
 
-    fn end_orphans(&self, cgroup: Option<PathBuf>, key: &Key, grace_ms: u64) -> ProcessVerdict {
-        Tree::orphaned(cgroup, key).end(grace_ms, &mut |wait| std::thread::sleep(Duration::from_millis(wait)))
+    fn end_orphans(&self, started: &Started, key: &Key, grace_ms: u64) -> ProcessVerdict {
+        Tree::orphaned(started, key).end(grace_ms, &mut |wait| std::thread::sleep(Duration::from_millis(wait)))
     }
 
     fn dial(&self, url: String, tls: Arc<ClientConfig>, room: Arc<Notify>) -> BoxFuture<'static, anyhow::Result<Link>> {

@@ -36,7 +36,7 @@ use tokio::task::JoinHandle;
 use crate::identity::{AgentKey, Identity};
 use crate::session::{Output, Profile, Session};
 use crate::spool::{Key, Spool, boot_id};
-use crate::supervise::processes::cgroups_usable;
+use crate::supervise::processes::{cgroups_usable, pids_limited};
 use crate::{accounts, clock, tls};
 use executions::{Executions, Report};
 pub use host::Host;
@@ -71,6 +71,8 @@ pub struct Options {
     pub data_dir: PathBuf,
     /// Size of the spool in bytes; when none is given 8 GiB, but no more than half of its disk.
     pub spool_bytes_max: Option<u64>,
+    /// Processes and threads that an execution may have at a time, where the kernel counts them.
+    pub pids_max: u64,
 }
 
 /// Runs until a signal ends it or the server refuses it for good.
@@ -98,7 +100,8 @@ pub fn run(options: Options) -> anyhow::Result<()> {
                 _ = interrupt.recv() => {}
             }
         };
-        Box::pin(work(options, Arc::new(ThisHost), quit)).await
+        let host = ThisHost { pids_max: options.pids_max };
+        Box::pin(work(options, Arc::new(host), quit)).await
     });
     // Supervisors go on by themselves, and nothing else is worth waiting for.
     runtime.shutdown_background();
@@ -431,6 +434,8 @@ fn abilities() -> Abilities {
     }
     if !cgroups {
         tracing::warn!("no writable cgroup v2: processes are ended by a walk through /proc, which may miss one");
+    } else if !pids_limited() {
+        tracing::warn!("the kernel does not count the processes of an execution here: it may have any number");
     }
     let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
     let os = release.lines().find_map(|line| line.strip_prefix("PRETTY_NAME=")).unwrap_or("Linux");

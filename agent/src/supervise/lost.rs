@@ -12,8 +12,8 @@ use drover_shared::words::{ExecutionState, StepState};
 use crate::log::{LogWriter, events};
 use crate::release::Layout;
 use crate::run::Host;
-use crate::spool::{Folder, Key, Started};
-use crate::supervise::{explain, skipped};
+use crate::spool::{CancelNote, Folder, Key, Started};
+use crate::supervise::{explain, skipped, with_survivors};
 
 /// Time that processes get to end by themselves when nobody can read how long they may take, in milliseconds.
 const KILL_GRACE_MS: u64 = 10_000;
@@ -35,12 +35,20 @@ pub(crate) struct Obstacle {
     pub(crate) step: Option<usize>,
     /// For people.
     pub(crate) reason: String,
+    /// How it ends.
+    pub(crate) state: ExecutionState,
 }
 
 impl Obstacle {
     /// One before any step.
     pub(crate) fn before_all(reason: String) -> Self {
-        Self { step: None, reason }
+        Self { step: None, reason, state: ExecutionState::Failed }
+    }
+
+    /// Somebody ended it, or its time was over.
+    pub(crate) fn ended(note: CancelNote) -> Self {
+        let state = if note.timed_out { ExecutionState::TimedOut } else { ExecutionState::Cancelled };
+        Self { step: None, reason: note.reason, state }
     }
 }
 
@@ -49,7 +57,12 @@ impl Obstacle {
 /// # Errors
 /// The spool cannot be read or written.
 pub(crate) fn settle(key: &Key, case: &Case, host: &dyn Host) -> io::Result<Finished> {
-    let restarted = case.started.boot_id != case.boot_id;
+    // A mark that a loss of power tore says nothing; the order was there before it.
+    let boot_id = match case.started.boot_id.as_str() {
+        "" => case.folder.accepted().map(|accepted| accepted.boot_id).unwrap_or_default(),
+        boot_id => boot_id.to_owned(),
+    };
+    let restarted = !boot_id.is_empty() && boot_id != case.boot_id;
     let reason = if restarted {
         "the host was restarted while this ran: how it ended is not known"
     } else {
@@ -59,9 +72,10 @@ pub(crate) fn settle(key: &Key, case: &Case, host: &dyn Host) -> io::Result<Fini
     let processes = if restarted || planted::has(Bug::OrphansLiveOn) {
         ProcessVerdict { certain: true, ..ProcessVerdict::default() }
     } else {
-        host.end_orphans(case.started.cgroup.clone(), key, grace_ms)
+        host.end_orphans(&case.started, key, grace_ms)
     };
-    write(key, &case.folder, ExecutionState::Lost, &Obstacle::before_all(reason.to_owned()), processes)
+    let reason = with_survivors(reason.to_owned(), &processes);
+    write(key, &case.folder, &Obstacle { state: ExecutionState::Lost, ..Obstacle::before_all(reason) }, processes)
 }
 
 /// Writes the outcome of an execution that could not be started.
@@ -70,16 +84,10 @@ pub(crate) fn settle(key: &Key, case: &Case, host: &dyn Host) -> io::Result<Fini
 /// The spool cannot be read or written.
 pub(crate) fn never_started(folder: &Folder, obstacle: &Obstacle) -> io::Result<Finished> {
     let key = folder.key().ok_or_else(|| io::Error::other("the spool folder is not named after an execution"))?;
-    write(&key, folder, ExecutionState::Failed, obstacle, ProcessVerdict { certain: true, ..ProcessVerdict::default() })
+    write(&key, folder, obstacle, ProcessVerdict { certain: true, ..ProcessVerdict::default() })
 }
 
-fn write(
-    key: &Key,
-    folder: &Folder,
-    state: ExecutionState,
-    obstacle: &Obstacle,
-    processes: ProcessVerdict,
-) -> io::Result<Finished> {
+fn write(key: &Key, folder: &Folder, obstacle: &Obstacle, processes: ProcessVerdict) -> io::Result<Finished> {
     let entry = read_entry(folder)?;
     let all_steps = entry.as_ref().map_or(&[][..], |entry| &entry.steps);
     let mut log = LogWriter::open(&folder.log(), u64::MAX)?;
@@ -100,7 +108,7 @@ fn write(
     let finished = Finished {
         execution_id: key.execution_id.clone(),
         attempt: key.attempt,
-        state,
+        state: obstacle.state,
         reason: Some(reason),
         steps,
         log_length: log.length(),

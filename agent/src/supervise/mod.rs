@@ -6,8 +6,10 @@
 
 mod forms;
 mod health;
+mod leaf;
 pub(crate) mod lost;
 mod mask;
+mod members;
 pub mod processes;
 mod script;
 mod secrets;
@@ -30,9 +32,13 @@ use crate::release;
 use crate::spool::{Bound, Folder, Started, boot_id};
 use lost::Obstacle;
 use mask::Patterns;
-use processes::Tree;
+use processes::{PIDS_MAX_DEFAULT, Session, Tree};
 pub(crate) use secrets::{hand_over, hide};
+pub(crate) use watch::UNNOTED;
 use watch::{Stop, Watch};
+
+/// Variable of a supervisor's environment that says how many processes its execution may have at a time.
+pub const PIDS_MAX: &str = "DROVER_PIDS_MAX";
 
 /// Tries for the lock: another process may hold it for a moment while it only looks.
 const LOCK_TRIES: u32 = 10;
@@ -154,8 +160,9 @@ fn prepare(folder: Folder) -> io::Result<Context> {
         secrets.check(&entry.secrets).map_err(io::Error::other)?;
     }
     let patterns = Patterns::new(&secrets);
-    let tree = Tree::prepare(&format!("{}.{}", statement.execution_id, statement.attempt));
-    let started = Started { boot_id, cgroup: tree.cgroup().map(Path::to_owned) };
+    let pids_max = std::env::var(PIDS_MAX).ok().and_then(|text| text.parse().ok()).unwrap_or(PIDS_MAX_DEFAULT);
+    let tree = Tree::prepare(&format!("{}.{}", statement.execution_id, statement.attempt), pids_max);
+    let started = Started { boot_id, cgroup: tree.cgroup().map(Path::to_owned), session: Session::own() };
     if let Err(error) = folder.write_started(&started, !accepted.at_once)
         && starts
     {
@@ -232,7 +239,7 @@ fn finish(context: &mut Context, steps: Vec<StepOutcome>, failure: Option<String
                 pass(watch, wait);
             });
         }
-        let survivors = context.verdict.survivors.len();
+        let survivors = context.verdict.survivors_total;
         let line = format!("stopped: {} ({} processes ended, {survivors} left)", stop.reason(), context.verdict.ended);
         let _ = context.log.notice(last, &line);
     } else if !context.watch.childless() && context.tree.alive() {
@@ -259,12 +266,26 @@ fn finish(context: &mut Context, steps: Vec<StepOutcome>, failure: Option<String
         execution_id: context.statement.execution_id.clone(),
         attempt: context.statement.attempt,
         state,
-        reason,
+        reason: reason.map(|reason| with_survivors(reason, &context.verdict)),
         steps,
         log_length: context.log.length(),
         output_truncated: context.log.truncated(),
         processes: context.verdict.clone(),
         releases: context.entry.deploy_path.as_deref().and_then(|path| release::Layout::new(path).list()),
+    }
+}
+
+/// A reason, and what could not be ended.
+pub(crate) fn with_survivors(reason: String, verdict: &ProcessVerdict) -> String {
+    let listed = verdict.survivors.join(", ");
+    let more = match (verdict.survivors_total as usize).saturating_sub(verdict.survivors.len()) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    match verdict.survivors_total {
+        0 => reason,
+        1 => format!("{reason}; 1 process survived: {listed}"),
+        total => format!("{reason}; {total} processes survived: {listed}{more}"),
     }
 }
 
@@ -336,5 +357,25 @@ pub(crate) fn skipped(step: &Step, at: u64) -> StepOutcome {
         duration_ms: None,
         log_start: at,
         log_end: at,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_names_what_survived() {
+        let told = |survivors: &[&str], survivors_total| {
+            let survivors = survivors.iter().map(|one| (*one).to_owned()).collect();
+            let verdict = ProcessVerdict { survivors, survivors_total, ..ProcessVerdict::default() };
+            with_survivors("cancelled by ada".to_owned(), &verdict)
+        };
+        assert_eq!(told(&[], 0), "cancelled by ada");
+        assert_eq!(told(&["17 mount.nfs (D)"], 1), "cancelled by ada; 1 process survived: 17 mount.nfs (D)");
+        assert_eq!(
+            told(&["17 a (D)", "18 b (S)"], 9),
+            "cancelled by ada; 9 processes survived: 17 a (D), 18 b (S) and 7 more"
+        );
     }
 }

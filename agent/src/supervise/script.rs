@@ -24,6 +24,7 @@ use crate::clock;
 use crate::log::LogWriter;
 use crate::release;
 use crate::supervise::mask::Masker;
+use crate::supervise::members;
 use crate::supervise::spawn::{self, Program};
 use crate::supervise::watch::Watch;
 use crate::supervise::{Context, StepEnd};
@@ -108,7 +109,8 @@ fn attend(context: &mut Context, script: Script<'_>, child: Pid, pump: &mut Pump
 fn start(context: &Context, script: Script<'_>) -> Result<(Pid, Pump), String> {
     let account = accounts::find(script.running_user)?;
     let (interpreter, path) = interpreter(script.language)?;
-    let text = Text::new(script.name, &Zeroizing::new(context.secrets.fill(script.content)))
+    let mark = members::mark(&context.statement.execution_id, context.statement.attempt);
+    let text = Text::new(&mark, &Zeroizing::new(context.secrets.fill(script.content)))
         .map_err(|error| format!("the script cannot be handed over: {error}"))?;
     let folder = working_folder(&context.entry);
     let text_path = format!("/proc/self/fd/{}", text.0.as_raw_fd());

@@ -247,7 +247,7 @@ mod tests {
 
     #[test]
     fn a_program_gets_its_environment_folder_group_and_clean_signals() {
-        let tree = Tree::prepare(&format!("spawn-{}", std::process::id()));
+        let tree = Tree::prepare(&format!("spawn-{}", std::process::id()), 100);
         let script =
             "echo $COLOUR $PWD; ps -o pgid= -p $$; grep -E 'Sig(Blk|Ign)' /proc/self/status; cat /proc/self/cgroup";
         let (text, pid) = bash(script, "/bin/bash", &tree).unwrap();
@@ -265,7 +265,7 @@ mod tests {
 
     #[test]
     fn without_the_kernels_help_a_process_is_moved() {
-        let tree = Tree::prepare(&format!("move-{}", std::process::id()));
+        let tree = Tree::prepare(&format!("move-{}", std::process::id()), 100);
         let prepared = Prepared {
             file: c"/bin/sleep".to_owned(),
             arguments: Texts::new(vec![c"sleep".to_owned(), c"100".to_owned()]),
@@ -287,7 +287,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_started_says_why_and_leaves_no_process() {
-        let tree = Tree::prepare(&format!("fail-{}", std::process::id()));
+        let tree = Tree::prepare(&format!("fail-{}", std::process::id()), 100);
         let error = bash("true", "/nowhere/bash", &tree).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
         let error = bash("true", "/proc/version", &tree).unwrap_err();

@@ -15,6 +15,9 @@ use nix::unistd::Pid;
 use crate::clock;
 use crate::spool::Folder;
 
+/// Tells a supervisor to end although there is no cancel note, because none could be written.
+pub(crate) const UNNOTED: Signal = Signal::SIGINT;
+
 /// Why an execution ends before its steps are done.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Stop {
@@ -111,7 +114,10 @@ impl Watch {
     pub(crate) fn stop(&mut self) -> Option<Stop> {
         while let Ok(Some(signal)) = self.signals.read_signal() {
             if signal.ssi_signo != Signal::SIGCHLD as u32 && self.stop.is_none() {
-                self.stop = Some(note(&self.folder).unwrap_or(Stop::Told));
+                let is_unnoted = signal.ssi_signo == UNNOTED as u32;
+                let why = || "ended by the server, or by its time; its host could not write down which".to_owned();
+                let unnoted = if is_unnoted { Stop::Cancelled(why()) } else { Stop::Told };
+                self.stop = Some(note(&self.folder).unwrap_or(unnoted));
             }
         }
         if self.stop.is_none() && self.left_ms() == 0 {

@@ -3,7 +3,7 @@
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
-use drover_agent::spool::{CancelNote, Folder, Standing};
+use drover_agent::spool::{CancelNote, Folder, Standing, Started};
 use drover_agent::supervise::processes::cgroups_usable;
 use drover_shared::message::Finished;
 use drover_shared::order::{Entry, Step};
@@ -178,7 +178,7 @@ fn a_killed_supervisor_leaves_a_lost_execution() {
     let Standing::Lost(started) = folder.standing().unwrap() else { panic!("not lost") };
     assert_eq!(started.boot_id, drover_agent::spool::boot_id());
     let key = folder.key().unwrap();
-    let verdict = drover_agent::supervise::processes::Tree::orphaned(started.cgroup, &key).end(100, &mut pause);
+    let verdict = drover_agent::supervise::processes::Tree::orphaned(&started, &key).end(100, &mut pause);
     assert!(verdict.ended >= 1, "{verdict:?}");
     supervise(&folder);
     assert!(folder.status().unwrap().is_none(), "a lost execution must not start again");
@@ -207,7 +207,7 @@ fn without_cgroups_the_walk_through_proc_finds_them_all() {
         .env("DROVER_ATTEMPT", "1")
         .spawn();
     let mut tree_child = tree.unwrap();
-    let found = drover_agent::supervise::processes::Tree::orphaned(None, &folder.key().unwrap());
+    let found = drover_agent::supervise::processes::Tree::orphaned(&Started::default(), &folder.key().unwrap());
     wait_until("three processes run", || found.count() == 3);
     let verdict = found.end(200, &mut |wait| {
         let _ = tree_child.try_wait();

@@ -169,7 +169,7 @@ async fn the_death_of_the_supervisor_that_has_the_lock_is_noticed_although_anoth
     // The test is the first supervisor.
     let folder = folder(&bench, &id);
     let lock = folder.lock().unwrap().expect("nobody else has it");
-    folder.write_started(&Started { boot_id: boot_id(), cgroup: None }, true).unwrap();
+    folder.write_started(&Started { boot_id: boot_id(), ..Started::default() }, true).unwrap();
     let looks = Inotify::init(InitFlags::IN_NONBLOCK).unwrap();
     looks.add_watch(&folder.path().join("lock"), AddWatchFlags::IN_OPEN).unwrap();
     peer.send_artifact(channel, 0, artifact, true).await;
@@ -217,7 +217,7 @@ async fn an_order_that_a_loss_of_power_tore_is_as_good_as_none_unless_it_was_sta
         let folder = spool.accept(&Key::new(id, 1).unwrap(), &accepted).unwrap();
         std::fs::write(folder.path().join("order.json"), "").unwrap();
     }
-    let earlier = Started { boot_id: "an earlier boot".to_owned(), cgroup: None };
+    let earlier = Started { boot_id: "an earlier boot".to_owned(), ..Started::default() };
     folder(&bench, &begun).write_started(&earlier, true).unwrap();
 
     let _again = agent(&bench.data_dir(), None);

@@ -3,6 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod bench;
+mod bombs;
+mod cancels;
 mod delta;
 mod fetching;
 mod health;
@@ -12,6 +14,7 @@ mod instances;
 mod kept;
 mod kill;
 mod lost;
+mod orphans;
 mod probes;
 mod releases;
 mod run;

@@ -161,7 +161,7 @@ fn after_a_loss_of_power_nothing_starts_twice() {
 fn a_lock_that_cannot_be_looked_at_says_nothing_about_its_supervisor() {
     let bench = Bench::new();
     let folder = bench.accept(&entry(vec![]));
-    folder.write_started(&Started { boot_id: drover_agent::spool::boot_id(), cgroup: None }, true).unwrap();
+    folder.write_started(&Started { boot_id: drover_agent::spool::boot_id(), ..Started::default() }, true).unwrap();
     std::fs::remove_file(folder.path().join("lock")).unwrap();
     std::fs::create_dir(folder.path().join("lock")).unwrap();
     let standing = folder.standing();
@@ -173,7 +173,7 @@ fn a_lock_that_cannot_be_looked_at_says_nothing_about_its_supervisor() {
 fn a_damaged_outcome_is_none() {
     let bench = Bench::new();
     let folder = bench.accept(&entry(vec![]));
-    folder.write_started(&Started { boot_id: drover_agent::spool::boot_id(), cgroup: None }, true).unwrap();
+    folder.write_started(&Started { boot_id: drover_agent::spool::boot_id(), ..Started::default() }, true).unwrap();
     std::fs::write(folder.path().join("status.json"), "{").unwrap();
     let standing = folder.standing();
     assert!(matches!(standing, Ok(Standing::Lost(_))), "{standing:?}");
