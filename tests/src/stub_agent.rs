@@ -79,6 +79,7 @@ pub struct StubAgent {
     secret: String,
     agent_id: String,
     ca_pem: String,
+    boot_id: String,
     socket: Option<Socket>,
 }
 
@@ -105,6 +106,7 @@ impl StubAgent {
             secret: token.secret,
             agent_id: String::new(),
             ca_pem: String::new(),
+            boot_id: "boot".to_owned(),
             socket: Some(dial(address, tls).await),
         };
         let ToAgent::Challenge { nonce, .. } = agent.hear().await else { panic!("no challenge") };
@@ -168,6 +170,12 @@ impl StubAgent {
         self.address = address;
     }
 
+    /// Its host is restarted: from the next session on it is in another boot.
+    pub fn restart(&mut self) {
+        self.socket = None;
+        self.boot_id.push_str(" again");
+    }
+
     /// Hangs up.
     pub fn leave(&mut self) {
         self.socket = None;
@@ -180,7 +188,7 @@ impl StubAgent {
             features: self.features.clone(),
             signature: self.key.sign(&hello_bytes(nonce, &self.agent_id)),
             agent_version: "stub".to_owned(),
-            boot_id: "boot".to_owned(),
+            boot_id: self.boot_id.clone(),
             time_ms: 0,
             abilities: Abilities::default(),
             holdings,

@@ -176,7 +176,7 @@ both_engines! {
         assert_eq!((&shown["host_type"], &shown["status"]), (&json!("PHY_HOST"), &json!("raw")));
         let expected = json!({
             "version": "0.1.0", "connected": true, "last_seen_time": "2024-05-01T12:00:00+00:00",
-            "clock_skew_ms": -12, "abilities": {"root": true},
+            "clock_skew_ms": -12, "boot_id": null, "restart_time": null, "abilities": {"root": true},
         });
         assert_eq!(shown["agent"], expected);
         assert_eq!(server.admin().get("/hosts/").await.expect(200)["results"][0]["agent"], expected);

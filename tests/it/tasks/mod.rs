@@ -13,6 +13,7 @@ mod previewing;
 mod reading;
 mod refusing;
 mod rendering;
+mod restarting;
 mod retention;
 pub(crate) mod returning;
 mod reverting;

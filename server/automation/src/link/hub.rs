@@ -45,6 +45,8 @@ pub struct Session {
     pub epoch: i64,
     /// Optional abilities of the agent.
     pub features: Vec<String>,
+    /// The boot of its host in which the agent was heard before.
+    former_boot: Option<String>,
     /// Held by whoever sends executions, so that there is one at a time, and until the agent has been welcomed.
     pub(crate) sending: Arc<tokio::sync::Mutex<()>>,
     /// Set when the session is over, or when a newer one has taken its place.
@@ -79,6 +81,7 @@ impl Session {
             organisation_id: agent.organisation_id,
             epoch,
             features,
+            former_boot: agent.boot_id.clone(),
             sending: Arc::default(),
             closed: CancellationToken::new(),
             questions: Questions::default(),
@@ -89,6 +92,11 @@ impl Session {
             cancelled: Mutex::default(),
             at_work: Mutex::default(),
         }
+    }
+
+    /// Whether the host was restarted since its agent was heard before; one that does not tell its boot says nothing.
+    pub(crate) fn is_after_restart(&self, boot_id: &str) -> bool {
+        !boot_id.is_empty() && self.former_boot.as_deref().is_some_and(|former| !former.is_empty() && former != boot_id)
     }
 
     /// Whether the agent has an optional ability.

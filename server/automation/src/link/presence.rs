@@ -2,15 +2,18 @@
 //!
 //! Invariant: that an agent has gone is noted however long the database is away, unless it is back by then.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use drover_kernel::{Audit, Kernel, Result};
 use drover_shared::limits::HEARTBEAT_DEADLINE_MS;
+use drover_shared::words::ExecutionState as State;
 use tokio::time::Instant;
 
 use super::hub::Session;
 use super::store;
-use crate::engine::Engine;
+use crate::engine::{self, Engine};
+use crate::executions::store::Sendable;
 
 /// Pause before it is noted again that an agent has gone.
 const GONE_AGAIN: Duration = Duration::from_secs(2);
@@ -25,6 +28,17 @@ pub(super) async fn note_seen(kernel: &Kernel, session: &Session, connected: boo
     let mut tx = kernel.work().begin(session.organisation_id).await?;
     store::seen(&mut tx, &session.agent_id, session.epoch, connected, skew_ms).await?;
     tx.finish(Audit::none("a sign of life")).await
+}
+
+/// Says in the output of every task that was at work on a host that the host was restarted meanwhile. What became of it its
+/// agent says.
+pub(super) fn tell_of_restart(kernel: &Kernel, session: &Session, out: &[Sendable]) {
+    let tasks: BTreeSet<i64> =
+        out.iter().filter(|one| one.state == State::Running).map(|execution| execution.task_id).collect();
+    for task_id in tasks {
+        let text = format!("{}: the host was restarted meanwhile", session.host_name);
+        engine::say_and_wake(kernel, task_id, text);
+    }
 }
 
 /// Notes that an agent has gone as soon as the database takes it, unless it is back by then.

@@ -32,7 +32,7 @@ use super::asking::Answer;
 use super::enrol::{EnrolRefused, enrol};
 use super::hub::Session;
 use super::keys::random_secret;
-use super::presence::{gone_at, note_gone, note_seen};
+use super::presence::{gone_at, note_gone, note_seen, tell_of_restart};
 use super::{store, transfer};
 use crate::engine::{self, Engine, News};
 use crate::executions::store::{self as execution_store, Known};
@@ -333,6 +333,10 @@ impl Reader {
         let opening = engine.hub.opening().await;
         let out = execution_store::out_on_host(&mut self.kernel.work().read().await?, self.session.host_id).await?;
         drop(opening);
+        let restarted = self.session.is_after_restart(&hello.boot_id);
+        if restarted {
+            tell_of_restart(&self.kernel, &self.session, &out);
+        }
         let held: HashMap<&str, &Holding> = hello.holdings.iter().map(|one| (one.execution_id.as_str(), one)).collect();
         for execution in out {
             self.check_present()?;
@@ -345,8 +349,10 @@ impl Reader {
             } else if execution.state == State::Dispatched || holding.is_some() {
                 engine::send_missing(&self.kernel, &self.session, &execution, holding.is_some()).await?;
             } else {
-                let reason = "the agent no longer knows of it: its data directory was emptied or replaced";
-                engine::lost(&self.kernel, &self.session, &execution.id, execution.attempt, reason).await?;
+                let first = if restarted { "the host was restarted, and " } else { "" };
+                let reason =
+                    format!("{first}the agent no longer knows of it: its data directory was emptied or replaced");
+                engine::lost(&self.kernel, &self.session, &execution.id, execution.attempt, &reason).await?;
             }
         }
         Ok(())

@@ -100,7 +100,8 @@ pub(crate) async fn open_session(tx: &mut Tx, hello: &Hello) -> Result<i64> {
     let abilities = serde_json::to_value(&hello.abilities).map_err(Error::internal)?;
     let sql = sql!(
         "UPDATE agents SET epoch = epoch + 1, connected = TRUE, last_seen_at = $2, version = $3, boot_id = $4, \
-         abilities = $5, clock_skew_ms = $6 WHERE id = $1 RETURNING epoch"
+         abilities = $5, clock_skew_ms = $6, restarted_at = CASE WHEN boot_id <> $4 THEN $2 ELSE restarted_at END \
+         WHERE id = $1 RETURNING epoch"
     );
     let skew = hello.time_ms.saturating_sub(now.millis());
     let arguments =

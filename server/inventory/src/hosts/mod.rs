@@ -135,6 +135,10 @@ pub struct AgentOut {
     pub last_seen_time: Option<String>,
     /// How far the host's clock is ahead of the server's, in milliseconds.
     pub clock_skew_ms: Option<i64>,
+    /// The boot of its host in which it was last heard of.
+    pub boot_id: Option<String>,
+    /// When it was first heard of after its host had been restarted; null when that was never seen.
+    pub restart_time: Option<String>,
     /// What it said it can do.
     pub abilities: Option<serde_json::Value>,
 }
@@ -160,6 +164,8 @@ impl HostOut {
             connected: row.agent_connected.unwrap_or(false),
             last_seen_time: row.agent_last_seen_at.map(|time| kernel.show(time)),
             clock_skew_ms: row.agent_clock_skew_ms,
+            boot_id: row.agent_boot_id,
+            restart_time: row.agent_restarted_at.map(|time| kernel.show(time)),
             abilities: row.agent_abilities.map(|abilities| abilities.0),
         });
         let environment = row.environment_id.zip(row.environment_name);

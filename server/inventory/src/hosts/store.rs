@@ -45,6 +45,10 @@ row! {
         pub agent_clock_skew_ms: Option<i64>,
         /// What the agent said it can do.
         pub agent_abilities: Option<Json<Value>>,
+        /// The boot of the host in which the agent was last heard of.
+        pub agent_boot_id: Option<String>,
+        /// When it was first heard of after the host had been restarted.
+        pub agent_restarted_at: Option<Time>,
     }
 }
 
@@ -128,7 +132,8 @@ pub async fn list(
     let rows = sql!(
         "SELECT h.id, h.name, h.host_type, h.status, h.os_status, h.os_type, h.cpu, h.memory, h.location, \
          h.description, h.environment_id, v.name AS environment_name, g.id AS agent_id, g.version AS agent_version, g.connected AS agent_connected, \
-         g.last_seen_at AS agent_last_seen_at, g.clock_skew_ms AS agent_clock_skew_ms, g.abilities AS agent_abilities \
+         g.last_seen_at AS agent_last_seen_at, g.clock_skew_ms AS agent_clock_skew_ms, g.abilities AS agent_abilities, \
+         g.boot_id AS agent_boot_id, g.restarted_at AS agent_restarted_at \
          FROM hosts h LEFT JOIN agents g ON g.host_id = h.id \
          LEFT JOIN environments v ON v.id = h.environment_id WHERE h.organisation_id = $1/* filters */ ORDER BY h.id"
     );
@@ -143,7 +148,8 @@ pub async fn find_many(read: &mut Read, organisation_id: i64, ids: &[i64]) -> Re
     let rows = sql!(
         "SELECT h.id, h.name, h.host_type, h.status, h.os_status, h.os_type, h.cpu, h.memory, h.location, \
          h.description, h.environment_id, v.name AS environment_name, g.id AS agent_id, g.version AS agent_version, g.connected AS agent_connected, \
-         g.last_seen_at AS agent_last_seen_at, g.clock_skew_ms AS agent_clock_skew_ms, g.abilities AS agent_abilities \
+         g.last_seen_at AS agent_last_seen_at, g.clock_skew_ms AS agent_clock_skew_ms, g.abilities AS agent_abilities, \
+         g.boot_id AS agent_boot_id, g.restarted_at AS agent_restarted_at \
          FROM hosts h LEFT JOIN agents g ON g.host_id = h.id \
          LEFT JOIN environments v ON v.id = h.environment_id WHERE h.organisation_id = $1 AND h.id IN ($2) \
          ORDER BY h.id"

@@ -41,7 +41,8 @@ migrations!(
     "0021_schedules",
     "0022_scheduled_scripts",
     "0023_cancels",
-    "0024_hook_timeouts"
+    "0024_hook_timeouts",
+    "0025_restarts"
 );
 
 /// Key of the advisory lock that lets one server migrate at a time.
