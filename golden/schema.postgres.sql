@@ -10,6 +10,7 @@ agents.epoch bigint NOT NULL
 agents.last_seen_at bigint
 agents.clock_skew_ms bigint
 agents.enrolled_at bigint NOT NULL
+agents.restarted_at bigint
 application_persons.organisation_id bigint NOT NULL
 application_persons.application_id bigint NOT NULL
 application_persons.user_id bigint NOT NULL
@@ -78,6 +79,7 @@ deploy_hooks.settings_id bigint NOT NULL
 deploy_hooks.hook text NOT NULL
 deploy_hooks.script_id bigint NOT NULL
 deploy_hooks.running_user text
+deploy_hooks.timeout_s bigint
 deploy_scripts.id bigint NOT NULL IDENTITY
 deploy_scripts.organisation_id bigint NOT NULL
 deploy_scripts.name text NOT NULL
@@ -141,6 +143,7 @@ deploy_template_hooks.template_id bigint NOT NULL
 deploy_template_hooks.hook text NOT NULL
 deploy_template_hooks.script_id bigint NOT NULL
 deploy_template_hooks.running_user text
+deploy_template_hooks.timeout_s bigint
 deploy_templates.id bigint NOT NULL IDENTITY
 deploy_templates.organisation_id bigint NOT NULL
 deploy_templates.name text NOT NULL
@@ -194,6 +197,7 @@ executions.answered_at bigint
 executions.answer_reason text
 executions.broken boolean NOT NULL
 executions.host_said text
+executions.cancel_reason text
 host_labels.organisation_id bigint NOT NULL
 host_labels.host_id bigint NOT NULL
 host_labels.label text NOT NULL COLLATE C

@@ -11,7 +11,7 @@ CREATE TABLE agents (
     last_seen_at BIGINT,
     clock_skew_ms BIGINT,
     enrolled_at BIGINT NOT NULL
-);
+, restarted_at BIGINT);
 
 CREATE TABLE application_persons (
     organisation_id BIGINT NOT NULL REFERENCES organisations (id),
@@ -120,7 +120,7 @@ CREATE TABLE deploy_hooks (
     settings_id BIGINT NOT NULL REFERENCES deploy_settings (id) ON DELETE CASCADE,
     hook TEXT NOT NULL CHECK (hook IN ('global_pre_exec', 'pre_exec', 'post_exec', 'global_post_exec')),
     script_id BIGINT NOT NULL REFERENCES deploy_scripts (id),
-    running_user TEXT,
+    running_user TEXT, timeout_s BIGINT,
     PRIMARY KEY (settings_id, hook)
 );
 
@@ -197,7 +197,7 @@ CREATE TABLE deploy_template_hooks (
     template_id BIGINT NOT NULL REFERENCES deploy_templates (id) ON DELETE CASCADE,
     hook TEXT NOT NULL CHECK (hook IN ('global_pre_exec', 'pre_exec', 'post_exec', 'global_post_exec')),
     script_id BIGINT NOT NULL REFERENCES deploy_scripts (id),
-    running_user TEXT,
+    running_user TEXT, timeout_s BIGINT,
     PRIMARY KEY (template_id, hook)
 );
 
@@ -265,7 +265,7 @@ CREATE TABLE "executions" (
     answered_at BIGINT,
     answer_reason TEXT,
     broken BOOLEAN NOT NULL DEFAULT FALSE,
-    host_said TEXT,
+    host_said TEXT, cancel_reason TEXT,
     UNIQUE (task_id, ordinal)
 );
 

@@ -81,6 +81,8 @@ both_engines! {
         for statement in made_anew(server.engine(), "0020_scripts", "CREATE TABLE tasks_new") {
             server.run(Sql::literal(statement), args![]).await;
         }
+        // So did this column.
+        server.run(Sql::literal("ALTER TABLE executions ADD COLUMN cancel_reason TEXT"), args![]).await;
         assert_eq!(told().await, before);
         let next = json!({"instances": references(&shop.instances[..1]), "if_busy": "wait"});
         let next = shop.admin.post(&upgrades(deploy_task), next).await.expect(200);

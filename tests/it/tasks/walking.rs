@@ -247,8 +247,8 @@ impl Walk<'_> {
     }
 
     async fn person(&mut self, task: i64) {
-        let action =
-            *self.chance.one_of(&["pause", "pause", "resume", "resume", "promote", "skip", "refuse", "cancel"]);
+        let actions = ["pause", "pause", "resume", "resume", "promote", "skip", "refuse", "cancel", "cancel one"];
+        let action = *self.chance.one_of(&actions);
         // What ends everything is rare.
         if matches!(action, "refuse" | "cancel") && !self.chance.percent(30) {
             return;
@@ -257,7 +257,14 @@ impl Walk<'_> {
             "skip" => json!({"instances": references(&[*self.chance.one_of(&self.shop.instances)])}),
             _ => json!({}),
         };
-        let path = format!("{}{task}/actions/{action}/", upgrades(self.deploy_task));
+        let path = if action == "cancel one" {
+            let all = self.executions().await;
+            let of_task: Vec<&Execution> = all.iter().filter(|one| one.task_id == task).collect();
+            let id = &self.chance.one_of(&of_task).id;
+            format!("{}{task}/executions/{id}/actions/cancel/", upgrades(self.deploy_task))
+        } else {
+            format!("{}{task}/actions/{action}/", upgrades(self.deploy_task))
+        };
         let answer = self.shop.admin.post(&path, body).await;
         assert!(matches!(answer.status, 200 | 400 | 409), "{action}: {}", answer.body);
     }

@@ -51,7 +51,7 @@ both_engines! {
             "deploy_path": "/srv/shop", "timeout": 300, "keep_backups": 5, "shared_paths": [],
             "lifecycle_hooks": {
                 "running_user": "www-data", "global_pre_exec": null, "pre_exec": null, "post_exec": null,
-                "global_post_exec": {"running_user": null, "script": {
+                "global_post_exec": {"running_user": null, "timeout": null, "script": {
                     "id": stop, "name": "stop", "language": "bash", "content": "echo stop\n",
                     "template_engine": "jinja", "creator": "admin",
                 }},

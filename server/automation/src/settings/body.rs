@@ -255,7 +255,10 @@ impl HooksBody {
                     let hook = Hook {
                         script_id,
                         running_user: account(body.running_user, running_user),
-                        timeout_s: body.timeout.map(|number| number.0).or(present.and_then(|present| present.timeout_s)),
+                        timeout_s: body
+                            .timeout
+                            .map(|number| number.0)
+                            .or(present.and_then(|present| present.timeout_s)),
                     };
                     values.hooks.insert(name, hook);
                 }
