@@ -34,9 +34,9 @@ use serde::{Deserialize, Serialize};
 use crate::clock::Now;
 pub use crate::clock::boot_id;
 use crate::durable;
+use crate::supervise::processes::Session;
 pub use bound::Bound;
 pub(crate) use bound::{TAKEN_BYTES, taken};
-use crate::supervise::processes::Session;
 pub use key::Key;
 use spare::Spares;
 
