@@ -3,10 +3,28 @@
 //! Invariant: a name that [`write_atomic`] returned from holds either the old or the new content, whole, whatever
 //! happens afterwards.
 
+use std::cell::Cell;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
+
+thread_local! {
+    static FULL: Cell<bool> = const { Cell::new(false) };
+}
+
+/// For simulations: from now on the disk of this thread's host is full, or has room again.
+pub fn fill(full: bool) {
+    FULL.set(full);
+}
+
+/// Nothing, unless the disk of a simulated host is full.
+///
+/// # Errors
+/// [`io::ErrorKind::StorageFull`].
+pub(crate) fn room() -> io::Result<()> {
+    if FULL.get() { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+}
 
 /// Replaces the content of `path` in one step: temporary file, fsync, rename, fsync of the folder.
 ///

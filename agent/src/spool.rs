@@ -233,6 +233,7 @@ impl Spool {
 /// Makes the folder with everything that is going to be written in it: later no name but one has to become durable.
 fn write_folder(folder: &Path, accepted: &Accepted) -> io::Result<File> {
     fs::DirBuilder::new().mode(0o700).create(folder)?;
+    durable::room()?;
     let create = |name: &str| OpenOptions::new().write(true).create_new(true).mode(0o600).open(folder.join(name));
     posix_fallocate(create("reserve")?, 0, RESERVE_BYTES)?;
     for name in ["started", "lock", "log", STATUS_NEW] {

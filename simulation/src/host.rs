@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use drover_agent::clock::{self, Now};
+use drover_agent::durable;
 use drover_agent::run::{Host, Link, Options, Watcher, work};
 use drover_agent::spool::{Folder, Key, Started};
 use drover_shared::message::ProcessVerdict;
@@ -17,6 +18,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::chance::Chance;
+use crate::faults::Accident;
 use crate::server::{START_MS, runtime};
 use crate::supervisor::{Processes, Supervisor};
 use crate::trace::Trace;
@@ -59,6 +61,8 @@ pub(crate) struct Simulated {
     agent: Option<Process>,
     /// It gets no turns until then.
     pub paused_until_ms: u64,
+    /// Its disk is full until then.
+    pub full_until_ms: u64,
 }
 
 impl Shared {
@@ -131,7 +135,7 @@ impl Simulated {
             trace: trace.clone(),
         };
         let machine = Shared(Arc::new(Mutex::new(machine)));
-        Self { machine, folder: folder.join(name), join, agent: None, paused_until_ms: 0 }
+        Self { machine, folder: folder.join(name), join, agent: None, paused_until_ms: 0, full_until_ms: 0 }
     }
 
     pub(crate) fn name(&self) -> String {
@@ -162,11 +166,13 @@ impl Simulated {
     pub(crate) fn turn(&mut self, now_ms: u64) -> (u64, Option<String>) {
         let Some(agent) = &mut self.agent else { return (now_ms, None) };
         self.machine.lock().tell_clock(now_ms);
+        durable::fill(now_ms < self.full_until_ms);
         let passed = now_ms.saturating_sub(agent.local_ms);
         agent.runtime.block_on(async {
             tokio::time::advance(Duration::from_millis(passed)).await;
             tokio::time::sleep(Duration::from_millis(1)).await;
         });
+        durable::fill(false);
         agent.local_ms = now_ms + 1;
         if agent.working.is_finished() {
             let Some(Process { runtime, working, .. }) = self.agent.take() else { return (now_ms, None) };
@@ -186,15 +192,19 @@ impl Simulated {
         self.machine.lock().dialing.clear();
     }
 
-    /// The power is gone and comes back.
-    pub(crate) fn reboot(&mut self, now_ms: u64, truth: &mut Truth) {
+    /// The power is gone and comes back. Gives what that took.
+    pub(crate) fn reboot(&mut self, now_ms: u64, truth: &mut Truth) -> Vec<Accident> {
         self.kill();
+        let mut lost = Vec::new();
         let mut machine = self.machine.lock();
-        for supervisor in &mut machine.supervisors {
-            supervisor.kill(truth, "the host was restarted");
+        let Machine { supervisors, processes, chance, .. } = &mut *machine;
+        for supervisor in supervisors.iter_mut() {
+            if supervisor.lose_power(truth, chance).expect("a log") {
+                lost.push(Accident::TornTail);
+            }
         }
-        machine.supervisors.clear();
-        machine.processes.clear();
+        supervisors.clear();
+        processes.clear();
         // An order that was going to be started at once leaves no mark before it is: nobody can say whether it was.
         for folder in std::fs::read_dir(self.folder.join("spool")).into_iter().flatten().flatten() {
             let folder = Folder::at(&folder.path());
@@ -203,9 +213,13 @@ impl Simulated {
             if accepted.at_once && deed.ended.is_none() && deed.unknown.is_none() {
                 deed.unknown = Some("the host was restarted before it began");
             }
+            if chance.percent(50) && forget_names(&folder, accepted.at_once) {
+                lost.push(Accident::LostName);
+            }
         }
         machine.boot += 1;
         machine.booted_ms = now_ms;
+        lost
     }
 
     /// Lets one supervisor do its next small piece. Gives what it did.
@@ -239,4 +253,14 @@ impl Simulated {
         let folders = std::fs::read_dir(self.folder.join("spool")).into_iter().flatten().flatten();
         folders.filter(|folder| folder.path().join("order.json").exists()).count()
     }
+}
+
+/// A loss of power takes what was written and not made durable: the mark of a start that the order says already, and the
+/// name of an outcome. True when there was one.
+fn forget_names(folder: &Folder, at_once: bool) -> bool {
+    let path = folder.path();
+    let mark = path.join("started");
+    let is_marked = at_once && std::fs::metadata(&mark).is_ok_and(|meta| meta.len() > 0);
+    let marked = is_marked && std::fs::File::create(mark).is_ok();
+    marked | std::fs::rename(path.join("status.json"), path.join("status.new")).is_ok()
 }

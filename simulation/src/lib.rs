@@ -5,8 +5,10 @@
 //! everything that is being tried; at the end the promises are held against that. Invariants: nothing happens beside the one
 //! thread, so that a seed gives the same run each time; whatever goes wrong ends before the end, so that everything can end.
 
+mod accidents;
 mod chance;
 mod checks;
+mod faults;
 mod host;
 mod people;
 mod server;
@@ -21,11 +23,12 @@ use std::path::{Path, PathBuf};
 use drover_shared::planted::{Bug, plant};
 
 pub use checks::Counted;
+pub use faults::{Accident, Met};
 use trace::Trace;
 use world::World;
 
 /// Steps of chance, and rounds in which everything may come to its end.
-const STEPS: u64 = 2_500;
+const STEPS: u64 = 4_000;
 const ROUNDS: u64 = 12_000;
 /// Lines of the trace that a failure shows.
 const SHOWN: usize = 60;
@@ -35,8 +38,8 @@ const SHOWN: usize = 60;
 pub struct Outcome {
     /// Lines of the trace, and their digest.
     pub trace: (usize, String),
-    /// Things that went wrong on purpose.
-    pub accidents: u64,
+    /// What went wrong on purpose, and how often.
+    pub met: Met,
     /// What was compared, or the promise that is broken and how.
     pub promises: Result<Counted, (&'static str, String)>,
     /// The end of the trace.
@@ -64,8 +67,8 @@ pub fn simulate(seed: u64, bug: Option<Bug>, echo: bool) -> Outcome {
         Err(("P1", format!("it does not come to an end: {}", world.unfinished())))
     };
     plant(None);
-    let accidents = world.accidents;
-    Outcome { trace: trace.digest(), accidents, promises, tail: trace.tail(SHOWN), lines: trace.lines() }
+    let met = world.faults.all();
+    Outcome { trace: trace.digest(), met, promises, tail: trace.tail(SHOWN), lines: trace.lines() }
 }
 
 /// Memory, where there is such a place: what is written here need not last.

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use drover_shared::planted::Bug;
 use drover_shared::words::Word as _;
-use drover_simulation::simulate;
+use drover_simulation::{Accident, Met, simulate};
 
 /// Runs server and agents under accidents that follow from a seed, and holds the promises against what happened.
 #[derive(Parser)]
@@ -45,14 +45,15 @@ fn main() -> ExitCode {
         Some(seed) => (seed..seed + 1, true),
         None => (arguments.from..arguments.from + arguments.seeds, false),
     };
-    let mut failed = 0;
+    let (mut failed, mut met) = (0, Met::new());
     for seed in seeds {
         let outcome = simulate(seed, bug, echo);
         let (lines, digest) = &outcome.trace;
+        outcome.met.iter().for_each(|(accident, times)| *met.entry(*accident).or_default() += times);
         match outcome.promises {
             Ok(counted) => println!(
-                "seed {seed}: {} accidents, {} tasks, {} executions ({} lost), {} bytes; {lines} lines, {}",
-                outcome.accidents,
+                "seed {seed}: {} faults, {} tasks, {} executions ({} lost), {} bytes; {lines} lines, {}",
+                outcome.met.values().sum::<u64>(),
                 counted.tasks,
                 counted.executions,
                 counted.lost,
@@ -65,6 +66,9 @@ fn main() -> ExitCode {
             }
         }
     }
+    let times = |accident: Accident| met.get(&accident).copied().unwrap_or_default();
+    let met: Vec<String> = Accident::all().map(|accident| format!("{accident:?} {}", times(accident))).collect();
+    println!("faults met: {}", met.join(", "));
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 

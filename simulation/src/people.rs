@@ -38,6 +38,9 @@ pub(crate) struct Application {
 /// Everybody who asks for something.
 pub(crate) struct People {
     pub applications: Vec<Application>,
+    hosts: Vec<i64>,
+    /// The script that is run by itself.
+    script: i64,
     waiting: Vec<Request>,
     /// Sub-tasks that were accepted.
     pub accepted: Vec<i64>,
@@ -60,6 +63,8 @@ impl People {
             assert_eq!(status, 200, "{path}: {body}");
             body
         };
+        let script = json!({"name": "look", "language": "bash", "content": "true"});
+        let script = number_of(&ask("POST", "/applications/deploy-scripts/", script));
         let mut applications = Vec::new();
         for (name, hooks) in [("shop", &["pre_exec", "post_exec", "global_post_exec"][..]), ("blog", &["pre_exec"])] {
             let id = number_of(&ask("POST", "/applications/", json!({"name": name})));
@@ -78,7 +83,7 @@ impl People {
             ask("PATCH", &format!("/applications/{id}/deploy-settings/"), settings);
             applications.push(Application { id, instances });
         }
-        Self { applications, waiting: Vec::new(), accepted: Vec::new(), number: 0 }
+        Self { applications, hosts: hosts.to_vec(), script, waiting: Vec::new(), accepted: Vec::new(), number: 0 }
     }
 
     fn wait_for(&mut self, path: String, body: Value, then: Then) {
@@ -93,29 +98,41 @@ impl People {
         let Application { id, instances } = self.applications[application].clone();
         let references: Vec<Value> = instances.iter().map(|id| json!({"id": id})).collect();
         let known = self.accepted.iter().rev().take(6).copied().collect::<Vec<_>>();
-        let choice = if known.is_empty() { 0 } else { chance.weighed(&[40, 0, 15, 6, 10, 8, 12, 15]) };
+        let choice = if known.is_empty() { 0 } else { chance.weighed(&[40, 12, 15, 6, 10, 8, 12, 15]) };
         let task = || known[0];
         match choice {
             0 => {
-                let rollout = match chance.below(6) {
+                let rollout = match chance.below(12) {
                     0 => Value::Null,
                     1 => json!({"batch": 1}),
                     2 => json!({"batch": 1, "max_failures": 0, "auto_revert": true}),
                     3 => json!({"batch": 2, "max_failures": 1}),
                     4 => json!({"canary": 1, "max_failures": 0}),
+                    5..9 => json!({"batch": "100%", "max_failures": 0}),
+                    9 => json!({"batch": "100%", "max_failures": 1, "auto_revert": true}),
+                    10 => json!({"batch": 2, "max_failures": 0, "auto_revert": true}),
                     _ => json!({"batch": 1, "max_failures": null}),
                 };
-                let body = json!({"instances": references, "rollout": rollout});
+                let takes_back = rollout["auto_revert"] == true;
+                let mut body = json!({"instances": references, "rollout": rollout});
+                if !takes_back {
+                    wait_in_line(&mut body, chance);
+                }
                 let new = json!({"application_id": id, "version": format!("{}.0", self.number), "level": "B",
                     "package_source": "dist", "planned_exec_time": 1_714_600_000});
                 self.wait_for("/applications/deploy-tasks/".to_owned(), new, Then::Approve(body));
                 format!("deploy {application}")
             }
             1 => {
-                let batch = *chance.one_of(&["1", "100%25"]);
-                let path = format!("/applications/{id}/instances/actions/restart/?batch={batch}&timeout=60");
-                self.wait_for(path, json!(instances), Then::Made);
-                format!("restart {application}")
+                let count = 1 + chance.below(self.hosts.len());
+                let hosts: Vec<Value> = self.hosts.iter().take(count).map(|id| json!({"id": id})).collect();
+                let mut body = json!({"script": {"id": self.script}, "hosts": hosts, "timeout": 60});
+                if chance.percent(50) {
+                    body["rollout"] = json!({"batch": 1, "max_failures": chance.below(2)});
+                }
+                wait_in_line(&mut body, chance);
+                self.wait_for("/tasks/actions/run-script/".to_owned(), body, Then::Made);
+                format!("run a script on {count}")
             }
             choice => {
                 let task = if chance.percent(60) { task() } else { *chance.one_of(&known) };
@@ -221,6 +238,14 @@ impl People {
             let said = *chance.one_of(&["done", "give_up"]);
             self.act(id, "answer", json!({"instances": lost, "answer": said, "reason": "looked at it"}));
         }
+    }
+}
+
+/// Half of all wait until what they change is free, some before others.
+fn wait_in_line(body: &mut Value, chance: &mut Chance) {
+    if chance.percent(50) {
+        body["if_busy"] = json!("wait");
+        body["priority"] = json!(chance.below(3));
     }
 }
 

@@ -9,7 +9,6 @@ use axum::http::Request;
 use drover_automation::engine;
 use drover_automation::link;
 use drover_automation::link::enrol::JoinTokenOptions;
-use drover_kernel::db::direct::Fates;
 use drover_kernel::db::{Db, DbOptions};
 use drover_kernel::http::Service;
 use drover_kernel::routes::BASE;
@@ -18,6 +17,7 @@ use serde_json::Value;
 use tokio::runtime::{Builder, Runtime};
 use tower::ServiceExt as _;
 
+use crate::faults::Faults;
 use crate::wire::End;
 
 /// When every simulation begins: 2024-05-01T12:00:00Z.
@@ -25,16 +25,18 @@ pub(crate) const START_MS: i64 = 1_714_564_800_000;
 const DATABASE: &str = "drover.sqlite";
 /// Largest answer that is read.
 const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// Turns within which a request is answered, or never.
+/// Turns within which a request is answered; before each of the last ones somebody waits for so long, in milliseconds.
 const TURNS: usize = 4;
+const PATIENCE_MS: [u64; 4] = [10, 40, 200, 1_000];
 
 /// Every move of an execution, in the order of the commits, with what it is about.
 const MOVES: &str = "
 CREATE TABLE moves (number INTEGER PRIMARY KEY AUTOINCREMENT, task_id BIGINT, execution_id TEXT, role TEXT,
-    excluded BOOLEAN, old TEXT, new TEXT);
+    excluded BOOLEAN, object TEXT, reason TEXT, old TEXT, new TEXT);
 CREATE TRIGGER moved AFTER UPDATE OF state ON executions WHEN OLD.state <> NEW.state BEGIN
-    INSERT INTO moves (task_id, execution_id, role, excluded, old, new)
-    VALUES (NEW.task_id, NEW.id, NEW.role, NEW.excluded, OLD.state, NEW.state);
+    INSERT INTO moves (task_id, execution_id, role, excluded, object, reason, old, new)
+    VALUES (NEW.task_id, NEW.id, NEW.role, NEW.excluded,
+        COALESCE('instance ' || NEW.instance_id, 'host ' || NEW.host_id), NEW.reason, OLD.state, NEW.state);
 END;
 ";
 
@@ -122,13 +124,14 @@ pub(crate) struct Server {
 
 impl Server {
     /// Starts it on its folder. None when it ends at once.
-    pub(crate) fn start(folder: &Path, now_ms: u64, fates: Fates) -> anyhow::Result<Self> {
+    pub(crate) fn start(folder: &Path, now_ms: u64, faults: &Faults) -> anyhow::Result<Self> {
         at_once::begin();
+        at_once::set_disk(Some(faults.disk()));
         let runtime = runtime();
         let clock = Clock::fixed(Time::from_millis(START_MS + i64::try_from(now_ms)?));
         let kernel = {
             let _entered = runtime.enter();
-            let db = Db::direct(&folder.join(DATABASE), fates)?;
+            let db = Db::direct(&folder.join(DATABASE), faults.fates())?;
             drover_server::kernel(db, clock.clone(), Settings::default(), folder)?
         };
         let service = drover_server::http(&kernel);
@@ -220,8 +223,8 @@ impl Server {
                 if bytes.is_empty() { Value::Null } else { serde_json::from_slice(&bytes).unwrap_or_else(|_| text()) };
             Some((status, body))
         });
-        for _ in 0..TURNS {
-            *now_ms = self.turn(*now_ms);
+        for pause_ms in [0; TURNS].into_iter().chain(PATIENCE_MS) {
+            *now_ms = self.turn(*now_ms + pause_ms);
             if asking.is_finished() {
                 return self.runtime.block_on(asking).ok().flatten();
             }

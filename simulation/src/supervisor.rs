@@ -10,7 +10,7 @@ use drover_agent::spool::{Folder, Key, Started};
 use drover_shared::message::{Finished, ProcessVerdict, StepEvent, StepOutcome};
 use drover_shared::order::{Entry, Statement, Step};
 use drover_shared::record::{Stream, records};
-use drover_shared::words::{ExecutionState as State, StepState};
+use drover_shared::words::{Action, ExecutionState as State, StepState};
 use nix::fcntl::Flock;
 use tokio::sync::oneshot;
 
@@ -102,6 +102,23 @@ impl Supervisor {
         self.end();
     }
 
+    /// Its host loses its power: of its log some of what was not durable may be gone. True when it is.
+    pub(crate) fn lose_power(&mut self, truth: &mut Truth, chance: &mut Chance) -> io::Result<bool> {
+        let wrote = self.work.is_some() && truth.of(&self.key).ended.is_none();
+        self.kill(truth, "the host was restarted");
+        if !wrote || chance.percent(40) {
+            return Ok(false);
+        }
+        let log = File::options().write(true).open(self.folder.log())?;
+        let length = log.metadata()?.len();
+        let left = if chance.percent(30) { 0 } else { chance.between(0, length) };
+        log.set_len(left)?;
+        let deed = truth.of(&self.key);
+        deed.kept = Some(said_in(&self.folder));
+        deed.torn = true;
+        Ok(left < length)
+    }
+
     fn end(&mut self) {
         self.work = None;
         self.stage = Stage::Over;
@@ -123,7 +140,7 @@ impl Supervisor {
 
     fn try_advance(&mut self, truth: &mut Truth, processes: &mut Processes) -> io::Result<String> {
         match std::mem::replace(&mut self.stage, Stage::Over) {
-            Stage::Begin => self.begin(),
+            Stage::Begin => self.begin(truth, processes),
             Stage::Next { index } => self.next_step(index, truth),
             Stage::Step { index, acts, begun_ms, wall_ms, log_start, wake_ms } => {
                 let step = Running { index, begun_ms, wall_ms, log_start };
@@ -141,7 +158,7 @@ impl Supervisor {
         }
     }
 
-    fn begin(&mut self) -> io::Result<String> {
+    fn begin(&mut self, truth: &mut Truth, processes: &Processes) -> io::Result<String> {
         let Some(mut lock) = self.folder.lock()? else {
             self.tries += 1;
             if self.tries < 10 {
@@ -163,6 +180,11 @@ impl Supervisor {
         let left = statement.timeout_ms.saturating_sub(accepted.elapsed_ms(&boot_id, now));
         let log = LogWriter::open(&self.folder.log(), entry.output_bytes_max)?;
         self.folder.write_started(&Started { boot_id, ..Started::default() }, !accepted.at_once)?;
+        match (entry.instance_id, entry.action) {
+            (Some(id), _) => truth.begins(&self.key, format!("instance {id}"), processes),
+            (None, Action::Script) => truth.begins(&self.key, format!("host {}", entry.host), processes),
+            (None, _) => {}
+        }
         self.work = Some(Work {
             lock,
             log,
@@ -338,6 +360,10 @@ impl Supervisor {
             (None, None) => (State::Succeeded, None),
         };
         work.log.sync()?;
+        let releases = match (work.entry.instance_id, work.entry.action) {
+            (Some(id), Action::Upgrade | Action::Revert) => Some(truth.serves(id, &work.entry.version, well)),
+            _ => None,
+        };
         let finished = Finished {
             execution_id: work.statement.execution_id.clone(),
             attempt: work.statement.attempt,
@@ -347,7 +373,7 @@ impl Supervisor {
             log_length: work.log.length(),
             output_truncated: work.log.truncated(),
             processes: work.verdict.clone(),
-            releases: None,
+            releases,
         };
         self.folder.draft_status(&finished)?;
         // From here on whoever looks finds how it ended.
@@ -370,18 +396,24 @@ struct Running {
 fn acts(seed: u64, index: usize) -> Vec<Act> {
     let mut chance = Chance::of(seed, 1 + index as u64);
     let mut acts = Vec::new();
-    for number in 0..chance.below(12) {
+    if chance.percent(10) {
+        // What cannot work at all says so at once.
+        return vec![Act::Exit(1)];
+    }
+    // Some say all at once, and some talk on and on.
+    let (count, quiet_ms) = *chance.one_of(&[(4, 3_000), (12, 1_500), (40, 400)]);
+    for number in 0..chance.below(count) {
         let width = *chance.one_of(&[0, 10, 100, 3_000, 40_000]);
         acts.push(Act::Say(format!("step {index} line {number:06} {}\n", "=".repeat(width))));
-        match chance.below(8) {
-            0 => acts.push(Act::Sleep(chance.between(1, 3_000))),
-            1 => acts.push(Act::Fork),
+        match chance.below(12) {
+            0..3 => acts.push(Act::Sleep(chance.between(1, quiet_ms))),
+            3 => acts.push(Act::Fork),
             _ => {}
         }
     }
-    match chance.below(20) {
+    match chance.below(40) {
         0 => acts.push(Act::Hang),
-        1..4 => acts.push(Act::Exit(3)),
+        1..7 => acts.push(Act::Exit(3)),
         _ => acts.push(Act::Exit(0)),
     }
     acts

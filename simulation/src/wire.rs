@@ -31,6 +31,8 @@ struct Shared {
     lanes: [Lane; 2],
     cut: bool,
     frozen: bool,
+    /// The agent's end broke; the server has not heard of it.
+    broken: bool,
 }
 
 /// A connection as the network sees it.
@@ -73,6 +75,26 @@ impl Connection {
         !shared.frozen && !shared.cut && !shared.lanes[way as usize].flight.is_empty()
     }
 
+    /// Whether the agent says who it is next.
+    #[must_use]
+    pub(crate) fn says_hello(&self) -> bool {
+        let shared = self.lock();
+        let next = shared.lanes[Way::ToServer as usize].flight.front();
+        next.is_some_and(|next| next.to_text().is_ok_and(|text| text.contains("\"type\":\"hello\"")))
+    }
+
+    /// Whether both are the same.
+    #[must_use]
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// Whether something could arrive anywhere.
+    #[must_use]
+    pub(crate) fn has_any_flight(&self) -> bool {
+        self.has_flight(Way::ToServer) || self.has_flight(Way::ToAgent)
+    }
+
     /// Lets the next message arrive and gives it.
     pub(crate) fn deliver(&self, way: Way) -> Option<Message> {
         let mut shared = self.lock();
@@ -95,6 +117,23 @@ impl Connection {
         }
     }
 
+    /// Has the agent's end break: it hears of that, and the server only behind what is in flight.
+    pub(crate) fn leave(&self) {
+        let mut shared = self.lock();
+        shared.broken = true;
+        for lane in &mut shared.lanes {
+            wake(&mut lane.reader);
+            wake(&mut lane.writer);
+        }
+    }
+
+    /// Whether the agent has left it.
+    #[must_use]
+    pub(crate) fn is_left(&self) -> bool {
+        let shared = self.lock();
+        shared.broken || shared.lanes[Way::ToServer as usize].closed
+    }
+
     /// Has nothing arrive, or everything again. Neither end hears of it.
     pub(crate) fn freeze(&self, frozen: bool) {
         let mut shared = self.lock();
@@ -106,7 +145,7 @@ impl Connection {
     #[must_use]
     pub(crate) fn is_over(&self) -> bool {
         let shared = self.lock();
-        shared.cut || shared.lanes.iter().all(|lane| lane.closed && lane.flight.is_empty())
+        shared.cut || !shared.frozen && shared.lanes.iter().all(|lane| lane.closed && lane.flight.is_empty())
     }
 
     /// Whether nothing arrives.
@@ -131,6 +170,9 @@ impl Stream for End {
 
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let mut shared = self.connection.lock();
+        if self.is_broken(&shared) {
+            return Poll::Ready(Some(Err(reset())));
+        }
         let cut = shared.cut;
         let frozen = shared.frozen;
         let lane = &mut shared.lanes[self.reads];
@@ -153,7 +195,7 @@ impl Sink<Message> for End {
 
     fn poll_ready(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<(), Error>> {
         let mut shared = self.connection.lock();
-        if shared.cut {
+        if shared.cut || self.is_broken(&shared) {
             return Poll::Ready(Err(reset()));
         }
         let lane = &mut shared.lanes[1 - self.reads];
@@ -166,7 +208,7 @@ impl Sink<Message> for End {
 
     fn start_send(self: Pin<&mut Self>, message: Message) -> Result<(), Error> {
         let mut shared = self.connection.lock();
-        if shared.cut {
+        if shared.cut || self.is_broken(&shared) {
             return Err(reset());
         }
         shared.lanes[1 - self.reads].flight.push_back(message);
@@ -184,6 +226,10 @@ impl Sink<Message> for End {
 }
 
 impl End {
+    fn is_broken(&self, shared: &Shared) -> bool {
+        shared.broken && self.reads == Way::ToAgent as usize
+    }
+
     fn hang_up(&self) {
         let mut shared = self.connection.lock();
         let lane = &mut shared.lanes[1 - self.reads];

@@ -2,14 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
 
 use drover_kernel::at_once;
-use drover_kernel::db::direct::{Fate, Fates, Moment};
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::chance::Chance;
+use crate::faults::{ACCIDENTS, Accident, Faults};
 use crate::host::Simulated;
 use crate::people::People;
 use crate::server::{Server, Template};
@@ -18,53 +17,7 @@ use crate::truth::Truth;
 use crate::wire::{Connection, Way};
 
 /// Hosts of every simulation.
-const HOSTS: usize = 3;
-
-/// What can go wrong. Each run leaves some of it out, so that the rest meets more often.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Accident {
-    /// The server is killed where it stands.
-    KillServer,
-    /// The server is killed at a commit: before or after it.
-    KillAtCommit,
-    /// An agent is killed.
-    KillAgent,
-    /// A supervisor is killed.
-    KillSupervisor,
-    /// A host is restarted.
-    Reboot,
-    /// A connection is cut, with what is in flight.
-    Cut,
-    /// Nothing arrives over a connection for a while, and neither end hears of it.
-    Freeze,
-    /// An agent stands still for a while.
-    Pause,
-    /// The database refuses, or commits without an answer.
-    Database,
-    /// Nobody has a turn for a long time.
-    Long,
-}
-
-const ACCIDENTS: [(Accident, u64); 10] = [
-    (Accident::KillServer, 6),
-    (Accident::KillAtCommit, 8),
-    (Accident::KillAgent, 10),
-    (Accident::KillSupervisor, 5),
-    (Accident::Reboot, 2),
-    (Accident::Cut, 12),
-    (Accident::Freeze, 8),
-    (Accident::Pause, 6),
-    (Accident::Database, 10),
-    (Accident::Long, 3),
-];
-
-/// What the database is about to do wrong.
-#[derive(Debug)]
-struct Armed {
-    moment: Moment,
-    after: u64,
-    fate: Fate,
-}
+pub(crate) const HOSTS: usize = 4;
 
 /// Everything.
 pub(crate) struct World {
@@ -75,29 +28,17 @@ pub(crate) struct World {
     pub people: People,
     pub truth: Truth,
     pub trace: Trace,
-    pub accidents: u64,
     /// Whether anything kept an agent and the server from hearing of each other for long.
     pub apart: bool,
-    server_at_ms: u64,
-    connections: Vec<(usize, Connection, u64)>,
-    chance: Chance,
-    may: Vec<(Accident, u64)>,
-    armed: Arc<Mutex<Option<Armed>>>,
-}
-
-fn fates(armed: &Arc<Mutex<Option<Armed>>>) -> Fates {
-    let armed = armed.clone();
-    Arc::new(move |moment| {
-        let mut armed = armed.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(what) = armed.as_mut().filter(|what| what.moment == moment) else { return Fate::Well };
-        if what.after > 0 {
-            what.after -= 1;
-            return Fate::Well;
-        }
-        let fate = what.fate;
-        *armed = None;
-        fate
-    })
+    pub faults: Faults,
+    pub(crate) server_at_ms: u64,
+    /// Each with its host, and until when nothing arrives over it.
+    pub(crate) connections: Vec<(usize, Connection, u64)>,
+    pub(crate) chance: Chance,
+    pub(crate) may: Vec<(Accident, u64)>,
+    pub(crate) log_full_until_ms: u64,
+    /// The host whose connections do not last, and when the present one ends.
+    flapping: Option<(usize, u64)>,
 }
 
 impl World {
@@ -106,9 +47,9 @@ impl World {
         let place = folder.join("server");
         Template::get().copy(&place)?;
         Server::watch_moves(&place)?;
-        let armed = Arc::default();
+        let faults = Faults::none(seed);
         let mut now_ms = 0;
-        let mut server = Server::start(&place, now_ms, fates(&armed))?;
+        let mut server = Server::start(&place, now_ms, &faults)?;
         now_ms = server.turn(now_ms);
         let mut ids = Vec::new();
         let mut hosts = Vec::new();
@@ -122,7 +63,9 @@ impl World {
         }
         let people = People::prepare(&mut server, &mut now_ms, &ids);
         let mut chance = Chance::of(seed, 1);
-        let may = ACCIDENTS.iter().filter(|_| chance.percent(60)).copied().collect();
+        let drawn: Vec<(Accident, u64)> = ACCIDENTS.iter().filter(|_| chance.percent(60)).copied().collect();
+        let all: Vec<Accident> = drawn.iter().map(|(what, _)| *what).collect();
+        let may = drawn.into_iter().filter(|(_, weight)| *weight > 0).collect();
         let truth = Truth::default();
         let mut world = Self {
             folder,
@@ -132,29 +75,31 @@ impl World {
             people,
             truth,
             trace,
-            accidents: 0,
-            apart: false,
+            apart: all.contains(&Accident::SlowDatabase),
+            faults,
             server_at_ms: 0,
             connections: Vec::new(),
             chance,
             may,
-            armed,
+            log_full_until_ms: 0,
+            flapping: all.contains(&Accident::Flapping).then_some((0, u64::MAX)),
         };
         for host in 0..HOSTS {
             world.hosts[host].start(world.now_ms);
         }
-        world.say(&format!("accidents: {:?}", world.may.iter().map(|(what, _)| *what).collect::<Vec<_>>()));
+        world.faults.begin(&all);
+        world.say(&format!("accidents: {all:?}"));
         Ok(world)
     }
 
-    fn say(&self, line: &str) {
+    pub(crate) fn say(&self, line: &str) {
         self.trace.say(self.now_ms, line);
     }
 
     /// One step of chance.
     pub(crate) fn step(&mut self) {
-        let accident = if self.may.is_empty() { 0 } else { 2 };
-        match self.chance.weighed(&[35, 20, 15, 25, 12, 4, 4, accident]) {
+        let accident = if self.may.is_empty() { 0 } else { 3 };
+        match self.chance.weighed(&[35, 20, 18, 25, 12, 2, 4, accident]) {
             0 => self.deliver(),
             1 => {
                 let host = self.chance.below(HOSTS);
@@ -217,6 +162,15 @@ impl World {
         match what {
             None => self.connect(host),
             Some((connection, way)) => {
+                if way == Way::ToServer && connection.is_left() {
+                    self.faults.met(Accident::LateFrame);
+                }
+                if way == Way::ToServer && connection.says_hello() && self.faults.comes(Accident::LateHello) {
+                    let until = self.now_ms + *self.chance.one_of(&[1_500, 5_000, 15_000]);
+                    connection.leave();
+                    self.freeze(&connection, until);
+                    return self.say(&format!("the hello of {} is late", self.hosts[host].name()));
+                }
                 if let Some(message) = connection.deliver(way) {
                     let arrow = if way == Way::ToServer { "->" } else { "<-" };
                     self.say(&format!("{} {arrow} {}", self.hosts[host].name(), describe(&message)));
@@ -231,11 +185,24 @@ impl World {
             let _ = dialing.send(Err(std::io::ErrorKind::ConnectionRefused.into()));
             return self.say(&format!("{} finds no server", self.hosts[host].name()));
         };
+        if self.connections.iter().any(|(of, older, _)| *of == host && !older.is_over()) {
+            self.faults.met(Accident::Overlap);
+        }
         let (connection, server_end, agent_end) = Connection::open();
         server.accept(server_end);
         let _ = dialing.send(Ok(agent_end));
         self.connections.push((host, connection, 0));
+        if let Some((_, ends_ms)) = self.flapping.as_mut().filter(|(of, _)| *of == host) {
+            *ends_ms = self.now_ms + self.chance.between(300, 8_000);
+        }
         self.say(&format!("{} is connected", self.hosts[host].name()));
+    }
+
+    /// Nothing arrives over a connection until then.
+    fn freeze(&mut self, connection: &Connection, until: u64) {
+        connection.freeze(true);
+        let same = self.connections.iter_mut().filter(|(_, one, _)| one.is_same(connection));
+        same.for_each(|(_, _, thaws)| *thaws = until);
     }
 
     fn turn_of(&mut self, host: usize) {
@@ -289,6 +256,13 @@ impl World {
                 self.say(&format!("the agent of {} starts", self.hosts[host].name()));
             }
         }
+        self.faults.fill(self.log_full_until_ms > now_ms);
+        if let Some((host, ends_ms)) = self.flapping.as_mut().filter(|(_, ends_ms)| *ends_ms <= now_ms) {
+            *ends_ms = u64::MAX;
+            self.faults.met(Accident::Flapping);
+            self.connections.iter().filter(|(of, ..)| of == host).for_each(|(_, connection, _)| connection.cut());
+            self.trace.say(now_ms, &format!("a connection of {} does not last", self.hosts[*host].name()));
+        }
         for (host, connection, until) in &self.connections {
             if connection.is_frozen() && *until <= now_ms {
                 connection.freeze(false);
@@ -296,7 +270,7 @@ impl World {
             }
         }
         if self.server.is_none() && self.server_at_ms <= now_ms {
-            match Server::start(&self.folder.join("server"), now_ms, fates(&self.armed)) {
+            match Server::start(&self.folder.join("server"), now_ms, &self.faults) {
                 Ok(server) => {
                     self.server = Some(server);
                     self.say("the server starts");
@@ -306,77 +280,15 @@ impl World {
         }
     }
 
-    fn accident(&mut self) {
-        let weights: Vec<u64> = self.may.iter().map(|(_, weight)| *weight).collect();
-        let (what, _) = self.may[self.chance.weighed(&weights)];
-        self.accidents += 1;
-        let host = self.chance.below(HOSTS);
-        let name = self.hosts[host].name();
-        self.apart |= !matches!(what, Accident::KillSupervisor | Accident::Database);
-        let until = self.now_ms + *self.chance.one_of(&[10, 200, 2_000, 20_000, 60_000]);
-        match what {
-            Accident::KillServer => {
-                if self.server.take().is_some() {
-                    self.server_at_ms = self.now_ms + self.chance.between(1, 8_000);
-                }
-            }
-            Accident::KillAtCommit => {
-                let fate = *self.chance.one_of(&[Fate::EndBefore, Fate::EndAfter]);
-                self.arm(Moment::Commit, fate);
-            }
-            Accident::Database => {
-                let moment = *self.chance.one_of(&[Moment::Begin, Moment::Statement, Moment::Commit, Moment::Delivery]);
-                let fates = [Fate::Refused, if moment == Moment::Commit { Fate::Unanswered } else { Fate::Refused }];
-                let fate = *self.chance.one_of(&fates);
-                self.arm(moment, fate);
-            }
-            Accident::KillAgent => {
-                self.hosts[host].kill();
-                self.hosts[host].paused_until_ms = self.now_ms + self.chance.between(1, 3_000);
-            }
-            Accident::KillSupervisor => {
-                let count = self.hosts[host].supervisors();
-                if count > 0 {
-                    let which = self.chance.below(count);
-                    let key = self.hosts[host].kill_supervisor(which, &mut self.truth);
-                    return self.say(&format!(
-                        "accident: {what:?} {name} {}",
-                        key.map_or(String::new(), |key| key.to_string())
-                    ));
-                }
-            }
-            Accident::Reboot => {
-                self.hosts[host].reboot(self.now_ms, &mut self.truth);
-                self.hosts[host].paused_until_ms = self.now_ms + self.chance.between(500, 5_000);
-                self.connections.iter().filter(|(of, ..)| *of == host).for_each(|(_, connection, _)| connection.cut());
-            }
-            Accident::Cut => {
-                self.connections.iter().filter(|(of, ..)| *of == host).for_each(|(_, connection, _)| connection.cut());
-            }
-            Accident::Freeze => {
-                for (_, connection, thaws) in self.connections.iter_mut().filter(|(of, ..)| *of == host) {
-                    connection.freeze(true);
-                    *thaws = until;
-                }
-            }
-            Accident::Pause => self.hosts[host].paused_until_ms = until,
-            Accident::Long => self.now_ms += self.chance.between(5_000, 90_000),
-        }
-        self.say(&format!("accident: {what:?} {name}"));
-    }
-
-    fn arm(&mut self, moment: Moment, fate: Fate) {
-        let after = self.chance.between(0, 6);
-        *self.armed.lock().unwrap_or_else(PoisonError::into_inner) = Some(Armed { moment, after, fate });
-        self.say(&format!("at the {after}th {moment:?} from now: {fate:?}"));
-    }
-
     /// Nothing goes wrong any more, and everybody has their turns, until nothing happens. True when that came about.
     pub(crate) fn heal(&mut self, rounds: u64) -> bool {
         self.say("everything is well from now on");
-        *self.armed.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.faults.end();
+        self.log_full_until_ms = 0;
+        self.flapping = None;
         for host in &mut self.hosts {
             host.paused_until_ms = self.now_ms;
+            host.full_until_ms = 0;
         }
         self.connections.iter_mut().for_each(|(_, _, until)| *until = 0);
         self.server_at_ms = self.now_ms;
@@ -397,7 +309,9 @@ impl World {
             for _ in 0..60 {
                 self.deliver();
             }
-            self.now_ms += 40;
+            // Nobody waits for anything but time.
+            let in_flight = self.connections.iter().any(|(_, connection, _)| connection.has_any_flight());
+            self.now_ms += if in_flight { 40 } else { 150 };
             quiet = if self.is_quiet() { quiet + 1 } else { 0 };
             if quiet > 20 {
                 return true;

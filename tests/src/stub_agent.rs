@@ -70,6 +70,12 @@ pub fn finished(statement: &Statement, state: ExecutionState) -> Finished {
     }
 }
 
+/// A connection over which an agent was challenged.
+pub struct Knock {
+    socket: Option<Socket>,
+    nonce: String,
+}
+
 /// An enrolled agent.
 pub struct StubAgent {
     address: SocketAddr,
@@ -165,6 +171,29 @@ impl StubAgent {
         &self.agent_id
     }
 
+    /// Opens a further connection, over which it is challenged and has not answered.
+    ///
+    /// # Panics
+    /// When the server does not challenge it.
+    pub async fn knock(&mut self) -> Knock {
+        let before = self.socket.take();
+        self.socket = Some(dial(self.address, trusting_ca(&self.ca_pem).expect("TLS")).await);
+        let ToAgent::Challenge { nonce, .. } = self.hear().await else { panic!("no challenge") };
+        Knock { socket: std::mem::replace(&mut self.socket, before), nonce }
+    }
+
+    /// What it said over that connection, with these executions in its spool, arrives. Gives the server's answer.
+    ///
+    /// # Panics
+    /// When the server says nothing.
+    pub async fn arrive(&mut self, knock: &mut Knock, holdings: Vec<Holding>) -> ToAgent {
+        std::mem::swap(&mut self.socket, &mut knock.socket);
+        self.introduce(&knock.nonce, holdings).await;
+        let answer = self.hear().await;
+        std::mem::swap(&mut self.socket, &mut knock.socket);
+        answer
+    }
+
     /// Will find its server here from now on.
     pub fn moves_to(&mut self, address: SocketAddr) {
         self.address = address;
@@ -182,6 +211,11 @@ impl StubAgent {
     }
 
     async fn hello(&mut self, nonce: &str, holdings: Vec<Holding>) {
+        self.introduce(nonce, holdings).await;
+        let ToAgent::Welcome { .. } = self.hear().await else { panic!("not welcome") };
+    }
+
+    async fn introduce(&mut self, nonce: &str, holdings: Vec<Holding>) {
         let hello = Hello {
             agent_id: self.agent_id.clone(),
             version: 1,
@@ -194,7 +228,6 @@ impl StubAgent {
             holdings,
         };
         self.say(&ToServer::Hello(Box::new(hello))).await;
-        let ToAgent::Welcome { .. } = self.hear().await else { panic!("not welcome") };
     }
 
     /// Says something.

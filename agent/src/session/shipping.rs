@@ -135,7 +135,10 @@ impl Session {
         self.served = Some(read.key.clone());
         let shipping = self.executions.get_mut(&read.key)?;
         let whole = whole_records_length(bytes);
-        if whole == Ok(0) && bytes.len() == read.bytes_max || shipping.shipped != read.offset {
+        // Of a log that is final no more comes.
+        let is_last = shipping.finished.is_some() && read.offset + bytes.len() as u64 >= shipping.log_length;
+        let more_may_come = whole == Ok(0) && bytes.len() == read.bytes_max && !is_last;
+        if more_may_come || shipping.shipped != read.offset {
             shipping.starved = true;
             return None;
         }

@@ -124,6 +124,7 @@ pub(crate) fn give(spare: &Path, folder: &Path, order: &[u8]) -> io::Result<File
     if folder.exists() {
         return Err(io::ErrorKind::AlreadyExists.into());
     }
+    durable::room()?;
     let mut file = OpenOptions::new().write(true).open(spare.join("order.new"))?;
     file.write_all(order)?;
     fs::rename(spare.join("order.new"), spare.join("order.json"))?;

@@ -254,6 +254,23 @@ fn a_half_written_record_waits_without_spinning() {
     assert_eq!(ship(&mut session, &log, at(200)), [(0, 1_016)]);
 }
 
+/// After a loss of power the server may have more of a log than the disk: where it goes on need not be where a record begins.
+#[test]
+fn an_end_that_is_no_whole_record_is_given_up_and_the_outcome_told() {
+    let mut session = session();
+    let key = Key::new(&execution_id(), 1).unwrap();
+    let log = log(2);
+    let length = log.len() as u64;
+    session.hold(key.clone(), length, Some(finished(&key, length)));
+    let offset = length - 10;
+    let answer = HoldingAnswer { execution_id: key.execution_id, attempt: 1, wanted: true, offset };
+    open(&mut session, 1 << 20, vec![answer]);
+    assert_eq!(ship(&mut session, &log, at(100)), []);
+    let told = sent(&mut session);
+    let [ToServer::Finished(told)] = &told[..] else { panic!("{told:?}") };
+    assert_eq!((told.log_length, told.output_truncated), (offset, true));
+}
+
 #[test]
 fn silence_heartbeats_and_strangers() {
     let mut session = session();

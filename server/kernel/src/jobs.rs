@@ -213,7 +213,9 @@ impl Jobs {
             wake.next().await;
             for (number, payload) in direct.wake_ups()? {
                 let payload: String = serde_json::from_slice(&payload).unwrap_or_default();
-                self.handle(kernel, &payload).await;
+                if !direct.loses_wake_up() {
+                    self.handle(kernel, &payload).await;
+                }
                 direct.handled(number).await?;
             }
         }

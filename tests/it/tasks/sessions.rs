@@ -1,12 +1,12 @@
 //! Sessions that last, and sessions that are overtaken: what is over leaves nothing behind.
 
-use drover_shared::message::{Holding, ToServer};
+use drover_shared::message::{Holding, ToAgent, ToServer};
 use drover_shared::words::ExecutionState;
 use drover_tests::stub_agent::{StubAgent, finished};
 use drover_tests::{TestServer, both_engines, wait_until};
 
 use super::returning::state;
-use super::upgrade;
+use super::{detail, upgrade};
 use crate::deploys::Shop;
 
 /// More than the files that the server keeps open for those who may still ask.
@@ -61,5 +61,27 @@ both_engines! {
         }
         wait_until("the files to be closed", async || open_logs(&server) <= OPEN_MAX).await;
         assert!(open_logs(&server) > 0, "they are where this test looks");
+    }
+
+    async fn what_an_agent_said_before_it_dialled_again_counts_no_more(server: TestServer) {
+        let shop = Shop::new(&server, 1).await;
+        shop.hook("pre_exec", "true").await;
+        let mut agent = StubAgent::alone(&server, "web-1").await;
+        // Its hello is on its way over this connection when it gives that up, and dials again.
+        let mut former = agent.knock().await;
+        agent.come_back(Vec::new()).await;
+        let deploy_task = shop.started().await;
+        let task = upgrade(&shop, deploy_task, &shop.instances).await;
+        let statement = agent.order().await;
+        agent.accept(&statement).await;
+        wait_until("it to run", async || {
+            detail(&shop, deploy_task, task).await["instances"][0]["status"] == "running"
+        })
+        .await;
+        let answer = agent.arrive(&mut former, Vec::new()).await;
+        assert!(matches!(answer, ToAgent::Refused { retry: true, .. }), "{answer:?}");
+        agent.succeed(&statement).await;
+        agent.archived(&statement).await;
+        wait_until("the end", async || detail(&shop, deploy_task, task).await["status"] == "finished").await;
     }
 }

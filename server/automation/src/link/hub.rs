@@ -1,12 +1,14 @@
 //! Which agents are connected to this server.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use drover_shared::instance::Watched;
 use drover_shared::message::ToAgent;
 use drover_shared::order::Order;
+use drover_shared::planted::{self, Bug};
 use drover_shared::secret::Secrets;
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
 use tokio::time::Instant;
@@ -208,11 +210,20 @@ pub struct Hub {
     sessions: Mutex<BTreeMap<i64, Arc<Session>>>,
     absences: Mutex<HashSet<(i64, i64)>>,
     opening: Semaphore,
+    /// Challenges that were made, and for each host the newest that was answered.
+    challenges: AtomicU64,
+    answered: Mutex<HashMap<i64, u64>>,
 }
 
 impl Default for Hub {
     fn default() -> Self {
-        Self { sessions: Mutex::default(), absences: Mutex::default(), opening: Semaphore::new(OPENING_MAX) }
+        Self {
+            sessions: Mutex::default(),
+            absences: Mutex::default(),
+            opening: Semaphore::new(OPENING_MAX),
+            challenges: AtomicU64::default(),
+            answered: Mutex::default(),
+        }
     }
 }
 
@@ -242,6 +253,21 @@ impl Hub {
     #[must_use]
     pub fn count(&self) -> usize {
         lock(&self.sessions).len()
+    }
+
+    /// The number of a new challenge.
+    pub(super) fn challenge(&self) -> u64 {
+        self.challenges.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Whether what a host's agent says in answer to this challenge counts. An agent leaves one connection before it dials
+    /// the next, so what it said in answer to an older challenge than one that it has answered was on its way for long:
+    /// it may hold much more by now.
+    pub(super) fn is_newest_answer(&self, host_id: i64, challenge: u64) -> bool {
+        let mut answered = lock(&self.answered);
+        let newest = answered.entry(host_id).or_default();
+        *newest = challenge.max(*newest);
+        *newest == challenge || planted::has(Bug::NoFence)
     }
 
     /// Makes a session the one of its host; an older one is closed. False when a newer one is there already.

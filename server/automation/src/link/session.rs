@@ -146,12 +146,13 @@ type Opened = (Arc<Session>, Box<Hello>, mpsc::Receiver<Box<ToAgent>>, OwnedMute
 
 /// Challenge, enrolment if the agent is new, hello. None when the agent was refused.
 async fn open(kernel: &Kernel, socket: &mut impl Wire) -> Result<Option<Opened>, Ended> {
-    let nonce = random_secret()?;
+    let engine = kernel.part::<Engine>();
+    let hub = &engine.hub;
+    let (nonce, challenge) = (random_secret()?, hub.challenge());
     let time_ms = kernel.clock().now().millis();
     say(socket, &ToAgent::Challenge { nonce: nonce.clone(), versions: PROTOCOL_VERSIONS, time_ms }).await?;
     let mut message = hear(socket).await?;
     if let ToServer::Enrol { secret, name, public_key } = &message {
-        let engine = kernel.part::<Engine>();
         match enrol(kernel, secret, name, public_key).await? {
             Ok(agent_id) => {
                 let (ca_pem, signing_key) = (engine.keys.ca_pem().to_owned(), engine.keys.signing_key());
@@ -162,9 +163,8 @@ async fn open(kernel: &Kernel, socket: &mut impl Wire) -> Result<Option<Opened>,
         message = hear(socket).await?;
     }
     let ToServer::Hello(hello) = message else { return Err(Ended("did not say hello".to_owned())) };
-    let engine = kernel.part::<Engine>();
     let agent = {
-        let _turn = engine.hub.opening().await;
+        let _turn = hub.opening().await;
         store::find(&mut kernel.work().read().await?, &hello.agent_id).await?
     };
     let Some(agent) = agent else {
@@ -182,7 +182,11 @@ async fn open(kernel: &Kernel, socket: &mut impl Wire) -> Result<Option<Opened>,
     if hello.holdings.len() > HOLDINGS_MAX {
         return refuse(socket, format!("the agent holds more than {HOLDINGS_MAX} executions"), true).await;
     }
-    let opening = engine.hub.opening().await;
+    let outdated = || "what this agent says was overtaken by a newer connection of it".to_owned();
+    if !hub.is_newest_answer(agent.host_id, challenge) {
+        return refuse(socket, outdated(), true).await;
+    }
+    let opening = hub.opening().await;
     let mut tx = kernel.work().begin(agent.organisation_id).await?;
     let host_name = store::host_name(&mut tx, agent.host_id).await?;
     let epoch = store::open_session(&mut tx, &hello).await?;
@@ -191,7 +195,10 @@ async fn open(kernel: &Kernel, socket: &mut impl Wire) -> Result<Option<Opened>,
     let (sender, control) = mpsc::channel(CONTROL_QUEUE);
     let session = Arc::new(Session::new(&agent, host_name, epoch, features(&hello), sender));
     let turn = session.sending.clone().lock_owned().await;
-    if !engine.hub.register(&session) {
+    if !hub.is_newest_answer(agent.host_id, challenge) {
+        return refuse(socket, outdated(), true).await;
+    }
+    if !hub.register(&session) {
         return refuse(socket, "a newer session of this agent is open".to_owned(), true).await;
     }
     Ok(Some((session, hello, control, turn)))

@@ -88,20 +88,11 @@ struct Shared {
     folder: PathBuf,
     options: Options,
     full: Arc<AtomicBool>,
-    queue: Mutex<Option<Queue>>,
+    queue: Mutex<Option<mpsc::Sender<Command>>>,
     room: Arc<Semaphore>,
     stopped: tokio::sync::Mutex<Option<oneshot::Receiver<()>>>,
     open: Mutex<Open>,
     openers: [tokio::sync::Mutex<()>; OPENERS],
-}
-
-/// Where appends go.
-#[derive(Debug, Clone)]
-enum Queue {
-    /// To the thread that writes.
-    Thread(mpsc::Sender<Command>),
-    /// Into the file at once, see [`at_once`]. The file keeps other processes away.
-    AtOnce(Arc<(Mutex<Writer>, File)>),
 }
 
 /// Logs that are open: all of them weakly, the newest also by themselves.
@@ -131,19 +122,14 @@ impl LogStore {
         }
         let full = Arc::new(AtomicBool::new(false));
         let writer = Writer::new(Arc::clone(&full));
-        let (queue, stopped) = if at_once::is_set() {
-            (Queue::AtOnce(Arc::new((Mutex::new(writer), guard))), None)
-        } else {
-            let (sender, stopped) = start(writer, guard).map_err(storage)?;
-            (Queue::Thread(sender), Some(stopped))
-        };
+        let (queue, stopped) = start(writer, guard).map_err(storage)?;
         let shared = Shared {
             folder: folder.to_owned(),
             options,
             full,
             queue: Mutex::new(Some(queue)),
             room: Arc::new(Semaphore::new(QUEUE_BYTES_MAX)),
-            stopped: tokio::sync::Mutex::new(stopped),
+            stopped: tokio::sync::Mutex::new(Some(stopped)),
             open: Mutex::default(),
             openers: Default::default(),
         };
@@ -195,6 +181,14 @@ impl LogStore {
 fn start(writer: Writer, guard: File) -> std::io::Result<(mpsc::Sender<Command>, oneshot::Receiver<()>)> {
     let (sender, receiver) = mpsc::channel(QUEUE_COMMANDS_MAX);
     let (stopping, stopped) = oneshot::channel();
+    if at_once::is_set() {
+        tokio::spawn(async move {
+            writer.run_at_once(receiver).await;
+            drop(guard);
+            let _ = stopping.send(());
+        });
+        return Ok((sender, stopped));
+    }
     let work = move || {
         writer.run(receiver);
         // From here on another process may have the folder. Closing alone would not do: a child that is just being
@@ -351,13 +345,7 @@ impl TaskLog {
         let room = room.map_err(|_| AppendError::Closed)?;
         let (reply, pending) = oneshot::channel();
         let command = Command { log: Arc::clone(&self.file), action, reply, room };
-        match queue {
-            Queue::Thread(sender) => sender.send(command).await.map_err(|_| AppendError::Closed)?,
-            Queue::AtOnce(writer) => {
-                at_once::unless_halted().await;
-                lock(&writer.0).commit(vec![command]);
-            }
-        }
+        queue.send(command).await.map_err(|_| AppendError::Closed)?;
         Ok(Pending(pending))
     }
 

@@ -8,12 +8,12 @@
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
+use drover_kernel::at_once;
 use drover_shared::planted::{self, Bug};
 use drover_shared::record::whole_records_length;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
@@ -101,14 +101,15 @@ impl Writer {
     /// Works until every sender is gone and the queue is empty.
     pub(super) fn run(mut self, mut queue: mpsc::Receiver<Command>) {
         while let Some(first) = queue.blocking_recv() {
-            let mut bytes = first.action.bytes();
-            let mut batch = vec![first];
-            while bytes < BATCH_BYTES_MAX && batch.len() < BATCH_COMMANDS_MAX {
-                let Ok(next) = queue.try_recv() else { break };
-                bytes += next.action.bytes();
-                batch.push(next);
-            }
-            self.commit(batch);
+            self.commit(batch(first, &mut queue));
+        }
+    }
+
+    /// As [`Writer::run`], on a thread that does everything at once.
+    pub(super) async fn run_at_once(mut self, mut queue: mpsc::Receiver<Command>) {
+        while let Some(first) = queue.recv().await {
+            at_once::disk_has_time().await;
+            self.commit(batch(first, &mut queue));
         }
     }
 
@@ -180,6 +181,18 @@ impl Writer {
         }
         Ok(())
     }
+}
+
+/// What is queued by now, as much of it as is written together.
+fn batch(first: Command, queue: &mut mpsc::Receiver<Command>) -> Vec<Command> {
+    let mut bytes = first.action.bytes();
+    let mut batch = vec![first];
+    while bytes < BATCH_BYTES_MAX && batch.len() < BATCH_COMMANDS_MAX {
+        let Ok(next) = queue.try_recv() else { break };
+        bytes += next.action.bytes();
+        batch.push(next);
+    }
+    batch
 }
 
 impl Action {
@@ -293,7 +306,7 @@ impl Group {
             return;
         }
         let written = self.log.create().and_then(|(file, created)| {
-            file.write_all_at(&self.buffer, self.draft.start)?;
+            at_once::write_all_at(file, &self.buffer, self.draft.start)?;
             Ok(created)
         });
         match written {
@@ -319,6 +332,9 @@ impl Group {
         let full = matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge);
         tracing::error!(task_id = self.log.task_id, %error, "cannot write a log");
         self.failure = Some(if full { AppendError::Full } else { AppendError::Storage(error.to_string()) });
+        if at_once::is_halted() {
+            return;
+        }
         // When this fails too, the rest is overwritten by the next batch or cut off when the log is opened again.
         if let Ok((file, _)) = self.log.create()
             && let Err(error) = file.set_len(self.draft.start)

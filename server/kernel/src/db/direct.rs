@@ -6,6 +6,7 @@
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteRow, SqliteSynchronous};
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Executor as _, SqliteConnection};
@@ -23,8 +24,10 @@ pub enum Moment {
     Statement,
     /// A commit.
     Commit,
-    /// A wake-up is delivered.
+    /// A wake-up was handled.
     Delivery,
+    /// A wake-up is delivered; refused, it is lost.
+    WakeUp,
 }
 
 /// What happens then.
@@ -34,8 +37,10 @@ pub enum Fate {
     Well,
     /// The database is not available, and nothing is done.
     Refused,
-    /// It is done, and nobody hears that: the connection broke. Of a wake-up: it comes twice.
+    /// It is done, and nobody hears that: the connection broke.
     Unanswered,
+    /// It takes so long: before it, or of a commit until it is heard of. Nobody else waits for that.
+    Late(Duration),
     /// The process ends before it.
     EndBefore,
     /// The process ends after it.
@@ -104,7 +109,16 @@ impl Direct {
         if fate == Fate::Refused {
             return Err(broken());
         }
+        let late = if let Fate::Late(span) = fate { Some(span) } else { None };
+        if let Some(span) = late.filter(|_| moment != Moment::Commit) {
+            tokio::time::sleep(span).await;
+            at_once::unless_halted().await;
+        }
         let outcome = work();
+        if let Some(span) = late.filter(|_| moment == Moment::Commit) {
+            tokio::time::sleep(span).await;
+            at_once::unless_halted().await;
+        }
         if fate == Fate::EndAfter {
             at_once::halt();
             at_once::unless_halted().await;
@@ -117,8 +131,11 @@ impl Direct {
     }
 
     pub(super) async fn write(self: &Arc<Self>) -> Result<Writing, DbError> {
+        // Who is late here keeps nobody waiting.
+        self.at(Moment::Begin, || Ok(())).await?;
         let turn = self.turn.clone().lock_owned().await;
-        self.at(Moment::Begin, || Ok(at_once::wait(lock(&self.writing).execute("BEGIN IMMEDIATE"))?)).await?;
+        at_once::unless_halted().await;
+        at_once::wait(lock(&self.writing).execute("BEGIN IMMEDIATE"))?;
         Ok(Writing { direct: self.clone(), open: true, _turn: turn })
     }
 
@@ -137,7 +154,12 @@ impl Direct {
         Ok(at_once::wait(sqlx::query_as(sql).fetch_all(&mut *lock(&self.reading)))?)
     }
 
-    /// Forgets a wake-up that was handled; true when it goes wrong, so that it comes again.
+    /// Whether a wake-up gets lost on its way.
+    pub(crate) fn loses_wake_up(&self) -> bool {
+        (self.fates)(Moment::WakeUp) == Fate::Refused
+    }
+
+    /// Forgets a wake-up that was handled; when that goes wrong, it comes again.
     pub(crate) async fn handled(&self, number: i64) -> Result<(), DbError> {
         let _turn = self.turn.lock().await;
         self.at(Moment::Delivery, || {
@@ -175,11 +197,13 @@ impl Writing {
         direct.at(Moment::Statement, push).await
     }
 
-    pub(super) async fn commit(mut self) -> Result<(), DbError> {
+    pub(super) async fn commit(self) -> Result<(), DbError> {
         let direct = self.direct.clone();
-        let commit = || {
-            at_once::wait(lock(&direct.writing).execute("COMMIT"))?;
-            self.open = false;
+        let mut writing = self;
+        // The turn ends with it, though its answer may be late.
+        let commit = move || {
+            at_once::wait(lock(&writing.direct.writing).execute("COMMIT"))?;
+            writing.open = false;
             Ok(())
         };
         direct.at(Moment::Commit, commit).await
