@@ -24,6 +24,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
 
 use bytes::Bytes;
 use drover_kernel::Error;
@@ -51,6 +52,11 @@ const NOTICE_BYTES_MAX: usize = 64 * 1024;
 const FINAL_STATE_BYTES_MAX: usize = 1024;
 /// Logs that are opened at the same time.
 const OPENERS: usize = 8;
+
+/// Tries for the lock of the folder, and the pause between them: a child that a server was just starting when it was killed
+/// holds the lock for a moment longer.
+const LOCK_TRIES: u32 = 20;
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
 
 /// How the store behaves.
 #[derive(Debug, Clone)]
@@ -115,7 +121,13 @@ impl LogStore {
         std::fs::create_dir_all(folder).map_err(storage)?;
         let path = folder.join("lock");
         let guard = OpenOptions::new().write(true).create(true).truncate(false).open(path).map_err(storage)?;
-        match guard.try_lock() {
+        let mut locked = guard.try_lock();
+        for _ in 0..LOCK_TRIES {
+            let Err(TryLockError::WouldBlock) = locked else { break };
+            std::thread::sleep(LOCK_PAUSE);
+            locked = guard.try_lock();
+        }
+        match locked {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(OpenError::InUse(folder.display().to_string())),
             Err(TryLockError::Error(error)) => return Err(storage(error)),

@@ -71,6 +71,24 @@ async fn damage_in_the_middle_is_refused_not_cut_off() {
     assert!(matches!(again.task(-1).await, Err(OpenError::NoTask(-1))));
 }
 
+/// As a child of a killed server does that was just being started.
+#[test]
+fn a_lock_that_is_held_a_moment_longer_is_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let held = std::fs::File::create(folder.path().join("lock")).unwrap();
+    held.lock().unwrap();
+    let begun = std::sync::Barrier::new(2);
+    std::thread::scope(|scope| {
+        let opening = scope.spawn(|| {
+            begun.wait();
+            LogStore::open(folder.path(), Options::default())
+        });
+        begun.wait();
+        held.unlock().unwrap();
+        opening.join().unwrap().unwrap();
+    });
+}
+
 #[tokio::test]
 async fn a_restart_keeps_everything() {
     let folder = tempfile::tempdir().unwrap();
