@@ -8,6 +8,7 @@
 mod chunk;
 mod error;
 mod file;
+mod held;
 mod lines;
 mod reader;
 mod removing;
@@ -20,11 +21,10 @@ mod writer;
 mod tests;
 
 use std::collections::{HashMap, VecDeque};
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
-use std::time::Duration;
 
 use bytes::Bytes;
 use drover_kernel::Error;
@@ -52,11 +52,6 @@ const NOTICE_BYTES_MAX: usize = 64 * 1024;
 const FINAL_STATE_BYTES_MAX: usize = 1024;
 /// Logs that are opened at the same time.
 const OPENERS: usize = 8;
-
-/// Tries for the lock of the folder, and the pause between them: a child that a server was just starting when it was killed
-/// holds the lock for a moment longer.
-const LOCK_TRIES: u32 = 20;
-const LOCK_PAUSE: Duration = Duration::from_millis(50);
 
 /// How the store behaves.
 #[derive(Debug, Clone)]
@@ -118,20 +113,7 @@ impl LogStore {
             path: folder.display().to_string(),
             reason: error.to_string(),
         };
-        std::fs::create_dir_all(folder).map_err(storage)?;
-        let path = folder.join("lock");
-        let guard = OpenOptions::new().write(true).create(true).truncate(false).open(path).map_err(storage)?;
-        let mut locked = guard.try_lock();
-        for _ in 0..LOCK_TRIES {
-            let Err(TryLockError::WouldBlock) = locked else { break };
-            std::thread::sleep(LOCK_PAUSE);
-            locked = guard.try_lock();
-        }
-        match locked {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(OpenError::InUse(folder.display().to_string())),
-            Err(TryLockError::Error(error)) => return Err(storage(error)),
-        }
+        let guard = held::hold(folder)?;
         let full = Arc::new(AtomicBool::new(false));
         let writer = Writer::new(Arc::clone(&full));
         let (queue, stopped) = start(writer, guard).map_err(storage)?;
