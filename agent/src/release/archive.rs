@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufRead as _, BufReader, Read};
+use std::io::{self, BufRead as _, BufReader, Read};
 use std::path::Path;
 
 use drover_shared::members::{self, Kind};
@@ -16,6 +16,9 @@ use crate::describe;
 const MEMBERS_MAX: usize = 1_000_000;
 /// Unpacked length of one archive, in bytes.
 const UNPACKED_BYTES_MAX: u64 = 64 * 1024 * 1024 * 1024;
+
+/// Bytes of a member that are passed over between two looks at whether to stop.
+const PIECE_BYTES: u64 = 1024 * 1024;
 
 const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 
@@ -45,7 +48,7 @@ impl Contents {
 /// # Errors
 /// A sentence for people.
 pub(crate) fn open(path: &Path) -> Result<Archive<Box<dyn Read>>, String> {
-    let unreadable = |error: std::io::Error| format!("the artifact cannot be read: {}", describe(&error));
+    let unreadable = |error: io::Error| format!("the artifact cannot be read: {}", describe(&error));
     let mut file = BufReader::with_capacity(128 * 1024, File::open(path).map_err(unreadable)?);
     // What was put together on this host is a plain stream.
     if path.extension().is_some_and(|ending| ending == "tar") {
@@ -69,8 +72,11 @@ pub(crate) fn check(path: &Path, stopped: &mut dyn FnMut() -> bool) -> Result<Co
         if stopped() {
             return Err("stopped".to_owned());
         }
-        let entry = entry.map_err(damaged)?;
-        let Some((path, kind)) = member(&entry)? else { continue };
+        let mut entry = entry.map_err(damaged)?;
+        let Some((path, kind)) = member(&entry)? else {
+            pass_over(&mut entry, stopped)?;
+            continue;
+        };
         let length = entry.header().entry_size().map_err(damaged)?;
         contents.bytes = contents.bytes.saturating_add(length);
         if kind == Kind::File {
@@ -88,11 +94,25 @@ pub(crate) fn check(path: &Path, stopped: &mut dyn FnMut() -> bool) -> Result<Co
         if contents.members.len() > MEMBERS_MAX {
             return Err(format!("the archive has more than {MEMBERS_MAX} members"));
         }
+        pass_over(&mut entry, stopped)?;
     }
     match members::misplaced(&contents.members) {
         Some((path, reason)) => Err(refusal(path, reason)),
         None => Ok(contents),
     }
+}
+
+/// Reads what is left of a member: to skip a long one takes minutes in which nobody could end it.
+///
+/// # Errors
+/// A sentence for people; or it was told to stop.
+pub(crate) fn pass_over(member: &mut impl Read, stopped: &mut dyn FnMut() -> bool) -> Result<(), String> {
+    while io::copy(&mut member.by_ref().take(PIECE_BYTES), &mut io::sink()).map_err(damaged)? > 0 {
+        if stopped() {
+            return Err("stopped".to_owned());
+        }
+    }
+    Ok(())
 }
 
 /// Path and kind of a member; none for what only describes other members or the root itself.
@@ -130,7 +150,7 @@ fn refusal(path: &str, reason: &str) -> String {
     format!("the archive is refused because of `{shown}`: {reason}")
 }
 
-pub(super) fn damaged(error: std::io::Error) -> String {
+pub(super) fn damaged(error: io::Error) -> String {
     format!("the archive is damaged: {}", describe(&error))
 }
 

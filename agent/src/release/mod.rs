@@ -200,7 +200,8 @@ impl Layout {
     }
 
     /// Removes all but the current, the previous and the newest `keep` others, and what dead executions left
-    /// half-done; `lives` says whether an execution is at work, `stop` whether to end early. Gives a line for each.
+    /// half-done; `lives` says whether an execution is at work, `stop` whether to end early. A line for each that went
+    /// comes to `lines`, whatever becomes of the next.
     ///
     /// # Errors
     /// A sentence for people.
@@ -209,7 +210,8 @@ impl Layout {
         keep: u32,
         lives: &dyn Fn(&str) -> bool,
         stop: &mut dyn FnMut() -> bool,
-    ) -> Result<Vec<String>, String> {
-        self.open()?.map_or_else(|| Ok(Vec::new()), |site| site.prune(keep, lives, stop))
+        lines: &mut Vec<String>,
+    ) -> Result<(), String> {
+        self.open()?.map_or(Ok(()), |site| site.prune(keep, lives, stop, lines))
     }
 }

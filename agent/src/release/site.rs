@@ -172,8 +172,8 @@ impl Site {
         keep: u32,
         lives: &dyn Fn(&str) -> bool,
         stop: &mut dyn FnMut() -> bool,
-    ) -> Result<Vec<String>, String> {
-        let mut lines = Vec::new();
+        lines: &mut Vec<String>,
+    ) -> Result<(), String> {
         let previous = self.previous_name();
         let others = self.list().into_iter().filter(|release| !release.current);
         for release in others.skip(keep as usize).filter(|release| Some(&release.name) != previous.as_ref()) {
@@ -191,7 +191,7 @@ impl Site {
                 return Err("stopped".to_owned());
             }
         }
-        Ok(lines)
+        Ok(())
     }
 
     fn remove(&self, release: &str, stop: &mut dyn FnMut() -> bool) -> io::Result<()> {

@@ -190,18 +190,17 @@ impl Workplace {
         shared: &Shared,
         stopped: &mut dyn FnMut() -> bool,
     ) -> Result<BTreeMap<String, Body>, String> {
-        let mut members = self.folders(contents)?;
+        let mut members = self.folders(contents, stopped)?;
         let mut modes = BTreeMap::new();
         let mut archive = archive::open(order.archive)?;
         for entry in archive.entries().map_err(archive::damaged)? {
-            if stopped() {
-                return Err("stopped".to_owned());
-            }
+            go_on(stopped)?;
             let mut entry = entry.map_err(archive::damaged)?;
-            let Some((path, kind)) = archive::member(&entry)? else { continue };
-            if shared.covers(&path) {
+            let wanted = archive::member(&entry)?.filter(|(path, _)| !shared.covers(path));
+            let Some((path, kind)) = wanted else {
+                archive::pass_over(&mut entry, stopped)?;
                 continue;
-            }
+            };
             if contents.members.get(&path) != Some(&kind) {
                 return Err("the archive changed while it was read".to_owned());
             }
@@ -214,13 +213,17 @@ impl Workplace {
                 members.insert(path, body);
             }
         }
-        self.links(contents, order.owner, &mut members)?;
-        self.finish_folders(&modes, &mut members, order.owner)?;
+        self.links(contents, order.owner, &mut members, stopped)?;
+        self.finish_folders(&modes, &mut members, order.owner, stopped)?;
         Ok(members)
     }
 
     /// Makes every folder, those that are only implied too.
-    fn folders(&self, contents: &Contents) -> Result<BTreeMap<String, Body>, String> {
+    fn folders(
+        &self,
+        contents: &Contents,
+        stopped: &mut dyn FnMut() -> bool,
+    ) -> Result<BTreeMap<String, Body>, String> {
         let mut folders = BTreeMap::new();
         for (path, kind) in &contents.members {
             let ancestors = path.match_indices('/').map(|(at, _)| &path[..at]);
@@ -229,6 +232,7 @@ impl Workplace {
             }
         }
         for path in folders.keys() {
+            go_on(stopped)?;
             let made = fs::DirBuilder::new().mode(0o700).create(self.base.join(path));
             made.map_err(|error| failed(path, &error))?;
         }
@@ -279,8 +283,15 @@ impl Workplace {
     }
 
     /// Makes the links, when nothing can be written through them any more.
-    fn links(&self, contents: &Contents, owner: &Account, members: &mut BTreeMap<String, Body>) -> Result<(), String> {
+    fn links(
+        &self,
+        contents: &Contents,
+        owner: &Account,
+        members: &mut BTreeMap<String, Body>,
+        stopped: &mut dyn FnMut() -> bool,
+    ) -> Result<(), String> {
         for (path, kind) in &contents.members {
+            go_on(stopped)?;
             let place = self.base.join(path);
             match kind {
                 Kind::Folder | Kind::File => {}
@@ -306,8 +317,10 @@ impl Workplace {
         modes: &BTreeMap<String, u32>,
         members: &mut BTreeMap<String, Body>,
         owner: &Account,
+        stopped: &mut dyn FnMut() -> bool,
     ) -> Result<(), String> {
         for (path, body) in members.iter_mut().rev() {
+            go_on(stopped)?;
             if let Body::Folder { mode } = body {
                 *mode = modes.get(path).copied().unwrap_or(*mode);
                 let place = self.base.join(path);
@@ -331,6 +344,10 @@ impl Workplace {
         };
         done().map_err(|error| format!("the release cannot be made durable: {}", describe(&error)))
     }
+}
+
+fn go_on(stopped: &mut dyn FnMut() -> bool) -> Result<(), String> {
+    if stopped() { Err("stopped".to_owned()) } else { Ok(()) }
 }
 
 fn give(path: &Path, owner: &Account) -> io::Result<()> {

@@ -240,7 +240,8 @@ fn finish(context: &mut Context, steps: Vec<StepOutcome>, failure: Option<String
             });
         }
         let survivors = context.verdict.survivors_total;
-        let line = format!("stopped: {} ({} processes ended, {survivors} left)", stop.reason(), context.verdict.ended);
+        let (reason, ended) = (stop.reason(), context.verdict.ended);
+        let line = format!("stopped: {reason} ({ended} processes ended, {survivors} left){}", in_use(&context.entry));
         let _ = context.log.notice(last, &line);
     } else if !context.watch.childless() && context.tree.alive() {
         context.verdict.left_running = true;
@@ -273,6 +274,14 @@ fn finish(context: &mut Context, steps: Vec<StepOutcome>, failure: Option<String
         processes: context.verdict.clone(),
         releases: context.entry.deploy_path.as_deref().and_then(|path| release::Layout::new(path).list()),
     }
+}
+
+/// Which release is in use when an execution that could have changed that is stopped, as the end of a line.
+fn in_use(entry: &Entry) -> String {
+    let switches = entry.steps.iter().any(|step| matches!(step, Step::Switch { .. }));
+    let Some(path) = entry.deploy_path.as_deref().filter(|_| switches) else { return String::new() };
+    let name = release::Layout::new(path).current_name();
+    format!("; current is {}", name.as_deref().unwrap_or("no release"))
 }
 
 /// A reason, and what could not be ended.

@@ -37,7 +37,11 @@ pub(crate) fn carry_out(context: &mut Context, index: u16, step: &Step) -> StepE
             let folder = context.folder.clone();
             let own = context.statement.execution_id.clone();
             let lives = |execution: &str| execution != own && lives(&folder, execution);
-            layout.prune(*keep, &lives, &mut || context.watch.stop().is_some())
+            let mut lines = Vec::new();
+            let pruned = layout.prune(*keep, &lives, &mut || context.watch.stop().is_some(), &mut lines);
+            // What went is told of one that is stopped or fails too.
+            tell(context, index, step, lines);
+            pruned.map(|()| Vec::new())
         }),
     };
     if let Some(stop) = context.watch.stop()
@@ -47,12 +51,16 @@ pub(crate) fn carry_out(context: &mut Context, index: u16, step: &Step) -> StepE
     }
     match outcome {
         Ok(lines) => {
-            for line in lines {
-                let _ = context.log.notice(index, &format!("{}: {line}", step.name()));
-            }
+            tell(context, index, step, lines);
             StepEnd::Succeeded { exit_code: None }
         }
         Err(error) => StepEnd::failed(error),
+    }
+}
+
+fn tell(context: &mut Context, index: u16, step: &Step, lines: Vec<String>) {
+    for line in lines {
+        let _ = context.log.notice(index, &format!("{}: {line}", step.name()));
     }
 }
 

@@ -115,7 +115,7 @@ fn folders_that_change_places_with_links_lead_nowhere() {
         let layout = site.layout();
         for round in 0..2_000 {
             let _ = layout.switch(if round % 2 == 0 { "2-b" } else { "3-c" });
-            let _ = layout.prune(0, &|_| false, &mut || false);
+            let _ = layout.prune(0, &|_| false, &mut || false, &mut Vec::new());
             let _ = layout.list();
         }
         for _ in 0..20 {
@@ -176,11 +176,11 @@ fn looking_and_pruning_end_when_they_are_told_to() {
     let layout = site.layout();
     let tree_digest = layout.list().unwrap()[0].tree_digest;
     assert_eq!(verify(&layout, "3-c", tree_digest, &mut || true), Err("stopped".to_owned()));
-    let error = layout.prune(0, &|_| false, &mut || true).unwrap_err();
+    let error = layout.prune(0, &|_| false, &mut || true, &mut Vec::new()).unwrap_err();
     assert!(error.ends_with("stopped"), "{error}");
     // What was half removed is no release any more, and the next one removes the rest.
     assert_eq!(layout.list().unwrap().iter().map(|one| one.name.as_str()).collect::<Vec<_>>(), ["3-c", "2-b"]);
-    layout.prune(0, &|_| false, &mut || false).unwrap();
+    layout.prune(0, &|_| false, &mut || false, &mut Vec::new()).unwrap();
     assert_eq!(std::fs::read_dir(layout.releases()).unwrap().count(), 2);
 }
 
