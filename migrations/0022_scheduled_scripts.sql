@@ -71,14 +71,24 @@ CREATE TABLE schedule_targets (
 
 CREATE INDEX schedule_targets_by_schedule ON schedule_targets (schedule_id);
 
--- The hosts that are meant at present.
+-- The hosts that are meant at present. By id and by name each for itself: where one condition offers two ways, PostgreSQL
+-- compares every host with every name.
 CREATE VIEW schedule_hosts AS
 SELECT s.organisation_id, s.schedule_id, h.id AS host_id FROM schedule_targets s
-JOIN hosts h ON h.organisation_id = s.organisation_id AND (h.id = s.target_id OR h.name = s.target)
+JOIN hosts h ON h.organisation_id = s.organisation_id AND h.id = s.target_id
+WHERE s.kind = 'host'
+UNION ALL
+SELECT s.organisation_id, s.schedule_id, h.id AS host_id FROM schedule_targets s
+JOIN hosts h ON h.organisation_id = s.organisation_id AND h.name = s.target
 WHERE s.kind = 'host'
 UNION ALL
 SELECT s.organisation_id, s.schedule_id, i.host_id FROM schedule_targets s
-JOIN applications a ON a.organisation_id = s.organisation_id AND (a.id = s.target_id OR a.full_name = s.target)
+JOIN applications a ON a.organisation_id = s.organisation_id AND a.id = s.target_id
+JOIN instances i ON i.application_id = a.id
+WHERE s.kind = 'application'
+UNION ALL
+SELECT s.organisation_id, s.schedule_id, i.host_id FROM schedule_targets s
+JOIN applications a ON a.organisation_id = s.organisation_id AND a.full_name = s.target
 JOIN instances i ON i.application_id = a.id
 WHERE s.kind = 'application'
 UNION ALL

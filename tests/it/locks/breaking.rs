@@ -4,26 +4,13 @@ use drover_kernel::{args, sql};
 use drover_shared::message::{Holding, ToAgent};
 use drover_shared::order::Statement;
 use drover_tests::stub_agent::{StubAgent, listen};
-use drover_tests::{Answer, TestServer, both_engines, wait_until};
+use drover_tests::{Answer, both_engines, wait_until};
 use serde_json::{Value, json};
 
 use super::{begins, waiting};
 use crate::deploys::{Shop, grant};
-use crate::tasks::returning::state;
+use crate::tasks::returning::{at_work, state};
 use crate::tasks::{detail, instances, upgrade};
-
-/// A shop whose update is under way on its only host.
-async fn at_work(server: &TestServer) -> (Shop, StubAgent, Statement, i64, i64) {
-    let shop = Shop::new(server, 1).await;
-    shop.hook("pre_exec", "true").await;
-    let mut agent = StubAgent::alone(server, "web-1").await;
-    let deploy_task = shop.started().await;
-    let task = upgrade(&shop, deploy_task, &shop.instances).await;
-    let statement = agent.order().await;
-    agent.accept(&statement).await;
-    wait_until("the order to be taken", async || state(&shop, deploy_task, task).await == "running").await;
-    (shop, agent, statement, deploy_task, task)
-}
 
 async fn take_away(shop: &Shop, body: Value) -> Answer {
     shop.admin.post(&format!("/locks/instances/{}/actions/break/", shop.instances[0]), body).await

@@ -3,29 +3,16 @@
 use drover_shared::message::{Finished, Holding};
 use drover_shared::order::Statement;
 use drover_shared::words::ExecutionState;
-use drover_tests::stub_agent::{StubAgent, finished};
-use drover_tests::{TestServer, both_engines, wait_until};
+use drover_tests::stub_agent::finished;
+use drover_tests::{both_engines, wait_until};
 use serde_json::{Value, json};
 
-use super::returning::state;
-use super::{detail, upgrade};
+use super::detail;
+use super::returning::at_work;
 use crate::deploys::Shop;
 
 const LOST: &str = "the host was restarted while this ran: how it ended is not known";
 const NOTICE: &str = "web-1: the host was restarted meanwhile";
-
-/// An update that its host is at.
-async fn at_work(server: &TestServer) -> (Shop, StubAgent, Statement, (i64, i64)) {
-    let shop = Shop::new(server, 1).await;
-    shop.hook("pre_exec", "true").await;
-    let mut agent = StubAgent::alone(server, "web-1").await;
-    let deploy_task = shop.started().await;
-    let task = upgrade(&shop, deploy_task, &shop.instances).await;
-    let statement = agent.order().await;
-    agent.accept(&statement).await;
-    wait_until("the order to be taken", async || state(&shop, deploy_task, task).await == "running").await;
-    (shop, agent, statement, (deploy_task, task))
-}
 
 fn holding(statement: &Statement, finished: bool) -> Vec<Holding> {
     let Statement { execution_id, attempt, .. } = statement.clone();
@@ -46,7 +33,8 @@ async fn first(shop: &Shop, (deploy_task, task): (i64, i64)) -> Value {
 
 both_engines! {
     async fn a_restart_of_the_host_is_told_where_it_interrupted_something(server: TestServer) {
-        let (shop, mut agent, statement, of) = Box::pin(at_work(&server)).await;
+        let (shop, mut agent, statement, deploy_task, task) = Box::pin(at_work(&server)).await;
+        let of = (deploy_task, task);
         let told = agent_of(&shop).await;
         assert_eq!((&told["boot_id"], &told["restart_time"]), (&json!("boot"), &Value::Null));
         agent.restart();
@@ -66,7 +54,8 @@ both_engines! {
     }
 
     async fn an_agent_that_only_comes_back_restarted_nothing(server: TestServer) {
-        let (shop, mut agent, statement, of) = Box::pin(at_work(&server)).await;
+        let (shop, mut agent, statement, deploy_task, task) = Box::pin(at_work(&server)).await;
+        let of = (deploy_task, task);
         agent.come_back(holding(&statement, false)).await;
         agent.succeed(&statement).await;
         agent.archived(&statement).await;
@@ -76,7 +65,8 @@ both_engines! {
     }
 
     async fn what_did_not_outlive_the_restart_says_so(server: TestServer) {
-        let (shop, mut agent, _, of) = Box::pin(at_work(&server)).await;
+        let (shop, mut agent, _, deploy_task, task) = Box::pin(at_work(&server)).await;
+        let of = (deploy_task, task);
         agent.restart();
         agent.come_back(Vec::new()).await;
         wait_until("the outcome", async || first(&shop, of).await["status"] == "lost").await;

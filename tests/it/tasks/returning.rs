@@ -16,8 +16,8 @@ use serde_json::{Value, json};
 use super::{detail, instances, upgrade, upgrades};
 use crate::deploys::Shop;
 
-/// A shop whose update was taken by its host and given up, because the host said nothing more.
-pub(crate) async fn given_up(server: &TestServer) -> (Shop, StubAgent, Statement, i64, i64) {
+/// A shop whose update is under way on its only host.
+pub(crate) async fn at_work(server: &TestServer) -> (Shop, StubAgent, Statement, i64, i64) {
     let shop = Shop::new(server, 1).await;
     shop.hook("pre_exec", "true").await;
     let mut agent = StubAgent::alone(server, "web-1").await;
@@ -26,6 +26,12 @@ pub(crate) async fn given_up(server: &TestServer) -> (Shop, StubAgent, Statement
     let statement = agent.order().await;
     agent.accept(&statement).await;
     wait_until("the order to be taken", async || state(&shop, deploy_task, task).await == "running").await;
+    (shop, agent, statement, deploy_task, task)
+}
+
+/// A shop whose update was taken by its host and given up, because the host said nothing more.
+pub(crate) async fn given_up(server: &TestServer) -> (Shop, StubAgent, Statement, i64, i64) {
+    let (shop, agent, statement, deploy_task, task) = at_work(server).await;
     server.advance(Duration::from_secs(700));
     sweep_once(server.kernel(), true).await.expect("a round");
     assert_eq!(state(&shop, deploy_task, task).await, "lost");
@@ -69,14 +75,7 @@ both_engines! {
     }
 
     async fn a_damaged_file_of_output_keeps_no_host_from_its_other_work(server: TestServer) {
-        let shop = Shop::new(&server, 1).await;
-        shop.hook("pre_exec", "true").await;
-        let mut agent = StubAgent::alone(&server, "web-1").await;
-        let deploy_task = shop.started().await;
-        let task = upgrade(&shop, deploy_task, &shop.instances).await;
-        let statement = agent.order().await;
-        agent.accept(&statement).await;
-        wait_until("the order to be taken", async || state(&shop, deploy_task, task).await == "running").await;
+        let (shop, mut agent, statement, deploy_task, task) = Box::pin(at_work(&server)).await;
         // Another application is deployed to the same host after the server started anew over a broken file.
         let other = shop.admin.post("/applications/", json!({"name": "other"})).await.expect(200)["id"].as_i64().expect("an id");
         let path = format!("/applications/{other}/instances/");

@@ -5,7 +5,7 @@ use drover_shared::words::ExecutionState;
 use drover_tests::stub_agent::{StubAgent, finished};
 use drover_tests::{TestServer, both_engines, wait_until};
 
-use super::returning::state;
+use super::returning::{at_work, state};
 use super::{detail, upgrade};
 use crate::deploys::Shop;
 
@@ -31,14 +31,7 @@ async fn carry_out(agent: &mut StubAgent, channel: u32) {
 both_engines! {
     /// An agent dials anew while its former connection is only slow, and what it had said there arrives afterwards.
     async fn what_a_former_session_says_counts_no_more(server: TestServer) {
-        let shop = Shop::new(&server, 1).await;
-        shop.hook("pre_exec", "true").await;
-        let mut agent = StubAgent::alone(&server, "web-1").await;
-        let deploy_task = shop.started().await;
-        let task = upgrade(&shop, deploy_task, &shop.instances).await;
-        let statement = agent.order().await;
-        agent.accept(&statement).await;
-        wait_until("the order to be taken", async || state(&shop, deploy_task, task).await == "running").await;
+        let (shop, mut agent, statement, deploy_task, task) = Box::pin(at_work(&server)).await;
         let (execution_id, attempt) = (statement.execution_id.clone(), statement.attempt);
         let holding = Holding { execution_id, attempt, channel: 1, log_length: 0, finished: false, needs_order: false };
         let mut former = agent.come_back_beside(vec![holding]).await;

@@ -11,7 +11,7 @@ use drover_tests::{Engine, TestServer, both_engines, wait_until, with_server};
 use serde_json::{Value, json};
 use sqlx::Connection as _;
 
-use super::returning::{given_up, state};
+use super::returning::{at_work, given_up, state};
 use super::{detail, instances, references, upgrade, upgrades};
 use crate::deploys::Shop;
 
@@ -108,14 +108,7 @@ both_engines! {
     }
 
     async fn a_host_is_sent_no_more_than_it_can_hold(server: TestServer) {
-        let shop = Shop::new(&server, 1).await;
-        shop.hook("pre_exec", "true").await;
-        let mut agent = StubAgent::alone(&server, "web-1").await;
-        let deploy_task = shop.started().await;
-        let first = upgrade(&shop, deploy_task, &shop.instances).await;
-        let statement = agent.order().await;
-        agent.accept(&statement).await;
-        wait_until("the order to be taken", async || state(&shop, deploy_task, first).await == "running").await;
+        let (shop, mut agent, statement, _, _) = Box::pin(at_work(&server)).await;
         // So many more of the kind.
         let one = sql!("INSERT INTO executions (id, organisation_id, task_id, ordinal, role, instance_id, host_id, host_name, \
             attempt, state, entry, entry_digest, output_truncated, created_at) SELECT $2, organisation_id, \

@@ -210,7 +210,8 @@ pub struct Hub {
     sessions: Mutex<BTreeMap<i64, Arc<Session>>>,
     absences: Mutex<HashSet<(i64, i64)>>,
     opening: Semaphore,
-    /// Challenges that were made, and for each host the newest that was answered.
+    /// Challenges that were made, and for each host the newest that was answered. Kept when a session ends, for what is still
+    /// on its way; bounded by the hosts that are enrolled.
     challenges: AtomicU64,
     answered: Mutex<HashMap<i64, u64>>,
 }
