@@ -21,6 +21,10 @@ pub const RANGES_MAX: usize = 10_000;
 /// Largest payload of one log record, in bytes.
 pub const RECORD_PAYLOAD_BYTES_MAX: usize = 64 * 1024;
 
+/// Output of one stream that goes with a supervisor which is killed, at most, in bytes: a full pipe (64 KiB by pipe(7)),
+/// what was read from it, and what waited to be written.
+pub const OUTPUT_IN_FLIGHT_BYTES_MAX: usize = 3 * 64 * 1024;
+
 /// Output kept for one execution unless its order says otherwise, in bytes of records.
 pub const OUTPUT_BYTES_MAX_DEFAULT: u64 = 4 * 1024 * 1024 * 1024;
 

@@ -4,6 +4,7 @@
 
 use std::io;
 
+use drover_shared::limits::OUTPUT_IN_FLIGHT_BYTES_MAX;
 use drover_shared::message::{Finished, ProcessVerdict, StepEvent, StepOutcome};
 use drover_shared::order::Entry;
 use drover_shared::planted::{self, Bug};
@@ -64,9 +65,12 @@ pub(crate) fn settle(key: &Key, case: &Case, host: &dyn Host) -> io::Result<Fini
     };
     let restarted = !boot_id.is_empty() && boot_id != case.boot_id;
     let reason = if restarted {
-        "the host was restarted while this ran: how it ended is not known"
+        "the host was restarted while this ran: how it ended is not known".to_owned()
     } else {
-        "the supervisor died while this ran: how it ended is not known"
+        format!(
+            "the supervisor died while this ran: how it ended is not known, and up to {} KiB of its last output may be missing",
+            OUTPUT_IN_FLIGHT_BYTES_MAX / 1024
+        )
     };
     let grace_ms = read_entry(&case.folder)?.map_or(KILL_GRACE_MS, |entry| entry.kill_grace_ms);
     let processes = if restarted || planted::has(Bug::OrphansLiveOn) {
@@ -74,7 +78,7 @@ pub(crate) fn settle(key: &Key, case: &Case, host: &dyn Host) -> io::Result<Fini
     } else {
         host.end_orphans(&case.started, key, grace_ms)
     };
-    let reason = with_survivors(reason.to_owned(), &processes);
+    let reason = with_survivors(reason, &processes);
     write(key, &case.folder, &Obstacle { state: ExecutionState::Lost, ..Obstacle::before_all(reason) }, processes)
 }
 

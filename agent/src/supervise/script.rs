@@ -141,7 +141,6 @@ fn start(context: &Context, script: Script<'_>) -> Result<(Pid, Pump), String> {
             .map(|patterns| [Masker::new(patterns.clone()), Masker::new(patterns.clone())]),
         _text: text,
     };
-    pump.widen();
     Ok((started.pid, pump))
 }
 
@@ -273,14 +272,6 @@ struct Pump {
 impl Pump {
     fn open(&self) -> bool {
         self.output.is_some() || self.error.is_some()
-    }
-
-    /// Larger pipes let a loud script run on while the log is written; smaller ones do as well.
-    fn widen(&self) {
-        use nix::fcntl::{FcntlArg, fcntl};
-        if let Some(pipe) = &self.output {
-            let _ = fcntl(pipe, FcntlArg::F_SETPIPE_SZ(256 * 1024));
-        }
     }
 
     /// Waits for output, a signal, or `wait_ms`, and puts what came into the log.

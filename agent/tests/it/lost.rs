@@ -2,6 +2,7 @@
 
 use drover_agent::spool::{Accepted, Folder, Key, Spool, Standing, Started, boot_id};
 use drover_shared::Digest;
+use drover_shared::limits::OUTPUT_IN_FLIGHT_BYTES_MAX;
 use drover_shared::message::{ToAgent, ToServer};
 use drover_shared::order::Step;
 use drover_shared::words::{ExecutionState, StepState};
@@ -47,6 +48,45 @@ async fn when_agent_and_supervisor_die_together_the_next_agent_says_so_and_works
     let mut gathered = Gathered::default();
     assert!(gathered.gather(&mut peer, |_| false).await);
     assert_eq!(gathered.text(), "next\n");
+}
+
+/// It hangs, say, and the hook says on until the pipe is full.
+#[tokio::test]
+async fn when_a_supervisor_is_killed_no_more_is_missing_than_is_told() {
+    let bench = Bench::new();
+    let mut server = Server::start().await;
+    let _agent = agent(&bench.data_dir(), Some(&server.token));
+    let (mut peer, _) = server.open(|_| (true, 0)).await;
+    let id = execution_id();
+    let hook = format!(
+        "echo up; while [ ! -e {go} ]; do sleep 0.02; done
+exec python3 -c 'if True:
+  import os, time
+  os.set_blocking(1, False)
+  kept = open(\"{kept}\", \"wb\", buffering=0)
+  try:
+    while True: kept.write(b\"=\" * os.write(1, b\"=\" * 4096))
+  except BlockingIOError: os.rename(\"{kept}\", \"{kept}.full\")
+  time.sleep(100)'",
+        go = bench.path("go").display(),
+        kept = bench.path("kept").display()
+    );
+    peer.send(&run(server.order(&id, &entry(vec![bash("pre_exec", &hook)]), 60_000))).await;
+    let mut gathered = Gathered::default();
+    assert!(gathered.gather(&mut peer, |so_far| so_far.text() == "up\n").await);
+    let supervisor = Pid::from_raw(folder(&bench, &id).supervisor().unwrap());
+    kill(supervisor, Signal::SIGSTOP).unwrap();
+    std::fs::write(bench.path("go"), "").unwrap();
+    wait_until("the pipe is full", || bench.path("kept.full").exists());
+    kill(supervisor, Signal::SIGKILL).unwrap();
+
+    assert!(gathered.gather(&mut peer, |_| false).await);
+    let (reason, text) = (gathered.finished.as_ref().unwrap().reason.clone().unwrap(), gathered.text());
+    let told = text.lines().skip(1).map(str::len).sum::<usize>();
+    let said = std::fs::metadata(bench.path("kept.full")).unwrap().len();
+    let missing = usize::try_from(said).unwrap() - told;
+    assert!(missing <= OUTPUT_IN_FLIGHT_BYTES_MAX, "{missing} bytes are missing");
+    assert!(reason.contains("up to 192 KiB of its last output may be missing"), "{reason}");
 }
 
 /// The server gave an execution up while its agent was away. Whatever it then says it has, the rest follows, and the

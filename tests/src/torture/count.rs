@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
+use drover_shared::limits::OUTPUT_IN_FLIGHT_BYTES_MAX;
 use serde_json::Value;
 
 use super::load::{Asked, Fleet};
@@ -10,8 +11,8 @@ use crate::processes::with_environment;
 
 /// What a hook may have written down and not said when it was ended in between: its longest line.
 const UNSAID_BYTES_MAX: usize = 4 * 1024;
-/// Bytes in a pipe whose reader was killed, beside the line that its hook was about to say.
-const PIPE_BYTES: usize = 64 * 1024 + UNSAID_BYTES_MAX;
+/// What went with a supervisor that was killed, beside the line that its hook was about to say.
+const IN_FLIGHT_BYTES_MAX: usize = OUTPUT_IN_FLIGHT_BYTES_MAX + UNSAID_BYTES_MAX;
 
 /// What was compared.
 #[derive(Debug, Default)]
@@ -89,7 +90,7 @@ async fn compare(fleet: &Fleet, task: &Value, execution: &Value, name: &str, cou
     counted.bytes += seen.len();
     let unsaid = match state.as_str() {
         "succeeded" | "failed" => 0,
-        "lost" => PIPE_BYTES,
+        "lost" => IN_FLIGHT_BYTES_MAX,
         _ => UNSAID_BYTES_MAX,
     };
     let common = kept.iter().zip(&seen).take_while(|(one, other)| one == other).count();
