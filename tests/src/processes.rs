@@ -5,6 +5,7 @@
 //! descendants.
 
 mod api;
+mod boot;
 mod disk;
 mod state;
 mod tree;
@@ -26,6 +27,7 @@ use sqlx::{Connection as _, PgConnection, SqliteConnection};
 use tempfile::TempDir;
 
 pub use api::{Api, ApiAnswer, Download};
+pub use boot::can_boot;
 use disk::Disk;
 pub use disk::Shortage;
 pub use state::Memory;
@@ -162,7 +164,12 @@ impl Processes {
     /// A program, ready to be started in an environment without anything of this machine's.
     #[must_use]
     pub fn program(&self, name: &str) -> Command {
-        let mut command = Command::new(self.programs.join(name));
+        self.command(&self.programs.join(name))
+    }
+
+    /// A program of this machine, as above.
+    fn command(&self, program: &Path) -> Command {
+        let mut command = Command::new(program);
         command.env_clear().env("HOME", self.folder()).current_dir(self.folder()).stdin(Stdio::null());
         command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command

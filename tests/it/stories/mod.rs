@@ -18,6 +18,7 @@ mod order;
 mod outages;
 mod output;
 mod queue;
+mod reboots;
 mod releases;
 mod restarts;
 mod retention;

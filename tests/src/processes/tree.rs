@@ -27,6 +27,26 @@ pub(super) fn end_all(folder: &Path) {
     }
 }
 
+/// Ends everybody who has `folder` in command line or environment, with all descendants, at one moment: nobody sees another
+/// one die.
+pub(super) fn end_at_once(folder: &Path) {
+    let mut stopped = BTreeSet::new();
+    loop {
+        let found = find(folder.as_os_str().as_bytes());
+        if found.is_subset(&stopped) {
+            break;
+        }
+        for id in found.difference(&stopped) {
+            // It may have ended by itself.
+            let _ = kill(Pid::from_raw(*id), Signal::SIGSTOP);
+        }
+        stopped.extend(found);
+    }
+    for id in stopped {
+        let _ = kill(Pid::from_raw(id), Signal::SIGKILL);
+    }
+}
+
 /// Whether a process lives; one that only waits to be asked how it ended does not.
 #[must_use]
 pub fn is_alive(id: i32) -> bool {
