@@ -96,6 +96,25 @@ both_engines! {
         assert!(!agent.heard().await.iter().any(is_order), "what was refused for good is over");
     }
 
+    /// What takes its time here is the database: somebody else has the task. A second order, sent meanwhile, the agent could
+    /// take, and it would run although it is about to fail.
+    async fn an_order_is_not_sent_a_second_time_while_its_refusal_is_noted(server: TestServer) {
+        let (shop, mut agent, statement, deploy_task, task) = ordered(&server).await;
+        let mut held = server.work().begin(1).await.expect("a transaction");
+        held.run(sql!("UPDATE tasks SET phase = phase WHERE id = $1"), args![task]).await.expect("the task");
+        refuse(&mut agent, &statement, "the order cannot be kept: the disk is full", false).await;
+        wait_until("the refusal to be heard", async || {
+            let output = detail(&shop, deploy_task, task).await["output"].as_str().unwrap_or_default().to_owned();
+            output.contains("not started: the agent refused")
+        })
+        .await;
+        server.advance(UNANSWERED);
+        sweep_once(server.kernel(), true).await.expect("a round");
+        drop(held);
+        wait_until("the end", async || state(&shop, deploy_task, task).await == "failed").await;
+        assert!(!agent.heard().await.iter().any(is_order), "what was refused for good is over");
+    }
+
     async fn an_order_whose_acceptance_was_not_kept_is_sent_again(server: TestServer) {
         let (shop, mut agent, statement, deploy_task, task) = ordered(&server).await;
         agent.accept(&statement).await;

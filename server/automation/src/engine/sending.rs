@@ -11,10 +11,10 @@ use drover_kernel::{Error, Kernel, Result};
 use drover_shared::message::{SCRIPT_FEATURE, SHARED_PATHS_FEATURE};
 use drover_shared::order::Entry;
 use drover_shared::secret::{FEATURE, Secrets};
-use drover_shared::words::Action;
+use drover_shared::words::{Action, ExecutionState as State};
 
 use super::{order, results};
-use crate::executions::store::Sendable;
+use crate::executions::store::{self as store, Sendable};
 use crate::link::hub::Session;
 
 /// The secrets of an execution, or why it cannot be carried out.
@@ -106,12 +106,17 @@ pub(super) async fn send(kernel: &Kernel, session: &Session, execution: &Sendabl
     }
 }
 
-/// Sends what the agent has not answered. Of what cannot be sent any more only a new session can say whether it arrived.
+/// Sends what the agent has not answered, unless an answer was noted since that was read. Of what cannot be sent any more only a new session can say whether it arrived.
 ///
 /// # Errors
 /// When the database is not available.
 pub(super) async fn send_again(kernel: &Kernel, session: &Session, execution: &Sendable) -> Result<()> {
-    match needs_of_one(kernel, session, execution).await? {
+    let needs = needs_of_one(kernel, session, execution).await?;
+    let known = store::find(&mut kernel.work().read().await?, session.host_id, &execution.id).await?;
+    if known.is_none_or(|known| known.state != State::Dispatched || known.attempt != execution.attempt) {
+        return Ok(());
+    }
+    match needs {
         Ok(secrets) => drop(send(kernel, session, execution, Ok(secrets)).await?),
         Err(reason) => {
             tracing::warn!(execution = execution.id, reason, "an order cannot be sent again");

@@ -192,7 +192,15 @@ async fn take_news(kernel: &Kernel, session: &Session, news: News, over: Option<
     {
         session.send(ToAgent::Archived { execution_id: execution_id.clone(), attempt: *attempt }).await;
     }
-    match (engine::take_in(kernel, session, news).await, &over) {
+    let accepted = match &news {
+        News::Accepted(id, attempt) => Some((id.clone(), *attempt)),
+        News::Finished(_) => None,
+    };
+    let taken = engine::take_in(kernel, session, news).await;
+    if let Some((id, attempt)) = accepted {
+        session.answered(&id, attempt);
+    }
+    match (taken, &over) {
         (Ok(_), _) => {}
         (Err(Error::Unavailable(reason)), over) => {
             tracing::warn!(host = session.host_name, reason, "news of an execution cannot be taken in at the time");

@@ -1,5 +1,6 @@
 //! Which agents are connected to this server.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -58,8 +59,9 @@ pub struct Session {
     control: mpsc::Sender<Box<ToAgent>>,
     /// What the agent was told to watch.
     pub(crate) watched: Mutex<Option<Vec<Watched>>>,
-    /// Orders on their way, by execution and attempt: sent in this session and not answered. Bounded by what a host is sent.
-    under_way: Mutex<HashSet<(String, i64)>>,
+    /// Orders on their way, by execution and attempt: how often they were sent in this session without an answer that was
+    /// noted. Bounded by what a host is sent.
+    under_way: Mutex<HashMap<(String, i64), u32>>,
     /// Until when nothing is sent, because the agent said that it has no room.
     full_until: Mutex<Option<Instant>>,
     /// What the agent was told to end, by execution and attempt.
@@ -124,7 +126,7 @@ impl Session {
     /// Queues an order, as [`send`](Self::send) does; behind it the cancel that was told already, if there was one: an
     /// execution counts as sent a moment before its order is, and the agent drops a cancel of what it does not know.
     pub(crate) async fn send_order(&self, id: &str, attempt: i64, order: Order, secrets: Secrets) -> bool {
-        lock(&self.under_way).insert((id.to_owned(), attempt));
+        *lock(&self.under_way).entry((id.to_owned(), attempt)).or_default() += 1;
         if !self.send(ToAgent::Run { order, secrets }).await {
             return false;
         }
@@ -136,10 +138,10 @@ impl Session {
         }
     }
 
-    /// Whether an order is on its way, or waits at the agent. It is not sent again meanwhile: a second one could be accepted
+    /// Whether an order is on its way, waits at the agent, or its answer is being noted. It is not sent again meanwhile: a second one could be accepted
     /// after the first was refused.
     pub(crate) fn is_under_way(&self, id: &str, attempt: i64) -> bool {
-        lock(&self.under_way).contains(&(id.to_owned(), attempt))
+        lock(&self.under_way).contains_key(&(id.to_owned(), attempt))
     }
 
     /// The agent has no room for more: nothing is sent for a while, or until something ends there.
@@ -157,9 +159,14 @@ impl Session {
         lock(&self.full_until).is_some_and(|until| Instant::now() < until)
     }
 
-    /// The agent has answered an order.
-    pub(super) fn answered(&self, id: &str, attempt: u32) {
-        lock(&self.under_way).remove(&(id.to_owned(), attempt.into()));
+    /// The agent has answered an order, and that was noted, or could not be. By then it may have been put back and sent anew.
+    pub(super) fn answered(&self, id: &str, attempt: i64) {
+        if let Entry::Occupied(mut sent) = lock(&self.under_way).entry((id.to_owned(), attempt)) {
+            *sent.get_mut() -= 1;
+            if *sent.get() == 0 {
+                sent.remove();
+            }
+        }
     }
 
     /// Tells the agent to end an attempt of an execution, once in a session: what it was told it does.

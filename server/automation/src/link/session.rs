@@ -423,7 +423,6 @@ impl Reader {
     async fn control(&mut self, message: ToServer) -> Result<(), Ended> {
         match message {
             ToServer::Accepted { execution_id, attempt, channel } => {
-                self.session.answered(&execution_id, attempt);
                 let mut read = self.kernel.work().read().await?;
                 let known = execution_store::find(&mut read, self.session.host_id, &execution_id).await?;
                 drop(read);
@@ -473,12 +472,12 @@ impl Reader {
     /// The agent does not take an order. What cannot be noted at the time comes again with the order.
     async fn refused(&self, id: &str, attempt: u32, reason: &str, no_room: bool) -> Result<(), Ended> {
         let (kernel, session) = (&self.kernel, &self.session);
-        session.answered(id, attempt);
         let noted = if no_room {
             engine::put_back(kernel, session, id, attempt.into(), reason).await
         } else {
             engine::rejected(kernel, session, id, attempt.into(), reason).await
         };
+        session.answered(id, attempt.into());
         match noted {
             Err(Error::Unavailable(why)) => {
                 tracing::warn!(host = session.host_name, why, "that an order is refused cannot be noted at the time");
