@@ -102,6 +102,7 @@ struct File {
     keep_artifacts: Option<String>,
     keep_tasks: Option<String>,
     keep_tasks_least: Option<u32>,
+    keep_audit: Option<String>,
 }
 
 /// Everything, settled.
@@ -177,6 +178,7 @@ impl Config {
             keep_artifacts: file.keep_artifacts,
             keep_tasks: file.keep_tasks,
             keep_tasks_least: file.keep_tasks_least,
+            keep_audit: file.keep_audit,
         };
         let zone = serve.time_zone.or(file.time_zone).unwrap_or_else(|| "UTC".to_owned());
         Ok(Self {

@@ -37,13 +37,16 @@ impl fmt::Display for Collected {
             Self::Removed(removed) => ("Removed", removed),
             Self::Marked(removed) => ("Gave up", removed),
         };
-        let Removed { tasks, output, artifacts } = removed;
+        let Removed { tasks, deploy_tasks, audit, output, artifacts, mirrors } = removed;
         let files =
             |what: &str, counted: &Counted| format!("  {what}: {} files, {} bytes", counted.count, counted.bytes);
         writeln!(f, "{begin}")?;
         writeln!(f, "  tasks: {tasks}")?;
+        writeln!(f, "  deploy tasks: {deploy_tasks}")?;
+        writeln!(f, "  audit: {audit} entries")?;
         writeln!(f, "{}", files("output", output))?;
-        write!(f, "{}", files("artifacts", artifacts))?;
+        writeln!(f, "{}", files("artifacts", artifacts))?;
+        write!(f, "  mirrors: {} repositories, {} bytes", mirrors.count, mirrors.bytes)?;
         if matches!(self, Self::Marked(_)) {
             write!(
                 f,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use drover_kernel::retention::Retention;
 use drover_shared::size::size;
@@ -25,6 +25,9 @@ pub struct KeepArgs {
     /// Newest tasks of each application that are kept whatever their age [default: 50]
     #[arg(long, env = "DROVER_KEEP_TASKS_LEAST", value_name = "COUNT")]
     pub(crate) keep_tasks_least: Option<u32>,
+    /// Time for which the audit is kept, such as 3650d or never; no shorter than that of tasks [default: never]
+    #[arg(long, env = "DROVER_KEEP_AUDIT", value_name = "DAYS")]
+    pub(crate) keep_audit: Option<String>,
 }
 
 /// Settles flags and environment, file and defaults.
@@ -41,12 +44,18 @@ pub(crate) fn settle(given: KeepArgs, file: KeepArgs) -> Result<Retention> {
         None => usual.output_bytes,
         Some(text) => Some(size(&text).with_context(|| format!("keep_output_size: `{text}` is no size such as 100G"))?),
     };
+    let tasks = kept("keep_tasks", given.keep_tasks.or(file.keep_tasks), usual.tasks)?;
+    let audit = kept("keep_audit", given.keep_audit.or(file.keep_audit), usual.audit)?;
+    if audit.is_some_and(|audit| tasks.is_none_or(|tasks| audit < tasks)) {
+        bail!("keep_audit: shorter than keep_tasks: the audit says who approved the tasks that there are");
+    }
     Ok(Retention {
         output: kept("keep_output", given.keep_output.or(file.keep_output), usual.output)?,
         output_bytes,
         artifacts: kept("keep_artifacts", given.keep_artifacts.or(file.keep_artifacts), usual.artifacts)?,
-        tasks: kept("keep_tasks", given.keep_tasks.or(file.keep_tasks), usual.tasks)?,
+        tasks,
         tasks_least: given.keep_tasks_least.or(file.keep_tasks_least).unwrap_or(usual.tasks_least),
+        audit,
     })
 }
 
@@ -73,6 +82,7 @@ mod tests {
             keep_artifacts: Some("90d".to_owned()),
             keep_tasks: Some("never".to_owned()),
             keep_tasks_least: None,
+            keep_audit: Some("never".to_owned()),
         };
         let day = Duration::from_hours(24);
         let expected = Retention {
@@ -81,12 +91,20 @@ mod tests {
             artifacts: Some(90 * day),
             tasks: None,
             tasks_least: 7,
+            audit: None,
         };
         assert_eq!(settle(given, file).expect("settings"), expected);
         for text in ["", "0d", "180", "1h", "-1d", "36501d", "for ever"] {
             let file = KeepArgs { keep_tasks: Some(text.to_owned()), ..KeepArgs::default() };
             let error = settle(KeepArgs::default(), file).expect_err(text).to_string();
             assert!(error.starts_with(&format!("keep_tasks: `{text}`")), "{error}");
+        }
+        for (audit, tasks, fits) in [("365d", None, true), ("364d", None, false), ("3650d", Some("never"), false)] {
+            let (keep_audit, keep_tasks) = (Some(audit.to_owned()), tasks.map(str::to_owned));
+            let file = KeepArgs { keep_audit, keep_tasks, ..KeepArgs::default() };
+            let settled = settle(file, KeepArgs::default());
+            assert_eq!(settled.is_ok(), fits, "{audit} beside {tasks:?}");
+            assert!(settled.err().is_none_or(|error| error.to_string().starts_with("keep_audit: ")));
         }
         let file = KeepArgs { keep_output_size: Some("much".to_owned()), ..KeepArgs::default() };
         assert!(

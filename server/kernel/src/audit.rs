@@ -1,10 +1,15 @@
 //! The audit log: what a transaction says about itself.
 //!
 //! Invariant: no transaction commits without an [`Audit`]; [`Audit::none`] says in words why there is nothing to say.
-//! Entries are written in the transaction of the change and never change afterwards. They hold no secret.
+//! Entries are written in the transaction of the change and never change afterwards. They go only where an operator has
+//! set a time for them. They hold no secret.
 
+use crate::jobs::Work;
 use crate::tx::{Actor, Tx};
-use crate::{Result, args, sql};
+use crate::{Result, Time, args, row, sql};
+
+/// Entries that are read at a time.
+const PAGE: i64 = 1_000;
 
 drover_shared::words! {
     /// Which of the audit lists an entry shows up in.
@@ -77,6 +82,45 @@ impl AuditEntry {
         self.target_name = Some(target_name.to_owned());
         self
     }
+}
+
+row! {
+    /// An entry that was written long ago.
+    pub struct OldEntry {
+        pub id: i64,
+        pub organisation_id: i64,
+        pub created_at: Time,
+    }
+}
+
+/// The oldest entries that were written before a time, as many as are wanted at most.
+///
+/// # Errors
+/// When the database is not available.
+pub async fn written_before(work: &Work, before: Time, most: usize) -> Result<Vec<OldEntry>> {
+    let sql = sql!("SELECT id, organisation_id, created_at FROM audit_entries WHERE id > $1 ORDER BY id LIMIT $2");
+    let (mut old, mut beyond) = (Vec::new(), i64::MIN);
+    while old.len() < most {
+        let mut page: Vec<OldEntry> = work.read().await?.all(sql.clone(), args![beyond, PAGE]).await?;
+        let Some(last) = page.last() else { break };
+        beyond = last.id;
+        page.retain(|entry| entry.created_at < before);
+        // What comes behind a page of younger ones is younger still.
+        if page.is_empty() {
+            break;
+        }
+        old.extend(page);
+    }
+    old.truncate(most);
+    Ok(old)
+}
+
+/// Removes entries. Gives how many went.
+///
+/// # Errors
+/// When the database is not available.
+pub async fn remove(tx: &mut Tx, ids: &[i64]) -> Result<u64> {
+    Ok(tx.run(sql!("DELETE FROM audit_entries WHERE id IN ($1)"), args![ids.to_vec()]).await?)
 }
 
 /// What a transaction says about itself.

@@ -15,8 +15,10 @@ pub struct Retention {
     pub artifacts: Option<Duration>,
     /// A task, from its end on.
     pub tasks: Option<Duration>,
-    /// Newest tasks of each application that stay whatever their age.
+    /// Newest tasks, and newest deploy tasks, of each application that stay whatever their age.
     pub tasks_least: u32,
+    /// An entry of the audit, from when it was written on.
+    pub audit: Option<Duration>,
 }
 
 impl Default for Retention {
@@ -27,6 +29,7 @@ impl Default for Retention {
             artifacts: Some(180 * DAY),
             tasks: Some(365 * DAY),
             tasks_least: 50,
+            audit: None,
         }
     }
 }
@@ -35,6 +38,6 @@ impl Retention {
     /// Keeps everything for ever.
     #[must_use]
     pub fn for_ever() -> Self {
-        Self { output: None, output_bytes: None, artifacts: None, tasks: None, tasks_least: 0 }
+        Self { output: None, output_bytes: None, artifacts: None, tasks: None, tasks_least: 0, audit: None }
     }
 }

@@ -10,6 +10,7 @@ async fn age(shop: &Shop) {
     let file = format!("sqlite:{}", shop.folder().join("server/drover.db").display());
     let mut database = sqlx::SqliteConnection::connect(&file).await.expect("the database");
     sqlx::query("UPDATE tasks SET finished_at = id WHERE phase = 'over'").execute(&mut database).await.expect("aged");
+    sqlx::query("UPDATE deploy_tasks SET started_at = id").execute(&mut database).await.expect("aged");
     database.close().await.expect("closed");
 }
 
@@ -36,19 +37,29 @@ async fn what_is_removed_is_what_was_foreseen_and_a_revert_works_after_it() {
         shop.deployed(version).await;
     }
     let nothing = shop.processes.administer(&["gc", "--dry-run"]);
-    assert_eq!(figures(&nothing), ["  tasks: 0", "  output: 0 files, 0 bytes", "  artifacts: 0 files, 0 bytes"]);
+    let expected = [
+        "  tasks: 0",
+        "  deploy tasks: 0",
+        "  audit: 0 entries",
+        "  output: 0 files, 0 bytes",
+        "  artifacts: 0 files, 0 bytes",
+        "  mirrors: 0 repositories, 0 bytes",
+    ];
+    assert_eq!(figures(&nothing), expected);
     age(&shop).await;
 
     // Beside a server: rows go, and the server removes the files.
     let least = ["--keep-tasks-least", "0"];
     let dry: Vec<&str> = ["gc", "--dry-run"].iter().chain(&least).copied().collect();
     let foreseen = shop.processes.administer(&dry);
-    assert!(foreseen.starts_with("Would remove\n  tasks: 1\n  output: 4 files, "), "{foreseen}");
+    let begin = "Would remove\n  tasks: 1\n  deploy tasks: 1\n  audit: 0 entries\n  output: 4 files, ";
+    assert!(foreseen.starts_with(begin), "{foreseen}");
     assert_eq!(outputs(&shop), 4);
     let said = shop.processes.administer(&["gc", least[0], least[1]]);
     assert!(said.starts_with("Gave up\n") && said.contains("A server works with this data directory"), "{said}");
     assert_eq!(figures(&said), figures(&foreseen));
     shop.api().get(&first.path).await.expect(404);
+    shop.api().get("/applications/deploy-tasks/1/").await.expect(404);
     let detail = shop.api().get(&second.path).await.expect(200);
     assert!(detail["output_removed_time"].is_string() && detail.get("output").is_none(), "{detail:#}");
     let refused = Viewer::try_open(&second.channel, shop.api().token()).await.err().expect("no output");
@@ -69,11 +80,12 @@ async fn what_is_removed_is_what_was_foreseen_and_a_revert_works_after_it() {
     assert_eq!(outputs(&shop), 1);
     let foreseen = shop.processes.administer(&dry);
     let said = shop.processes.administer(&["gc"]);
-    assert!(said.starts_with("Removed\n  tasks: 0\n  output: 1 files, "), "{said}");
+    let begin = "Removed\n  tasks: 0\n  deploy tasks: 0\n  audit: 0 entries\n  output: 1 files, ";
+    assert!(said.starts_with(begin), "{said}");
     assert_eq!(figures(&said), figures(&foreseen));
     assert_eq!(outputs(&shop), 0);
     shop.processes.start_server().await;
     let said = shop.processes.administer(&["gc", "--keep-output", "never"]);
-    assert!(said.starts_with("Gave up\n  tasks: 0\n  output: 0 files"), "{said}");
+    assert!(said.starts_with("Gave up\n  tasks: 0\n") && said.contains("\n  output: 0 files"), "{said}");
     shop.deployed("v2").await;
 }

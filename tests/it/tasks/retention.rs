@@ -13,8 +13,8 @@ use drover_tests::{TestServer, both_engines, wait_until};
 use serde_json::json;
 
 use super::reverting::{installed, store_artifact};
-use super::{counts, entries, references, reverts, upgrade};
-use crate::deploys::Shop;
+use super::{counts, entries, references, reverts, upgrade, upgrades};
+use crate::deploys::{PATH, Repository, Shop};
 
 /// Everything goes after a day, however few there are.
 fn a_day() -> Retention {
@@ -209,5 +209,88 @@ both_engines! {
         assert_eq!(retention::round(server.kernel(), &retention).await.expect("a round"), foreseen);
         let there: Vec<bool> = tasks.iter().map(|task| file(&server, *task).is_file()).collect();
         assert_eq!(there, [true, false, true, false]);
+    }
+
+    async fn a_deploy_task_goes_after_the_last_of_its_sub_tasks(server: TestServer) {
+        let shop = Shop::new(&server, 1).await;
+        let tasks = history(&server, &shop, 7).await;
+        let of = sql!("SELECT deploy_task_id FROM tasks WHERE id IN ($1) ORDER BY id");
+        let mut stay: Vec<i64> = server.read().await.values(of, args![tasks]).await.expect("the deploy tasks");
+        let gone: Vec<i64> = stay.drain(..2).collect();
+        // One that was never used goes as well, but none that nobody has started.
+        let unused = shop.started().await;
+        shop.act(unused, "close").await;
+        let approved = shop.task().await;
+        shop.act(approved, "approve").await;
+        let aged = sql!("UPDATE deploy_tasks SET started_at = 1, closed_at = CASE WHEN closed_at IS NULL THEN NULL ELSE 1 END");
+        server.run(aged, args![]).await;
+        stay.extend([approved, shop.started().await]);
+        let foreseen = look(&server, &a_day()).await;
+        assert_eq!((foreseen.tasks, foreseen.deploy_tasks), (2, 3));
+        assert_eq!(look(&server, &Retention { tasks_least: 8, ..a_day() }).await.deploy_tasks, 0, "the newest eight stay");
+        assert_eq!(retention::round(server.kernel(), &a_day()).await.expect("a round"), foreseen);
+        let ids = sql!("SELECT id FROM deploy_tasks ORDER BY id");
+        assert_eq!(server.read().await.values::<i64>(ids, args![]).await.expect("the deploy tasks"), stay);
+        for id in &gone {
+            shop.admin.get(&format!("{PATH}{id}/")).await.expect_error(404, 10004);
+            let approval = sql!("SELECT operator FROM audit_entries WHERE object_type = 'deploy_task' AND action = 'approve' AND object_id = $1");
+            let approval: Vec<String> = server.read().await.values(approval, args![*id]).await.expect("the audit");
+            assert_eq!(approval, ["admin"], "who approved it is still told");
+        }
+        let said = sql!("SELECT detail FROM audit_entries WHERE object_name = 'retention' AND object_type = 'deploy_task'");
+        let said: Vec<String> = server.read().await.values(said, args![]).await.expect("the audit");
+        assert_eq!(said, ["3 deploy tasks without sub-tasks, which were closed or started long ago"]);
+        assert_eq!(look(&server, &a_day()).await, Removed::default());
+    }
+
+    async fn the_audit_stays_unless_a_time_is_set_for_it(server: TestServer) {
+        let shop = Shop::new(&server, 1).await;
+        shop.started().await;
+        let all = counts(&server).await[2];
+        let old = sql!("UPDATE audit_entries SET created_at = 1 WHERE id <= (SELECT MIN(id) + 2 FROM audit_entries)");
+        server.run(old, args![]).await;
+        assert_eq!(look(&server, &a_day()).await.audit, 0);
+        let year = Retention { audit: Some(Duration::from_hours(365 * 24)), ..Retention::for_ever() };
+        let foreseen = look(&server, &year).await;
+        assert_eq!(foreseen, Removed { audit: 3, ..Removed::default() });
+        assert_eq!(counts(&server).await[2], all, "looking changes nothing");
+        assert_eq!(retention::round(server.kernel(), &year).await.expect("a round"), foreseen);
+        // That they went is an entry itself.
+        assert_eq!(counts(&server).await[2], all - 3 + 1);
+        let said = shop.admin.get("/audit/entries/?page_size=1").await.expect(200);
+        assert_eq!(said["results"][0]["op_detail"], "3 entries of the audit, which were written long ago", "{said}");
+        assert_eq!(look(&server, &year).await, Removed::default());
+    }
+
+    async fn a_mirror_goes_with_the_last_that_names_its_repository(server: TestServer) {
+        let (first, second) = (Repository::new(), Repository::new());
+        let shop = Shop::new(&server, 1).await;
+        let choose = async |repository: &Repository| {
+            shop.set(json!({"deploy_path": "/srv/shop", "repository": repository.settings()})).await;
+            let plan = format!("{}?dry_run=true", upgrades(shop.started().await));
+            shop.admin.post(&plan, json!({"instances": references(&shop.instances), "version": "main"})).await.expect(200);
+        };
+        let mirrors = || {
+            let folder = std::fs::read_dir(server.data_directory().join("sources")).expect("the mirrors");
+            folder.filter(|item| item.as_ref().expect("an item").path().extension().is_some_and(|ending| ending == "git")).count()
+        };
+        choose(&first).await;
+        assert_eq!((mirrors(), look(&server, &Retention::for_ever()).await.mirrors.count), (1, 0));
+        choose(&second).await;
+        let foreseen = look(&server, &Retention::for_ever()).await;
+        assert_eq!((mirrors(), foreseen.mirrors.count), (2, 1));
+        assert!(foreseen.mirrors.bytes > 0);
+        // As long as there is a task that was fetched from it, it stays: a revert may want its commit.
+        let tasks = history(&server, &shop, 6).await;
+        let source = json!({"url": first.settings()["url"], "branch": "main", "version": "1.0", "path": ""});
+        server.run(sql!("UPDATE tasks SET source = $1 WHERE id = $2"), args![source, tasks[0]]).await;
+        assert_eq!(look(&server, &Retention::for_ever()).await.mirrors, Counted::default());
+        assert_eq!(retention::sweep_mirrors(server.kernel()).await.expect("a sweep"), Counted::default());
+        let with_it = look(&server, &a_day()).await;
+        assert_eq!((with_it.tasks, with_it.mirrors), (1, foreseen.mirrors));
+        assert_eq!(retention::round(server.kernel(), &a_day()).await.expect("a round"), with_it);
+        assert_eq!(mirrors(), 1);
+        choose(&first).await;
+        assert_eq!(mirrors(), 2, "whoever wants it later has it again");
     }
 }

@@ -1,9 +1,11 @@
-//! Retention: output, artifacts and tasks that are over go when they are old, or too many.
+//! Retention: output, artifacts, tasks and deploy tasks that are over go when they are old, or too many; entries of the audit
+//! where an operator says so, and mirrors of repositories that nothing names any more.
 //!
 //! What goes is decided by rules from what the database says, noted there in small transactions, and removed from the
 //! disk afterwards: what a crash leaves in between is found by the next round. Invariants: files go only by the server
 //! that works with their folder, or while none does; nothing goes that somebody reads, or that a revert needs.
 
+mod mirrors;
 pub mod rules;
 mod store;
 
@@ -11,12 +13,14 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use drover_kernel::audit::{self, OldEntry};
 use drover_kernel::jobs::Work;
 use drover_kernel::retention::Retention;
-use drover_kernel::{Audit, AuditEntry, AuditList, Error, Kernel, Result, Time, caught};
+use drover_kernel::{Audit, AuditEntry, AuditList, Error, Kernel, Result, Time, Tx, caught};
 
-use self::rules::Outputs;
-use self::store::EndedRow;
+pub use self::mirrors::sweep as sweep_mirrors;
+use self::rules::{Carried, Outputs};
+use self::store::{DeployRow, EndedRow};
 use crate::artifacts::{self, ArtifactStore};
 use crate::engine::Engine;
 use crate::logs;
@@ -27,9 +31,13 @@ const SWEEP: Duration = Duration::from_mins(10);
 const SWEEPS_PER_ROUND: u64 = 6;
 /// Output that one round gives up at most.
 const OUTPUTS_MAX: usize = 50_000;
+/// Entries of the audit that one round removes at most.
+const AUDIT_MAX: usize = 50_000;
 /// Tasks in one transaction, and executions that go with them unless one task has more.
 const TASKS_AT_A_TIME: usize = 100;
 const EXECUTIONS_AT_A_TIME: i64 = 2_000;
+/// Entries of the audit in one transaction.
+const AUDIT_AT_A_TIME: usize = 1_000;
 
 /// How many, and how large.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -53,15 +61,22 @@ impl Counted {
 pub struct Removed {
     /// Tasks with their executions.
     pub tasks: u64,
+    /// Deploy tasks.
+    pub deploy_tasks: u64,
+    /// Entries of the audit.
+    pub audit: u64,
     /// Files of output, those of removed tasks among them.
     pub output: Counted,
     /// Artifacts, with what is kept beside them.
     pub artifacts: Counted,
+    /// Mirrors of repositories, with what is remembered of what was packed from them.
+    pub mirrors: Counted,
 }
 
 /// Where the files are.
 pub struct Places {
     logs: PathBuf,
+    sources: PathBuf,
     artifacts: ArtifactStore,
 }
 
@@ -69,11 +84,19 @@ impl Places {
     /// Those under a data directory, for looking alone.
     #[must_use]
     pub fn beside(data_directory: &Path) -> Self {
-        Self { logs: data_directory.join("logs"), artifacts: ArtifactStore::beside(&data_directory.join("artifacts")) }
+        Self {
+            logs: data_directory.join("logs"),
+            sources: data_directory.join("sources"),
+            artifacts: ArtifactStore::beside(&data_directory.join("artifacts")),
+        }
     }
 
     fn of(engine: &Engine) -> Self {
-        Self { logs: engine.logs.folder().to_owned(), artifacts: engine.artifacts.clone() }
+        Self {
+            logs: engine.logs.folder().to_owned(),
+            sources: engine.sources.folder().to_owned(),
+            artifacts: engine.artifacts.clone(),
+        }
     }
 
     async fn logs(&self) -> Result<BTreeMap<i64, u64>> {
@@ -91,6 +114,8 @@ struct Chosen {
     tasks: Vec<EndedRow>,
     outputs: Vec<EndedRow>,
     artifacts: Vec<EndedRow>,
+    deploy_tasks: Vec<DeployRow>,
+    audit: Vec<OldEntry>,
     /// Files of output, with their lengths.
     files: BTreeMap<i64, u64>,
 }
@@ -112,8 +137,8 @@ pub async fn look(work: &Work, places: &Places, retention: &Retention) -> Result
 pub async fn mark(work: &Work, places: &Places, retention: &Retention) -> Result<Removed> {
     let chosen = choose(work, places, retention).await?;
     let foreseen = foreseen(work, places, &chosen).await?;
-    let tasks = carry_out(work, &chosen).await?;
-    Ok(Removed { tasks, ..foreseen })
+    let Removed { tasks, deploy_tasks, audit, .. } = carry_out(work, &chosen).await?;
+    Ok(Removed { tasks, deploy_tasks, audit, ..foreseen })
 }
 
 /// One round: decides what goes, and removes it.
@@ -123,8 +148,9 @@ pub async fn mark(work: &Work, places: &Places, retention: &Retention) -> Result
 pub async fn round(kernel: &Kernel, retention: &Retention) -> Result<Removed> {
     let (work, places) = (kernel.work(), Places::of(&kernel.part::<Engine>()));
     let chosen = choose(&work, &places, retention).await?;
-    let tasks = carry_out(&work, &chosen).await?;
-    Ok(Removed { tasks, output: sweep(kernel).await?, artifacts: artifacts::sweep(kernel).await? })
+    let rows = carry_out(&work, &chosen).await?;
+    let (output, artifacts) = (sweep(kernel).await?, artifacts::sweep(kernel).await?);
+    Ok(Removed { output, artifacts, mirrors: sweep_mirrors(kernel).await?, ..rows })
 }
 
 /// Removes files of output that no row wants: what was given up, what belonged to tasks that are gone, and what a crash
@@ -154,13 +180,13 @@ pub async fn keep(kernel: Kernel) {
     while !stop.is_cancelled() {
         let work = async {
             if sweeps.is_multiple_of(SWEEPS_PER_ROUND) {
-                let Removed { tasks, output, artifacts } = round(&kernel, &kernel.settings().retention).await?;
-                if tasks + output.count + artifacts.count > 0 {
-                    let (files, bytes) = (output.count + artifacts.count, output.bytes + artifacts.bytes);
-                    tracing::info!(tasks, files, bytes, "retention removed what is old");
+                let removed = round(&kernel, &kernel.settings().retention).await?;
+                if removed != Removed::default() {
+                    tracing::info!(?removed, "retention removed what is old");
                 }
             } else {
                 sweep(&kernel).await?;
+                sweep_mirrors(&kernel).await?;
             }
             Ok(())
         };
@@ -190,7 +216,15 @@ async fn choose(work: &Work, places: &Places, retention: &Retention) -> Result<C
         }
     }
     choose_outputs(work, retention, now, &mut chosen).await?;
+    if let Some(kept) = retention.audit {
+        chosen.audit = audit::written_before(work, before(now, kept), AUDIT_MAX).await?;
+    }
     Ok(chosen)
+}
+
+/// So long before now.
+fn before(now: Time, kept: Duration) -> Time {
+    Time::from_millis(now.millis().saturating_sub(i64::try_from(kept.as_millis()).unwrap_or(i64::MAX)))
 }
 
 /// Chooses among the tasks of an application and their artifacts.
@@ -201,18 +235,16 @@ async fn choose_of(
     now: Time,
     chosen: &mut Chosen,
 ) -> Result<()> {
-    let before = |kept: Duration| {
-        Time::from_millis(now.millis().saturating_sub(i64::try_from(kept.as_millis()).unwrap_or(i64::MAX)))
-    };
-    let tasks = match retention.tasks {
-        Some(kept) => store::old_tasks(work, application_id, before(kept), retention.tasks_least).await?,
-        None => Vec::new(),
-    };
-    let with_artifacts = match retention.artifacts {
-        Some(kept) => store::with_artifacts(work, application_id, before(kept)).await?,
-        None => Vec::new(),
-    };
-    if tasks.is_empty() && with_artifacts.is_empty() {
+    let (mut tasks, mut deploy_tasks, mut with_artifacts) = (Vec::new(), Vec::new(), Vec::new());
+    if let Some(kept) = retention.tasks {
+        let (before, least) = (before(now, kept), retention.tasks_least);
+        tasks = store::old_tasks(work, application_id, before, least).await?;
+        deploy_tasks = store::old_deploy_tasks(work, application_id, before, least).await?;
+    }
+    if let Some(kept) = retention.artifacts {
+        with_artifacts = store::with_artifacts(work, application_id, before(now, kept)).await?;
+    }
+    if tasks.is_empty() && deploy_tasks.is_empty() && with_artifacts.is_empty() {
         return Ok(());
     }
     let mut needed = BTreeSet::new();
@@ -221,6 +253,13 @@ async fn choose_of(
     let ended = |rows: &[EndedRow]| rows.iter().map(EndedRow::ended).collect::<Vec<_>>();
     let going = rules::tasks(&ended(&tasks), &needed, &made_from, retention, now);
     let given_up = rules::artifacts(&ended(&with_artifacts), &needed, retention, now);
+    let mut of_deploy_tasks: BTreeMap<i64, u64> = BTreeMap::new();
+    for deploy_task_id in tasks.iter().filter(|task| going.contains(&task.id)).filter_map(|task| task.deploy_task_id) {
+        *of_deploy_tasks.entry(deploy_task_id).or_default() += 1;
+    }
+    let carried: Vec<Carried> = deploy_tasks.iter().map(DeployRow::carried).collect();
+    let carried = rules::deploy_tasks(&carried, &of_deploy_tasks);
+    chosen.deploy_tasks.extend(deploy_tasks.into_iter().filter(|one| carried.contains(&one.id)));
     chosen.tasks.extend(tasks.into_iter().filter(|task| going.contains(&task.id)));
     let without = |task: &EndedRow| given_up.contains(&task.id) && !going.contains(&task.id);
     chosen.artifacts.extend(with_artifacts.into_iter().filter(without));
@@ -259,7 +298,14 @@ async fn foreseen(work: &Work, places: &Places, chosen: &Chosen) -> Result<Remov
     }
     let without = ids(&chosen.tasks).into_iter().chain(ids(&chosen.artifacts)).collect();
     let artifacts = artifacts::unneeded(&mut work.read().await?, &places.artifacts, &without).await?;
-    Ok(Removed { tasks: chosen.tasks.len() as u64, output, artifacts })
+    Ok(Removed {
+        tasks: chosen.tasks.len() as u64,
+        deploy_tasks: chosen.deploy_tasks.len() as u64,
+        audit: chosen.audit.len() as u64,
+        output,
+        artifacts,
+        mirrors: mirrors::unneeded(work, &places.sources, &chosen.tasks).await?,
+    })
 }
 
 /// Files of output that no row wants.
@@ -273,50 +319,88 @@ async fn unwanted(work: &Work, files: &BTreeMap<i64, u64>) -> Result<Vec<i64>> {
 #[derive(Clone, Copy)]
 enum Deed {
     RemoveTasks,
+    RemoveDeployTasks,
+    RemoveAudit,
     GiveUpOutput,
     GiveUpArtifacts,
 }
 
-/// Notes in the database what was chosen; gives how many tasks were removed.
-async fn carry_out(work: &Work, chosen: &Chosen) -> Result<u64> {
-    note(work, Deed::GiveUpOutput, &chosen.outputs).await?;
-    note(work, Deed::GiveUpArtifacts, &chosen.artifacts).await?;
+impl Deed {
+    /// Does it, and says of how many rows and in which words.
+    async fn carry_out(self, tx: &mut Tx, ids: &[i64]) -> Result<(u64, AuditEntry)> {
+        let (count, action, kind, what) = match self {
+            Self::RemoveTasks => {
+                (store::remove(tx, ids).await?, "remove", "task", "tasks with their output, which ended")
+            }
+            Self::RemoveDeployTasks => {
+                let count = store::remove_deploy_tasks(tx, ids).await?;
+                (count, "remove", "deploy_task", "deploy tasks without sub-tasks, which were closed or started")
+            }
+            Self::RemoveAudit => {
+                (audit::remove(tx, ids).await?, "remove", "audit", "entries of the audit, which were written")
+            }
+            Self::GiveUpOutput => {
+                (store::give_up_output(tx, ids).await?, "remove_output", "task", "outputs, which ended")
+            }
+            Self::GiveUpArtifacts => {
+                let count = store::give_up_artifact(tx, ids).await?;
+                (count, "remove_artifacts", "task", "tasks' claims on artifacts, which ended")
+            }
+        };
+        let entry = AuditEntry::new(AuditList::General, action, kind, 0, "retention");
+        Ok((count, entry.detail(format!("{count} {what} long ago"))))
+    }
+}
+
+/// A row to do something to.
+struct Row {
+    organisation_id: i64,
+    id: i64,
+    executions: i64,
+}
+
+/// Notes in the database what was chosen; gives how many rows were removed.
+async fn carry_out(work: &Work, chosen: &Chosen) -> Result<Removed> {
+    let row = |task: &EndedRow| {
+        let EndedRow { organisation_id, id, executions, .. } = *task;
+        Row { organisation_id, id, executions }
+    };
+    note(work, Deed::GiveUpOutput, chosen.outputs.iter().map(row)).await?;
+    note(work, Deed::GiveUpArtifacts, chosen.artifacts.iter().map(row)).await?;
     // What was made from a task goes with it or before it.
-    let mut tasks: Vec<&EndedRow> = chosen.tasks.iter().collect();
+    let mut tasks: Vec<Row> = chosen.tasks.iter().map(row).collect();
     tasks.sort_by_key(|task| std::cmp::Reverse(task.id));
-    note(work, Deed::RemoveTasks, tasks).await
+    let tasks = note(work, Deed::RemoveTasks, tasks).await?;
+    let row = |one: &DeployRow| Row { organisation_id: one.organisation_id, id: one.id, executions: 0 };
+    let deploy_tasks = note(work, Deed::RemoveDeployTasks, chosen.deploy_tasks.iter().map(row)).await?;
+    let row = |one: &OldEntry| Row { organisation_id: one.organisation_id, id: one.id, executions: 0 };
+    let audit = note(work, Deed::RemoveAudit, chosen.audit.iter().map(row)).await?;
+    Ok(Removed { tasks, deploy_tasks, audit, ..Removed::default() })
 }
 
 /// Does something to rows, some at a time, so that nobody waits long for the database. Each time is audited with how many
 /// they were.
-async fn note<'a>(work: &Work, deed: Deed, tasks: impl IntoIterator<Item = &'a EndedRow>) -> Result<u64> {
-    let mut by_organisation: BTreeMap<i64, Vec<&EndedRow>> = BTreeMap::new();
-    for task in tasks {
-        by_organisation.entry(task.organisation_id).or_default().push(task);
+async fn note(work: &Work, deed: Deed, rows: impl IntoIterator<Item = Row>) -> Result<u64> {
+    let mut by_organisation: BTreeMap<i64, Vec<Row>> = BTreeMap::new();
+    for row in rows {
+        by_organisation.entry(row.organisation_id).or_default().push(row);
     }
     let mut done = 0;
-    for (organisation_id, tasks) in by_organisation {
-        let mut left = tasks.as_slice();
+    for (organisation_id, rows) in by_organisation {
+        let mut left = rows.as_slice();
         while !left.is_empty() && !work.kernel().stopping().is_cancelled() {
             let mut executions = 0;
-            let fits = |task: &&&EndedRow| {
-                executions += task.executions;
+            let fits = |row: &&Row| {
+                executions += row.executions;
                 executions <= EXECUTIONS_AT_A_TIME
             };
-            let count = left.iter().take(TASKS_AT_A_TIME).take_while(fits).count().max(1);
+            let at_a_time = if matches!(deed, Deed::RemoveAudit) { AUDIT_AT_A_TIME } else { TASKS_AT_A_TIME };
+            let count = left.iter().take(at_a_time).take_while(fits).count().max(1);
             let (some, rest) = left.split_at(count);
             left = rest;
-            let ids: Vec<i64> = some.iter().map(|task| task.id).collect();
+            let ids: Vec<i64> = some.iter().map(|row| row.id).collect();
             let mut tx = work.begin(organisation_id).await?;
-            let (count, action, what) = match deed {
-                Deed::RemoveTasks => (store::remove(&mut tx, &ids).await?, "remove", "tasks with their output"),
-                Deed::GiveUpOutput => (store::give_up_output(&mut tx, &ids).await?, "remove_output", "outputs"),
-                Deed::GiveUpArtifacts => {
-                    (store::give_up_artifact(&mut tx, &ids).await?, "remove_artifacts", "tasks' claims on artifacts")
-                }
-            };
-            let entry = AuditEntry::new(AuditList::General, action, "task", 0, "retention")
-                .detail(format!("{count} {what}, which ended long ago"));
+            let (count, entry) = deed.carry_out(&mut tx, &ids).await?;
             tx.finish(if count > 0 { Audit::of(entry) } else { Audit::none("nothing was to be removed") }).await?;
             done += count;
         }

@@ -111,6 +111,30 @@ pub fn artifacts(ended: &[Ended], needed: &BTreeSet<i64>, retention: &Retention,
     ended.iter().filter(goes).map(|task| task.id).collect()
 }
 
+/// A deploy task that was closed, or started, long ago and is not among the newest of its application.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Carried {
+    /// Deploy task.
+    pub id: i64,
+    /// Sub-tasks that it has.
+    pub tasks: u64,
+}
+
+/// Which of these deploy tasks go: those that have no sub-task but ones that go, of which `going` says how many there are.
+#[must_use]
+pub fn deploy_tasks(old: &[Carried], going: &BTreeMap<i64, u64>) -> BTreeSet<i64> {
+    let goes = |one: &&Carried| going.get(&one.id).copied().unwrap_or(0) >= one.tasks;
+    old.iter().filter(goes).map(|one| one.id).collect()
+}
+
+/// Repositories that a task was fetched from which stays. `tasks` has how many were fetched from each, and `going` how many of
+/// them go.
+#[must_use]
+pub fn fetched_from<'a>(tasks: &'a [(String, u64)], going: &BTreeMap<String, u64>) -> Vec<&'a str> {
+    let stays = |(url, count): &&(String, u64)| going.get(url).copied().unwrap_or(0) < *count;
+    tasks.iter().filter(stays).map(|(url, _)| url.as_str()).collect()
+}
+
 /// Decides of which tasks the output goes, one after another.
 #[derive(Debug)]
 pub struct Outputs<'a> {

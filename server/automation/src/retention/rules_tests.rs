@@ -134,3 +134,16 @@ proptest! {
         prop_assert!(going.iter().all(|id| first_kept.is_none_or(|first| *id < first)));
     }
 }
+
+#[test]
+fn deploy_tasks_go_when_none_of_their_sub_tasks_stays() {
+    let old = [(1, 0), (2, 2), (3, 2), (4, 1)].map(|(id, tasks)| Carried { id, tasks });
+    assert_eq!(deploy_tasks(&old, &[(2, 2), (3, 1)].into()), [1, 2].into());
+}
+
+#[test]
+fn a_repository_is_wanted_as_long_as_a_task_that_was_fetched_from_it_stays() {
+    let tasks = [("a".to_owned(), 2), ("b".to_owned(), 1)];
+    assert_eq!(fetched_from(&tasks, &BTreeMap::new()), ["a", "b"]);
+    assert_eq!(fetched_from(&tasks, &[("a".to_owned(), 1), ("b".to_owned(), 1)].into()), ["a"]);
+}

@@ -3,7 +3,7 @@
 use drover_kernel::jobs::Work;
 use drover_kernel::{Result, Time, Tx, args, row, sql};
 
-use super::rules::{Ended, Had, Newest};
+use super::rules::{Carried, Ended, Had, Newest};
 
 /// In place of an application, for tasks that run scripts on hosts.
 pub(super) const NO_APPLICATION: i64 = 0;
@@ -25,12 +25,30 @@ row! {
         pub lost: bool,
         pub awaited: bool,
         pub executions: i64,
+        pub deploy_task_id: Option<i64>,
+        /// Address of the repository that it was fetched from.
+        pub url: Option<String>,
+    }
+}
+
+row! {
+    /// A deploy task that was closed or started long ago, with how many sub-tasks it has.
+    pub struct DeployRow {
+        pub id: i64,
+        pub organisation_id: i64,
+        pub tasks: i64,
     }
 }
 
 impl EndedRow {
     pub(super) fn ended(&self) -> Ended {
         Ended { id: self.id, finished_at: self.finished_at, lost: self.lost, awaited: self.awaited }
+    }
+}
+
+impl DeployRow {
+    pub(super) fn carried(&self) -> Carried {
+        Carried { id: self.id, tasks: u64::try_from(self.tasks).unwrap_or(0) }
     }
 }
 
@@ -47,7 +65,8 @@ pub(super) async fn old_tasks(work: &Work, application_id: i64, before: Time, le
          EXISTS (SELECT 1 FROM executions e WHERE e.task_id = t.id AND e.state = 'lost') AS lost, \
          EXISTS (SELECT 1 FROM task_requirements r JOIN tasks w ON w.id = r.task_id \
          WHERE r.required_id = t.id AND w.phase <> 'over') AS awaited, \
-         (SELECT COUNT(*) FROM executions e WHERE e.task_id = t.id) AS executions \
+         (SELECT COUNT(*) FROM executions e WHERE e.task_id = t.id) AS executions, \
+         t.deploy_task_id, t.source ->> 'url' AS url \
          FROM tasks t WHERE (t.application_id = $1 OR ($1 = 0 AND t.application_id IS NULL)) AND t.phase = 'over' AND t.finished_at <= $2 \
          AND t.id < COALESCE((SELECT MIN(n.id) FROM (SELECT id FROM tasks \
          WHERE application_id = $1 OR ($1 = 0 AND application_id IS NULL) ORDER BY id DESC LIMIT $3) n), 9223372036854775807) ORDER BY t.id LIMIT $4"
@@ -61,7 +80,8 @@ pub(super) async fn with_artifacts(work: &Work, application_id: i64, before: Tim
     let sql = sql!(
         "SELECT t.id, t.organisation_id, t.finished_at, \
          EXISTS (SELECT 1 FROM executions e WHERE e.task_id = t.id AND e.state = 'lost') AS lost, \
-         FALSE AS awaited, CAST(0 AS BIGINT) AS executions \
+         FALSE AS awaited, CAST(0 AS BIGINT) AS executions, \
+         t.deploy_task_id, t.source ->> 'url' AS url \
          FROM tasks t WHERE (t.application_id = $1 OR ($1 = 0 AND t.application_id IS NULL)) AND t.phase = 'over' AND t.finished_at <= $2 \
          AND t.artifact_digest IS NOT NULL AND t.artifact_removed_at IS NULL ORDER BY t.id LIMIT $3"
     );
@@ -73,11 +93,70 @@ pub(super) async fn with_output(work: &Work, (ended, id): (Time, i64)) -> Result
     let sql = sql!(
         "SELECT t.id, t.organisation_id, t.finished_at, \
          EXISTS (SELECT 1 FROM executions e WHERE e.task_id = t.id AND e.state = 'lost') AS lost, \
-         FALSE AS awaited, CAST(0 AS BIGINT) AS executions \
+         FALSE AS awaited, CAST(0 AS BIGINT) AS executions, \
+         t.deploy_task_id, t.source ->> 'url' AS url \
          FROM tasks t WHERE t.phase = 'over' AND t.output_removed_at IS NULL \
          AND (t.finished_at > $1 OR (t.finished_at = $1 AND t.id > $2)) ORDER BY t.finished_at, t.id LIMIT $3"
     );
     Ok(work.read().await?.all(sql, args![ended, id, PAGE]).await?)
+}
+
+/// Deploy tasks of an application that were closed, or else started, before a time, beyond its newest ones.
+pub(super) async fn old_deploy_tasks(
+    work: &Work,
+    application_id: i64,
+    before: Time,
+    least: u32,
+) -> Result<Vec<DeployRow>> {
+    let sql = sql!(
+        "SELECT d.id, d.organisation_id, (SELECT COUNT(*) FROM tasks t WHERE t.deploy_task_id = d.id) AS tasks \
+         FROM deploy_tasks d WHERE d.application_id = $1 AND d.status IN ('closed', 'running') \
+         AND COALESCE(d.closed_at, d.started_at) <= $2 AND d.id < COALESCE((SELECT MIN(n.id) FROM (SELECT id \
+         FROM deploy_tasks WHERE application_id = $1 ORDER BY id DESC LIMIT $3) n), 9223372036854775807) \
+         ORDER BY d.id LIMIT $4"
+    );
+    let arguments = args![application_id, before, i64::from(least), LOOKED_AT_MAX];
+    Ok(work.read().await?.all(sql, arguments).await?)
+}
+
+/// Addresses of the repositories in the settings of applications and templates.
+pub(super) async fn repositories(work: &Work) -> Result<Vec<String>> {
+    let sql = sql!(
+        "SELECT url FROM (SELECT repository_url AS url FROM deploy_settings \
+         UNION SELECT repository_url FROM deploy_templates) n WHERE url > $1 ORDER BY url LIMIT $2"
+    );
+    let mut all: Vec<String> = Vec::new();
+    loop {
+        let beyond = all.last().cloned().unwrap_or_default();
+        let page: Vec<String> = work.read().await?.values(sql.clone(), args![beyond, PAGE]).await?;
+        if page.is_empty() {
+            return Ok(all);
+        }
+        all.extend(page);
+    }
+}
+
+/// Addresses of the repositories that tasks were fetched from, with how many were.
+pub(super) async fn fetched_from(work: &Work) -> Result<Vec<(String, u64)>> {
+    row! {
+        struct From {
+            url: String,
+            tasks: i64,
+        }
+    }
+    let sql = sql!(
+        "SELECT url, COUNT(*) AS tasks FROM (SELECT source ->> 'url' AS url FROM tasks) n \
+         WHERE url > $1 GROUP BY url ORDER BY url LIMIT $2"
+    );
+    let mut all: Vec<(String, u64)> = Vec::new();
+    loop {
+        let beyond = all.last().map(|(url, _)| url.clone()).unwrap_or_default();
+        let page: Vec<From> = work.read().await?.all(sql.clone(), args![beyond, PAGE]).await?;
+        if page.is_empty() {
+            return Ok(all);
+        }
+        all.extend(page.into_iter().map(|row| (row.url, u64::try_from(row.tasks).unwrap_or(0))));
+    }
 }
 
 /// Every task of an application that was made from another one, with that one.
@@ -167,6 +246,17 @@ pub(super) async fn remove(tx: &mut Tx, ids: &[i64]) -> Result<u64> {
          AND NOT EXISTS (SELECT 1 FROM tasks m WHERE m.origin_task_id = tasks.id AND m.id NOT IN ($1)) \
          AND NOT EXISTS (SELECT 1 FROM task_requirements r JOIN tasks w ON w.id = r.task_id \
          WHERE r.required_id = tasks.id AND w.phase <> 'over')"
+    );
+    Ok(tx.run(sql, args![ids.to_vec()]).await?)
+}
+
+/// Removes deploy tasks, unless they have a sub-task since they were chosen. Gives how many went.
+pub(super) async fn remove_deploy_tasks(tx: &mut Tx, ids: &[i64]) -> Result<u64> {
+    // Who makes a sub-task does it before, or finds it gone.
+    tx.run(sql!("UPDATE deploy_tasks SET status = status WHERE id IN ($1)"), args![ids.to_vec()]).await?;
+    let sql = sql!(
+        "DELETE FROM deploy_tasks WHERE id IN ($1) AND status IN ('closed', 'running') \
+         AND NOT EXISTS (SELECT 1 FROM tasks t WHERE t.deploy_task_id = deploy_tasks.id)"
     );
     Ok(tx.run(sql, args![ids.to_vec()]).await?)
 }

@@ -11,6 +11,7 @@ pub(crate) mod login;
 mod members;
 mod mirror;
 mod pack;
+mod unused;
 
 #[cfg(test)]
 mod tests;
@@ -34,6 +35,7 @@ use login::Login;
 pub use members::Format;
 use mirror::{Mirror, Resolved};
 use pack::Packed;
+pub(crate) use unused::{bytes_of, key, mirrors};
 
 /// What to fetch.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -200,7 +202,7 @@ impl Sources {
         let address = check::check(source)?;
         let path = check::path(source.path.as_deref())?;
         self.check_place(source)?;
-        let key = Digest::of(source.url.as_bytes());
+        let key = key(&source.url);
         let turn = self.turn(key);
         let busy = |_| SourceError::Busy { url: source.url.clone() };
         let _turn = timeout(self.limits.wait_max, turn.lock()).await.map_err(busy)?;
@@ -244,7 +246,7 @@ impl Sources {
         let address = check::check(source)?;
         check::path(source.path.as_deref())?;
         self.check_place(source)?;
-        let key = Digest::of(source.url.as_bytes());
+        let key = key(&source.url);
         let turn = self.turn(key);
         let busy = |_| SourceError::Busy { url: source.url.clone() };
         let _turn = timeout(self.limits.wait_max.min(RESOLVE_TIME_MAX), turn.lock()).await.map_err(busy)?;

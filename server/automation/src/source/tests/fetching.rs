@@ -140,6 +140,29 @@ async fn fetches_of_one_repository_take_turns() {
 }
 
 #[tokio::test]
+async fn a_mirror_goes_when_nobody_works_with_it_and_whole() {
+    let scene = Scene::new();
+    scene.write("a", "1");
+    let commit = scene.commit("one");
+    let source = scene.source("main");
+    scene.fetch(&source).await.unwrap();
+    let (folder, key) = (scene.sources.folder(), key(&source.url));
+    let turn = scene.sources.turn(key);
+    let held = turn.lock().await;
+    assert!(!scene.sources.remove(key).await.unwrap());
+    drop(held);
+    assert_eq!(mirrors(folder).unwrap(), [key].into());
+    assert!(bytes_of(folder, key) > 0);
+    // As a server leaves it that was killed meanwhile.
+    std::fs::rename(folder.join(format!("{key}.git")), folder.join(format!("{key}.new"))).unwrap();
+    assert_eq!(mirrors(folder).unwrap(), [key].into());
+    assert!(scene.sources.remove(key).await.unwrap());
+    assert_eq!((mirrors(folder).unwrap(), bytes_of(folder, key)), (Default::default(), 0));
+    assert!(scene.sources.remove(key).await.unwrap(), "what is not there is gone");
+    assert_eq!(scene.fetch(&source).await.unwrap().commit, commit);
+}
+
+#[tokio::test]
 async fn the_servers_own_files_are_no_repository() {
     let scene = Scene::new();
     scene.write("a", "1");
