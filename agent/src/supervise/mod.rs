@@ -249,7 +249,7 @@ fn finish(context: &mut Context, steps: Vec<StepOutcome>, failure: Option<String
     if !context.verdict.left_running {
         context.tree.close();
     }
-    context.verdict.certain = context.tree.cgroup().is_some();
+    context.verdict.certain = context.tree.is_certain();
     let log_kept = context.log.flush();
     let (state, reason) = match (&stop, failure) {
         (Some(Stop::Cancelled(reason)), _) => (ExecutionState::Cancelled, Some(reason.clone())),

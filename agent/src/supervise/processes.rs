@@ -1,9 +1,12 @@
 //! The processes of one execution: how all of it is ended.
 //!
 //! With a writable cgroup v2 hierarchy an execution has a leaf of its own (`leaf.rs`), which no process can leave by forking,
-//! detaching or changing its session. Without one the supervisor is the subreaper of its descendants and walks
-//! `/proc` (`members.rs`). Invariant: a verdict that calls itself certain came from the cgroup.
+//! detaching or changing its session. Some leave it all the same, because root may move them (`cgexec`, `systemd-run --scope`,
+//! a session that PAM makes): those, and all where there is no leaf, are found by walking `/proc` (`members.rs`), for which the
+//! supervisor is the subreaper of its descendants. Invariant: a verdict that calls itself certain came from the cgroup, and
+//! nobody was seen outside of it.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -32,9 +35,11 @@ const ROUNDS_MAX: u32 = 100;
 pub struct Tree {
     cgroup: Option<PathBuf>,
     root: Root,
+    /// Whether a process was seen that had left the cgroup.
+    strayed: Cell<bool>,
 }
 
-/// How members are found without a cgroup.
+/// How members are found that are in no cgroup.
 #[derive(Debug)]
 enum Root {
     /// Descendants of this process.
@@ -50,14 +55,15 @@ impl Tree {
     pub fn prepare(name: &str, pids_max: u64) -> Self {
         // Orphans come back to this process, so that none is lost from sight.
         let _ = nix::sys::prctl::set_child_subreaper(true);
-        Self { cgroup: leaf::make(name, pids_max), root: Root::Process(nix::unistd::getpid().as_raw()) }
+        let root = Root::Process(nix::unistd::getpid().as_raw());
+        Self { cgroup: leaf::make(name, pids_max), root, strayed: Cell::default() }
     }
 
     /// What a dead supervisor left behind.
     #[must_use]
     pub fn orphaned(started: &Started, key: &Key) -> Self {
         let cgroup = started.cgroup.clone().filter(|path| path.is_dir());
-        Self { cgroup, root: Root::Orphans(Orphans::new(key, started.session)) }
+        Self { cgroup, root: Root::Orphans(Orphans::new(key, started.session)), strayed: Cell::default() }
     }
 
     /// How many processes are left.
@@ -94,6 +100,12 @@ impl Tree {
         !self.find().pids.is_empty()
     }
 
+    /// Whether nobody can have been overlooked.
+    #[must_use]
+    pub fn is_certain(&self) -> bool {
+        self.cgroup.is_some() && !self.strayed.get()
+    }
+
     /// Ends every process: TERM, grace, KILL. `pause` waits the given milliseconds at most and meanwhile reaps
     /// children and drains their output.
     pub fn end(&self, grace_ms: u64, pause: &mut dyn FnMut(u64)) -> ProcessVerdict {
@@ -114,7 +126,7 @@ impl Tree {
             ended: u32::try_from(ended.iter().filter(|pid| !survivors.contains(pid)).count()).unwrap_or(u32::MAX),
             survivors: survivors.iter().take(SURVIVORS_MAX).map(|pid| describe(*pid)).collect(),
             survivors_total: u32::try_from(survivors.len()).unwrap_or(u32::MAX),
-            certain: self.cgroup.is_some(),
+            certain: self.is_certain(),
             left_running: false,
         }
     }
@@ -144,8 +156,12 @@ impl Tree {
     /// Signals every process, and those that appear meanwhile, each once.
     fn signal(&self, signal: Signal, seen: &mut BTreeSet<i32>) {
         let mut signalled = BTreeSet::new();
-        for _ in 0..ROUNDS_MAX {
-            let found = self.find();
+        for round in 0..ROUNDS_MAX {
+            // Looking through all processes takes long; who strays while this goes on is found by the next signal.
+            let found = match &self.cgroup {
+                Some(path) if round > 0 => Found { pids: cgroup_members(path), ..Found::default() },
+                _ => self.find(),
+            };
             let new: Vec<i32> = found.pids.difference(&signalled).copied().collect();
             if new.is_empty() {
                 return;
@@ -163,12 +179,24 @@ impl Tree {
     }
 
     fn find(&self) -> Found {
-        match (&self.cgroup, &self.root) {
-            (Some(path), _) => Found { pids: cgroup_members(path), ..Found::default() },
-            (None, Root::Process(pid)) => descendants(*pid),
-            (None, Root::Orphans(orphans)) => orphans.find(),
+        let mut found = match &self.root {
+            Root::Process(pid) => descendants(*pid),
+            Root::Orphans(orphans) => orphans.find(),
+        };
+        if let Some(path) = &self.cgroup {
+            self.strayed.set(self.strayed.get() || found.pids.iter().any(|pid| is_outside(*pid, path)));
+            found.pids.extend(cgroup_members(path));
         }
+        found
     }
+}
+
+/// Whether a process lives elsewhere than in this cgroup and those below it.
+fn is_outside(pid: i32, cgroup: &Path) -> bool {
+    let Ok(text) = fs::read_to_string(format!("/proc/{pid}/cgroup")) else { return false };
+    let own = text.lines().find_map(|line| line.strip_prefix("0::"));
+    let name = cgroup.file_name();
+    own.is_some_and(|own| !Path::new(own).components().any(|part| Some(part.as_os_str()) == name))
 }
 
 fn cgroup_members(path: &Path) -> BTreeSet<i32> {

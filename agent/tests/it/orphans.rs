@@ -1,10 +1,11 @@
 //! What a dead supervisor left where there is no cgroup: everything that can be told from others, and nobody else.
 
 use std::io::{BufRead as _, BufReader};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
-use drover_agent::spool::{Folder, Standing, Started};
-use drover_agent::supervise::processes::{Session, Tree, forks};
+use drover_agent::spool::{CancelNote, Folder, Standing, Started};
+use drover_agent::supervise::processes::{Session, Tree, cgroups_usable, forks};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -50,6 +51,62 @@ subprocess.Popen([\"bash\", \"-c\", \"{note}\"], env={{}}, close_fds=True, stdin
     assert!(verdict.ended >= 5 && verdict.survivors.is_empty() && !verdict.certain, "{verdict:?}");
     for pid in pids(&bench) {
         assert!(!process_lives(&pid), "{pid} lives");
+    }
+}
+
+/// As `cgexec`, `systemd-run --scope` and a session that PAM makes do it.
+#[test]
+fn whoever_was_moved_to_another_cgroup_ends_as_well_and_the_verdict_does_not_call_itself_certain() {
+    if !is_root() || !cgroups_usable() {
+        return eprintln!("SKIPPED: no processes can be moved between cgroups (v2) here");
+    }
+    for supervisor_lives in [true, false] {
+        let bench = Bench::new();
+        let elsewhere = Elsewhere::make(&bench);
+        let hook = format!(
+            "(setsid bash -c 'echo 0 > {}/cgroup.procs; echo $$ >> {}; exec sleep 1000' &)\n\
+             trap '' TERM\nwhile :; do sleep 1; done",
+            elsewhere.0.display(),
+            bench.path("pids").display()
+        );
+        let verdict = if supervisor_lives {
+            let mut entry = entry(vec![bash("pre_exec", &hook)]);
+            entry.kill_grace_ms = 200;
+            let folder = bench.accept(&entry);
+            let mut supervisor = start(&folder);
+            wait_until("it was moved", || pids(&bench).len() == 1);
+            let note = CancelNote { reason: "cancelled by ada".to_owned(), timed_out: false };
+            folder.write_cancel(&note).unwrap();
+            kill(Pid::from_raw(i32::try_from(supervisor.id()).unwrap()), Signal::SIGTERM).unwrap();
+            assert!(supervisor.wait().unwrap().success());
+            folder.status().unwrap().unwrap().processes
+        } else {
+            let (folder, started) = killed(&bench, &hook, 1);
+            assert!(started.cgroup.is_some());
+            Tree::orphaned(&started, &folder.key().unwrap()).end(200, &mut pause)
+        };
+        assert!(!process_lives(&pids(&bench)[0]), "it lives, supervised: {supervisor_lives}");
+        assert!(verdict.ended >= 3 && verdict.survivors.is_empty() && !verdict.certain, "{verdict:?}");
+    }
+}
+
+/// A cgroup that no execution has.
+struct Elsewhere(PathBuf);
+
+impl Elsewhere {
+    fn make(bench: &Bench) -> Self {
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let mount = mounts.lines().find(|line| line.contains(" - cgroup2 ")).unwrap().split(' ').nth(4).unwrap();
+        let name = format!("elsewhere-{}", bench.folder.path().file_name().unwrap().display());
+        let folder = PathBuf::from(mount).join(name);
+        std::fs::create_dir(&folder).unwrap();
+        Self(folder)
+    }
+}
+
+impl Drop for Elsewhere {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir(&self.0);
     }
 }
 
