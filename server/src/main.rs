@@ -208,6 +208,7 @@ fn make_private(folder: &std::path::Path) -> Result<()> {
 
 /// Opens the database and brings it up to date.
 async fn open(config: &Config) -> Result<Db> {
+    backup::check_whole(&config.data_directory)?;
     make_private(&config.data_directory)?;
     let db = Db::connect(&DbOptions::url(&config.database_url)).await.context("open the database")?;
     db.migrate(&Clock::system()).await.context("bring the database up to date")?;

@@ -175,7 +175,9 @@ impl Processes {
         command
     }
 
-    fn server_program(&self) -> Command {
+    /// The server's program with the settings of this server, to be given a command.
+    #[must_use]
+    pub fn server_program(&self) -> Command {
         let mut command = self.program("drover-server");
         if let Some(url) = &self.database_url {
             command.env("DROVER_DATABASE_URL", url);

@@ -6,19 +6,20 @@
 //! nothing is restored from a file that is not whole, or over anything that is there.
 
 mod pack;
+mod restore;
 mod unpack;
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
-use drover_automation::engine::{Restored, restored};
+use drover_kernel::Clock;
 use drover_kernel::db::{snapshot, sqlite_file};
-use drover_kernel::{Clock, Settings};
 use drover_shared::Digest;
 use serde::{Deserialize, Serialize};
 
+use crate::VERSION;
 use crate::config::Config;
-use crate::{VERSION, bare_kernel};
+pub use restore::{check_whole, restore};
 
 /// First file of a backup.
 const ABOUT: &str = "drover-backup.json";
@@ -29,9 +30,6 @@ const DATABASE: &str = "database";
 const DATA: &str = "data";
 /// Form of the file; another number is of a later server.
 const FORMAT: u32 = 1;
-/// Time that the kernel has to end; it has nothing under way.
-const STOP: std::time::Duration = std::time::Duration::from_secs(5);
-
 /// What a backup says of itself.
 #[derive(Debug, Serialize, Deserialize)]
 struct About {
@@ -67,6 +65,7 @@ pub struct Written {
 /// `file` is there already; the database, the data directory or the place of the file is not available. Nothing of a
 /// backup that failed stays.
 pub async fn backup(config: &Config, file: &Path) -> Result<Written> {
+    check_whole(&config.data_directory)?;
     if file.try_exists().with_context(|| format!("look for {}", file.display()))? {
         bail!("{} is there already: give another name, or move it away", file.display());
     }
@@ -116,59 +115,4 @@ fn sync_folder(file: &Path) -> Result<()> {
     std::fs::File::open(folder)
         .and_then(|folder| folder.sync_all())
         .with_context(|| format!("sync {}", folder.display()))
-}
-
-/// Puts a backup where there is nothing: into an empty database and a data directory that is not there or empty. Then
-/// what was under way when it was made is made safe, see [`restored`].
-///
-/// # Errors
-/// The file is no whole backup, or of a later server; something is there already; the database or the disk is not
-/// available. The data directory gets its name last.
-pub async fn restore(config: &Config, file: &Path) -> Result<Restored> {
-    let data = config.data_directory.clone();
-    if data.is_dir() && std::fs::read_dir(&data)?.next().is_some() || data.is_file() {
-        bail!("{} holds something already: give --data-dir a folder that is empty or not there", data.display());
-    }
-    if !snapshot::is_empty(&config.database_url).await.context("look at the database")? {
-        bail!("the database holds something already: give --database-url an empty one");
-    }
-    let name = data.file_name().with_context(|| format!("{} names no folder", data.display()))?;
-    let part = data.with_file_name(format!("{}.restoring", name.to_string_lossy()));
-    if part.exists() {
-        bail!("{} is left of a restore that did not end: remove it first", part.display());
-    }
-    let (from, to) = (file.to_owned(), part.clone());
-    let unpacking = tokio::task::spawn_blocking(move || unpack::unpack(&from, &to));
-    let outcome = match unpacking.await.context("unpacking")? {
-        Ok(()) => settle(config, &part).await,
-        Err(error) => Err(error),
-    };
-    if outcome.is_err() {
-        let _ = std::fs::remove_dir_all(&part);
-    }
-    outcome
-}
-
-/// Fills the database, makes safe what was under way, and gives the data directory its name.
-async fn settle(config: &Config, part: &Path) -> Result<Restored> {
-    let (data, database) = (part.join(DATA), part.join(DATABASE));
-    // An SQLite file in the data directory moves there with it.
-    let inside = sqlite_file(&config.database_url).and_then(|file| {
-        file.strip_prefix(&config.data_directory).ok().map(|name| format!("sqlite:{}", data.join(name).display()))
-    });
-    let url = inside.unwrap_or_else(|| config.database_url.clone());
-    let clock = Clock::system();
-    let db = snapshot::load(&url, &database, &clock).await.context("fill the database")?;
-    let kernel = bare_kernel(db, clock, Settings::default(), &data)?;
-    let outcome = restored(&kernel.work(), &data.join("logs")).await.context("make safe what was under way");
-    kernel.stop(STOP).await;
-    let outcome = outcome?;
-    if config.data_directory.is_dir() {
-        std::fs::remove_dir(&config.data_directory)?;
-    }
-    std::fs::rename(&data, &config.data_directory)
-        .with_context(|| format!("name {}", config.data_directory.display()))?;
-    sync_folder(&config.data_directory)?;
-    std::fs::remove_dir_all(part).with_context(|| format!("remove {}", part.display()))?;
-    Ok(outcome)
 }
