@@ -130,6 +130,22 @@ both_engines! {
         assert!(queue(&shop).await.is_empty());
     }
 
+    async fn what_everything_was_taken_out_of_leaves_the_queue(server: TestServer) {
+        let shop = Shop::new(&server, 1).await;
+        let deploy_task = shop.started().await;
+        let holder = upgrade(&shop, deploy_task, &shop.instances).await;
+        let waits = waiting(&shop, deploy_task, &shop.instances, 0).await;
+        let told = detail(&shop, deploy_task, waits).await;
+        let one = told["instances"][0]["execution_id"].as_str().expect("an id");
+        let path = format!("{}{waits}/executions/{one}/actions/cancel/", upgrades(deploy_task));
+        shop.admin.post(&path, json!({})).await.expect(200);
+        wait_until("the end", async || detail(&shop, deploy_task, waits).await["status"] == "failed").await;
+        let reason = detail(&shop, deploy_task, waits).await["stop_reason"].clone();
+        assert_eq!(reason, "everything that it was to change was taken out of it");
+        assert!(queue(&shop).await.is_empty());
+        assert_eq!(detail(&shop, deploy_task, holder).await["status"], "running");
+    }
+
     async fn its_time_begins_when_it_does(server: TestServer) {
         let shop = Shop::new(&server, 1).await;
         let deploy_task = shop.started().await;

@@ -8,8 +8,9 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use drover_kernel::db::Read;
 use drover_kernel::jobs::Work;
-use drover_kernel::{Audit, Error, Kernel, Result};
+use drover_kernel::{Audit, Error, Kernel, Result, Time};
 use drover_shared::words::ExecutionState as State;
 
 use super::after::Looked;
@@ -107,21 +108,24 @@ async fn begin(kernel: &Kernel, work: &Work, task_id: i64) -> Result<()> {
 }
 
 /// Why a task in the queue never begins, if that is so.
-fn hopeless(task: &Task, gone: &[String], now: drover_kernel::Time) -> Option<String> {
+async fn hopeless(read: &mut Read, task: &Task, now: Time) -> Result<Option<String>> {
     if let Some(reason) = &task.stop_reason {
-        return Some(reason.clone());
+        return Ok(Some(reason.clone()));
     }
+    if lock_store::wants_nothing(read, task.id).await? {
+        return Ok(Some("everything that it was to change was taken out of it".to_owned()));
+    }
+    let gone = lock_store::gone(read, task.id).await?;
     if !gone.is_empty() {
         let what = if task.application_id.is_some() { "the instance on" } else { "the host" };
-        return Some(format!("not there any more: {what} {}", gone.join(", ")));
+        return Ok(Some(format!("not there any more: {what} {}", gone.join(", "))));
     }
-    (now >= task.created_at.after(PATIENCE)).then(|| "it waited in the queue for a week".to_owned())
+    Ok((now >= task.created_at.after(PATIENCE)).then(|| "it waited in the queue for a week".to_owned()))
 }
 
 /// Looks after one task of the queue: ends it if it cannot begin any more.
 pub(super) async fn look_at(kernel: &Kernel, work: &Work, task: &Task) -> Result<Looked> {
-    let gone = lock_store::gone(&mut work.read().await?, task.id).await?;
-    if hopeless(task, &gone, kernel.clock().now()).is_none() {
+    if hopeless(&mut work.read().await?, task, kernel.clock().now()).await?.is_none() {
         kernel.part::<Engine>().queue.waits.store(true, Ordering::SeqCst);
         look(kernel);
         return Ok(Looked::Waits);
@@ -131,8 +135,8 @@ pub(super) async fn look_at(kernel: &Kernel, work: &Work, task: &Task) -> Result
     if !task.is_queued() {
         return Ok(Looked::Moved);
     }
-    let gone = lock_store::gone(&mut tx, task.id).await?;
-    let Some(reason) = hopeless(&task, &gone, tx.now()) else { return Ok(Looked::Waits) };
+    let now = tx.now();
+    let Some(reason) = hopeless(&mut tx, &task, now).await? else { return Ok(Looked::Waits) };
     task_store::stop(&mut tx, task.id, &reason, task.cancelled).await?;
     end(&mut tx, &task, Outcome::Failed, Some(&reason)).await?;
     tx.finish(Audit::none("a task in the queue ends, because it cannot begin any more")).await?;

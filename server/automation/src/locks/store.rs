@@ -135,6 +135,12 @@ pub(crate) async fn gone(read: &mut Read, task_id: i64) -> Result<Vec<String>> {
     Ok(read.values(sql, args![task_id]).await?)
 }
 
+/// Whether everything that a task was to change was taken out of it.
+pub(crate) async fn wants_nothing(read: &mut Read, task_id: i64) -> Result<bool> {
+    let sql = sql!("SELECT COUNT(*) FROM executions WHERE task_id = $1 AND role = 'instance' AND state = 'queued'");
+    Ok(read.value::<i64>(sql, args![task_id]).await? == 0)
+}
+
 /// Notes that a task has what it changes, with the status that each instance had before.
 pub(crate) async fn take(tx: &mut Tx, task: &Task, before: &[(i64, String)]) -> Result<()> {
     let mut statuses: Vec<&str> = before.iter().map(|(_, status)| status.as_str()).collect();
