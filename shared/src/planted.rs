@@ -24,6 +24,8 @@ crate::words! {
         OneFailureMore = "one_failure_more",
         /// A failure is not heard in the transaction that takes it in.
         FailureUnheard = "failure_unheard",
+        /// What was taken out, or cancelled alone, counts as a failure.
+        TakenOutIsFailed = "taken_out_is_failed",
         /// What an older session concludes counts.
         NoFence = "no_fence",
     }

@@ -24,6 +24,8 @@ row! {
         answer: Option<String>,
         instance_id: Option<i64>,
         has_former: i64,
+        role: String,
+        excluded: bool,
     }
 }
 
@@ -52,6 +54,9 @@ row! {
     }
 }
 
+/// States that are failures of a rollout.
+const FAILED: [&str; 3] = ["failed", "timed_out", "lost"];
+
 /// What was looked at.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Counted {
@@ -63,6 +68,8 @@ pub struct Counted {
     pub bytes: usize,
     /// Executions of which nobody knows how they ended.
     pub lost: usize,
+    /// Executions that were cancelled alone.
+    pub cancelled: usize,
 }
 
 /// What does not agree: promise and sentence.
@@ -77,10 +84,13 @@ pub(crate) fn check(world: &mut World) -> Result<Counted, Broken> {
     every_request_is_one_task(world, &tasks)?;
     states_never_go_back(&moves)?;
     nothing_starts_after_too_many_failures(&tasks, &moves)?;
+    nothing_stops_without_failures(&tasks, &executions, &moves)?;
+    who_is_cancelled_alone_is_taken_out(world, &executions)?;
     one_at_a_time(world, &executions, &moves)?;
     what_follows_follows(&tasks, &executions, &moves)?;
     what_asks_for_it_is_taken_back(&tasks, &executions, &moves)?;
-    let mut counted = Counted { tasks: tasks.len(), executions: executions.len(), ..Counted::default() };
+    let cancelled = world.people.cancelled.len();
+    let mut counted = Counted { tasks: tasks.len(), executions: executions.len(), cancelled, ..Counted::default() };
     let mut known = BTreeSet::new();
     for told in &executions {
         let attempt = u32::try_from(told.attempt).unwrap_or(0);
@@ -105,7 +115,7 @@ fn read(world: &World) -> (Vec<Task>, Vec<Told>, Vec<Moved>) {
         let mut read = server.kernel().work().read().await.expect("a connection");
         let tasks = sql!("SELECT id, outcome, rollout, stop_reason, origin, origin_task_id FROM tasks ORDER BY id");
         let executions = sql!(
-            "SELECT id, task_id, ordinal, attempt, state, reason, dispatched_at, answer, instance_id, \
+            "SELECT id, task_id, ordinal, attempt, state, reason, dispatched_at, answer, instance_id, role, excluded, \
              CASE WHEN revert_entry IS NULL THEN 0 ELSE 1 END AS has_former FROM executions \
              ORDER BY task_id, ordinal"
         );
@@ -162,11 +172,38 @@ fn nothing_starts_after_too_many_failures(tasks: &[Task], moves: &[Moved]) -> Re
                 return Err(("P6", text));
             }
             match moved.new.as_str() {
-                "failed" | "timed_out" | "lost" => drop(failed.insert(moved.execution_id.clone())),
+                new if FAILED.contains(&new) => drop(failed.insert(moved.execution_id.clone())),
                 "succeeded" => drop(failed.remove(&moved.execution_id)),
                 _ => {}
             }
             stopped |= failed.len() as u64 > allowed;
+        }
+    }
+    Ok(())
+}
+
+/// A rollout that was stopped for failures had more of them than it allows: who was taken out is none.
+fn nothing_stops_without_failures(tasks: &[Task], executions: &[Told], moves: &[Moved]) -> Result<(), Broken> {
+    for task in tasks.iter().filter(|task| task.stop_reason.as_ref().is_some_and(|why| why.ends_with(" may"))) {
+        let rollout: Value = serde_json::from_str(task.rollout.as_deref().unwrap_or_default()).unwrap_or_default();
+        let failed = |told: &&Told| {
+            let of = moves.iter().filter(|moved| moved.execution_id == told.id);
+            told.task_id == task.id && of.into_iter().any(|moved| FAILED.contains(&moved.new.as_str()))
+        };
+        let failures = executions.iter().filter(|told| told.role == "instance").filter(failed).count() as u64;
+        if rollout["max_failures"].as_u64().is_none_or(|allowed| failures <= allowed) {
+            let text = format!("task {} was stopped ({:?}) after {failures} failures", task.id, task.stop_reason);
+            return Err(("P6", text));
+        }
+    }
+    Ok(())
+}
+
+/// What somebody cancelled alone is over, and when it ended by that it is no failure of its task.
+fn who_is_cancelled_alone_is_taken_out(world: &World, executions: &[Told]) -> Result<(), Broken> {
+    for told in executions.iter().filter(|told| world.people.cancelled.contains(&told.id)) {
+        if told.role == "instance" && told.state == "cancelled" && !told.excluded {
+            return Err(("cancel", format!("{} of task {} was cancelled alone and counts", told.id, told.task_id)));
         }
     }
     Ok(())

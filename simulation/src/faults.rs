@@ -29,6 +29,8 @@ pub enum Accident {
     Silence,
     /// The database answers late.
     SlowDatabase,
+    /// The database answers late right after an outcome was taken in: what follows from it is decided late.
+    LateDecision,
     /// A wake-up gets lost.
     LostWakeUp,
     /// A wake-up comes twice.
@@ -66,7 +68,7 @@ pub enum Accident {
 }
 
 /// All of them, with the weight of those that chance brings about; the others come by themselves.
-pub(crate) const ACCIDENTS: [(Accident, u64); 25] = [
+pub(crate) const ACCIDENTS: [(Accident, u64); 26] = [
     (Accident::KillServer, 6),
     (Accident::KillAtCommit, 8),
     (Accident::TornLog, 4),
@@ -75,6 +77,7 @@ pub(crate) const ACCIDENTS: [(Accident, u64); 25] = [
     (Accident::Refusal, 8),
     (Accident::Silence, 4),
     (Accident::SlowDatabase, 0),
+    (Accident::LateDecision, 0),
     (Accident::LostWakeUp, 0),
     (Accident::DoubledWakeUp, 0),
     (Accident::KillAgent, 10),
@@ -93,6 +96,20 @@ pub(crate) const ACCIDENTS: [(Accident, u64); 25] = [
     (Accident::Overlap, 0),
     (Accident::Long, 3),
 ];
+
+/// What runs lean to, one after the other: that is never left out and comes more often, because some things go wrong only
+/// when several meet.
+pub(crate) const LEANINGS: [&[Accident]; 4] = [
+    &[],
+    // What an agent said over a connection that it has left.
+    &[Accident::HalfOpen, Accident::LateHello],
+    // Output that is sent again before it is there.
+    &[Accident::SlowLog, Accident::HalfOpen, Accident::Flapping],
+    // Agents that come one after the other to a server that is slow to decide.
+    &[Accident::KillAgent, Accident::LateDecision],
+];
+/// So many times as often comes what a run leans to.
+pub(crate) const LEANS: u64 = 4;
 
 impl Accident {
     /// Every one of them.
@@ -118,6 +135,8 @@ struct Inner {
     /// What comes by itself, and how often in a thousand.
     rates: BTreeMap<Accident, u64>,
     armed: Option<Armed>,
+    /// How much is asked of the database late from the next commit on, and from now on.
+    late: (u32, u32),
     /// The next piece of a log is torn.
     torn: bool,
     full: bool,
@@ -136,6 +155,7 @@ impl Faults {
             chance: Chance::of(seed, 2),
             rates,
             armed: None,
+            late: (0, 0),
             torn: false,
             full: false,
             met,
@@ -146,17 +166,18 @@ impl Faults {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// From now on what comes by itself comes as often as this run has it, if it is among these.
-    pub(crate) fn begin(&self, may: &[Accident]) {
+    /// From now on what comes by itself comes as often as this run has it, if it is among these: often what it leans to.
+    pub(crate) fn begin(&self, may: &[Accident], leaning: &[Accident]) {
         let mut inner = self.lock();
         for (accident, often) in [
             (Accident::SlowLog, [50, 200, 600]),
             (Accident::SlowDatabase, [20, 80, 200]),
+            (Accident::LateDecision, [50, 200, 600]),
             (Accident::LostWakeUp, [50, 200, 1_000]),
             (Accident::DoubledWakeUp, [20, 100, 400]),
             (Accident::LateHello, [50, 200, 500]),
         ] {
-            let often = *inner.chance.one_of(&often);
+            let often = if leaning.contains(&accident) { often[2] } else { *inner.chance.one_of(&often) };
             if may.contains(&accident) {
                 inner.rates.insert(accident, often);
             }
@@ -167,7 +188,7 @@ impl Faults {
     pub(crate) fn end(&self) {
         let mut inner = self.lock();
         inner.rates.clear();
-        (inner.armed, inner.torn, inner.full) = (None, false, false);
+        (inner.armed, inner.late, inner.torn, inner.full) = (None, (0, 0), false, false);
     }
 
     /// Something went wrong.
@@ -191,6 +212,14 @@ impl Faults {
         let after = inner.chance.between(0, 6);
         inner.armed = Some(Armed { moment, after, fate });
         after
+    }
+
+    /// An outcome arrives: what follows from it may be decided late.
+    pub(crate) fn outcome_arrives(&self) {
+        let mut inner = self.lock();
+        if inner.comes(Accident::LateDecision) {
+            inner.late = (3, 0);
+        }
     }
 
     /// Has the server end in the middle of the next piece of a log.
@@ -254,7 +283,14 @@ impl Inner {
             return fate;
         }
         match moment {
+            Moment::Begin if self.late.1 > 0 => {
+                self.late.1 -= 1;
+                Fate::Late(Duration::from_millis(*self.chance.one_of(&[1_000, 4_000, 12_000])))
+            }
             Moment::Begin | Moment::Commit => {
+                if moment == Moment::Commit && self.late.0 > 0 {
+                    self.late = (0, self.late.0);
+                }
                 self.late(Accident::SlowDatabase, &[20, 300, 3_000, 15_000]).map_or(Fate::Well, Fate::Late)
             }
             Moment::WakeUp if self.comes(Accident::LostWakeUp) => Fate::Refused,

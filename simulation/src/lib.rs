@@ -28,7 +28,7 @@ use trace::Trace;
 use world::World;
 
 /// Steps of chance, and rounds in which everything may come to its end.
-const STEPS: u64 = 4_000;
+const STEPS: u64 = 9_000;
 const ROUNDS: u64 = 12_000;
 /// Lines of the trace that a failure shows.
 const SHOWN: usize = 60;

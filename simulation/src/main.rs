@@ -52,11 +52,12 @@ fn main() -> ExitCode {
         outcome.met.iter().for_each(|(accident, times)| *met.entry(*accident).or_default() += times);
         match outcome.promises {
             Ok(counted) => println!(
-                "seed {seed}: {} faults, {} tasks, {} executions ({} lost), {} bytes; {lines} lines, {}",
+                "seed {seed}: {} faults, {} tasks, {} executions ({} lost, {} cancelled alone), {} bytes; {lines} lines, {}",
                 outcome.met.values().sum::<u64>(),
                 counted.tasks,
                 counted.executions,
                 counted.lost,
+                counted.cancelled,
                 counted.bytes,
                 &digest[..12]
             ),

@@ -44,6 +44,8 @@ pub(crate) struct People {
     waiting: Vec<Request>,
     /// Sub-tasks that were accepted.
     pub accepted: Vec<i64>,
+    /// Executions that somebody cancelled alone, and was told so.
+    pub cancelled: Vec<String>,
     number: u64,
 }
 
@@ -83,7 +85,8 @@ impl People {
             ask("PATCH", &format!("/applications/{id}/deploy-settings/"), settings);
             applications.push(Application { id, instances });
         }
-        Self { applications, hosts: hosts.to_vec(), script, waiting: Vec::new(), accepted: Vec::new(), number: 0 }
+        let (hosts, waiting, accepted, cancelled) = (hosts.to_vec(), Vec::new(), Vec::new(), Vec::new());
+        Self { applications, hosts, script, waiting, accepted, cancelled, number: 0 }
     }
 
     fn wait_for(&mut self, path: String, body: Value, then: Then) {
@@ -92,17 +95,18 @@ impl People {
         self.waiting.push(Request { method: "POST", path, body, key, then });
     }
 
-    /// Somebody wants something. Gives what.
-    pub(crate) fn want(&mut self, chance: &mut Chance) -> String {
+    /// Somebody wants something; everywhere at once, and nothing more after a failure, where all are in a hurry. Gives what.
+    pub(crate) fn want(&mut self, chance: &mut Chance, hurry: bool) -> String {
         let application = chance.below(self.applications.len());
         let Application { id, instances } = self.applications[application].clone();
         let references: Vec<Value> = instances.iter().map(|id| json!({"id": id})).collect();
         let known = self.accepted.iter().rev().take(6).copied().collect::<Vec<_>>();
-        let choice = if known.is_empty() { 0 } else { chance.weighed(&[40, 12, 15, 6, 10, 8, 12, 15]) };
+        let choice = if known.is_empty() { 0 } else { chance.weighed(&[40, 12, 10, 6, 10, 8, 12, 15, 10]) };
         let task = || known[0];
         match choice {
             0 => {
-                let rollout = match chance.below(12) {
+                let which = if hurry && chance.percent(70) { 5 } else { chance.below(12) };
+                let rollout = match which {
                     0 => Value::Null,
                     1 => json!({"batch": 1}),
                     2 => json!({"batch": 1, "max_failures": 0, "auto_revert": true}),
@@ -142,6 +146,11 @@ impl People {
                     4 => ("resume", json!({})),
                     5 => ("promote", json!({})),
                     6 => ("retry", json!({})),
+                    7 => {
+                        let which = format!("cancel one {}", chance.below(self.hosts.len()));
+                        self.act(task, &which, json!({"reason": "this one alone"}));
+                        return format!("{which} of {task}");
+                    }
                     _ => ("lost", Value::Null),
                 };
                 if action == "lost" {
@@ -183,6 +192,8 @@ impl People {
         let said = format!("{}: {status}", request.path);
         // Somebody else was faster, or it is too late: that is an answer too.
         if status == 200 {
+            let one = path.split_once("/executions/").and_then(|(_, rest)| rest.split_once('/'));
+            self.cancelled.extend(one.map(|(id, _)| id.to_owned()));
             self.go_on(request.then, &body);
         } else {
             assert!(matches!(status, 409 | 400 | 404), "{path}: {status} {body}");
@@ -220,10 +231,13 @@ impl People {
         };
         let (_, detail) = server.ask(now_ms, "GET", &format!("/tasks/{task}/"), &Value::Null, "read")?;
         let kind = detail["kind"].as_str()?.to_owned();
-        Some(match detail["deploy_task_id"].as_i64() {
-            Some(of) => format!("/applications/deploy-tasks/{of}/sub-{kind}-tasks/{task}/actions/{action}/"),
-            None => format!("/tasks/{task}/actions/{action}/"),
-        })
+        let of = match detail["deploy_task_id"].as_i64() {
+            Some(of) => format!("/applications/deploy-tasks/{of}/sub-{kind}-tasks/{task}"),
+            None => format!("/tasks/{task}"),
+        };
+        let Some(which) = action.strip_prefix("cancel one ") else { return Some(format!("{of}/actions/{action}/")) };
+        let one = detail["instances"][which.parse::<usize>().ok()?]["execution_id"].as_str()?;
+        Some(format!("{of}/executions/{one}/actions/cancel/"))
     }
 
     /// Somebody says what became of everything that is lost.

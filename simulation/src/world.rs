@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::chance::Chance;
-use crate::faults::{ACCIDENTS, Accident, Faults};
+use crate::faults::{ACCIDENTS, Accident, Faults, LEANINGS, LEANS};
 use crate::host::Simulated;
 use crate::people::People;
 use crate::server::{Server, Template};
@@ -39,6 +39,10 @@ pub(crate) struct World {
     pub(crate) log_full_until_ms: u64,
     /// The host whose connections do not last, and when the present one ends.
     flapping: Option<(usize, u64)>,
+    /// Whether people are in a hurry.
+    hurry: bool,
+    /// How often something goes wrong: where it seldom does more is under way when it does.
+    unrest: u64,
 }
 
 impl World {
@@ -63,10 +67,14 @@ impl World {
         }
         let people = People::prepare(&mut server, &mut now_ms, &ids);
         let mut chance = Chance::of(seed, 1);
-        let drawn: Vec<(Accident, u64)> = ACCIDENTS.iter().filter(|_| chance.percent(60)).copied().collect();
+        let leaning = LEANINGS[usize::try_from(seed).unwrap_or(0) % LEANINGS.len()];
+        let mut drawn = ACCIDENTS.to_vec();
+        drawn.retain(|(what, _)| chance.percent(60) || leaning.contains(what));
+        drawn.iter_mut().filter(|(what, _)| leaning.contains(what)).for_each(|(_, weight)| *weight *= LEANS);
         let all: Vec<Accident> = drawn.iter().map(|(what, _)| *what).collect();
         let may = drawn.into_iter().filter(|(_, weight)| *weight > 0).collect();
         let truth = Truth::default();
+        let unrest = if leaning.is_empty() { *chance.one_of(&[2, 6]) } else { 2 };
         let mut world = Self {
             folder,
             now_ms,
@@ -75,7 +83,7 @@ impl World {
             people,
             truth,
             trace,
-            apart: all.contains(&Accident::SlowDatabase),
+            apart: all.contains(&Accident::SlowDatabase) || all.contains(&Accident::LateDecision),
             faults,
             server_at_ms: 0,
             connections: Vec::new(),
@@ -83,11 +91,13 @@ impl World {
             may,
             log_full_until_ms: 0,
             flapping: all.contains(&Accident::Flapping).then_some((0, u64::MAX)),
+            unrest,
+            hurry: leaning.contains(&Accident::LateDecision),
         };
         for host in 0..HOSTS {
             world.hosts[host].start(world.now_ms);
         }
-        world.faults.begin(&all);
+        world.faults.begin(&all, leaning);
         world.say(&format!("accidents: {all:?}"));
         Ok(world)
     }
@@ -98,8 +108,8 @@ impl World {
 
     /// One step of chance.
     pub(crate) fn step(&mut self) {
-        let accident = if self.may.is_empty() { 0 } else { 3 };
-        match self.chance.weighed(&[35, 20, 18, 25, 12, 2, 4, accident]) {
+        let accident = if self.may.is_empty() { 0 } else { self.unrest };
+        match self.chance.weighed(&[80, 40, 36, 60, 16, 3, 12, accident]) {
             0 => self.deliver(),
             1 => {
                 let host = self.chance.below(HOSTS);
@@ -112,7 +122,7 @@ impl World {
                 self.now_ms += self.chance.between(1, span);
             }
             5 => {
-                let wanted = self.people.want(&mut self.chance);
+                let wanted = self.people.want(&mut self.chance, self.hurry);
                 if wanted == "answer what is lost" {
                     self.answer_lost();
                 }
@@ -166,16 +176,33 @@ impl World {
                     self.faults.met(Accident::LateFrame);
                 }
                 if way == Way::ToServer && connection.says_hello() && self.faults.comes(Accident::LateHello) {
-                    let until = self.now_ms + *self.chance.one_of(&[1_500, 5_000, 15_000]);
+                    let until = self.now_ms + *self.chance.one_of(&[1_500, 5_000, 18_000]);
                     connection.leave();
                     self.freeze(&connection, until);
                     return self.say(&format!("the hello of {} is late", self.hosts[host].name()));
                 }
                 if let Some(message) = connection.deliver(way) {
+                    if way == Way::ToServer {
+                        self.heard(host, &message);
+                    }
                     let arrow = if way == Way::ToServer { "->" } else { "<-" };
                     self.say(&format!("{} {arrow} {}", self.hosts[host].name(), describe(&message)));
                 }
             }
+        }
+    }
+
+    /// What matters now and then comes at the worst moment: a late hello when its agent has taken an order that it knows nothing
+    /// of, and a slow database when something has ended.
+    fn heard(&mut self, host: usize, message: &Message) {
+        let Ok(text) = message.to_text() else { return };
+        if text.contains("\"type\":\"finished\"") {
+            self.faults.outcome_arrives();
+        }
+        if text.contains("\"type\":\"accepted\"") && self.chance.percent(50) {
+            let late =
+                self.connections.iter_mut().filter(|(of, one, _)| *of == host && one.is_left() && one.says_hello());
+            late.for_each(|(_, _, thaws)| *thaws = 0);
         }
     }
 
@@ -233,12 +260,13 @@ impl World {
     }
 
     fn supervise(&mut self) {
-        let host = self.chance.below(HOSTS);
-        let count = self.hosts[host].supervisors();
-        if count > 0 {
-            let which = self.chance.below(count);
-            self.supervise_one(host, which);
+        let at_work: Vec<usize> = (0..HOSTS).filter(|host| self.hosts[*host].supervisors() > 0).collect();
+        if at_work.is_empty() {
+            return;
         }
+        let host = *self.chance.one_of(&at_work);
+        let which = self.chance.below(self.hosts[host].supervisors());
+        self.supervise_one(host, which);
     }
 
     fn supervise_one(&mut self, host: usize, which: usize) {

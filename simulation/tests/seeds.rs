@@ -3,7 +3,7 @@
 use drover_simulation::simulate;
 
 /// Runs of each test: the tests run beside each other.
-const SEEDS: u64 = 15;
+const SEEDS: u64 = 9;
 
 fn hold(first: u64) {
     for seed in first..first + SEEDS {
