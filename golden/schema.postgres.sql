@@ -52,6 +52,8 @@ archives.files bigint
 archives.creator text NOT NULL
 archives.created_at bigint NOT NULL
 archives.touched_at bigint NOT NULL
+attendance.one bigint NOT NULL
+attendance.seen_at bigint NOT NULL
 audit_entries.id bigint NOT NULL IDENTITY
 audit_entries.organisation_id bigint NOT NULL
 audit_entries.list text NOT NULL
@@ -429,6 +431,8 @@ archives FOREIGN KEY (application_id) REFERENCES applications(id) ON DELETE CASC
 archives FOREIGN KEY (organisation_id) REFERENCES organisations(id)
 archives PRIMARY KEY (id)
 archives UNIQUE (application_id, version)
+attendance CHECK ((one = 1))
+attendance PRIMARY KEY (one)
 audit_entries CHECK ((list = ANY (ARRAY['general'::text, 'host'::text, 'application'::text, 'dns'::text, 'module_right'::text, 'resource_right'::text])))
 audit_entries FOREIGN KEY (organisation_id) REFERENCES organisations(id)
 audit_entries PRIMARY KEY (id)
@@ -633,6 +637,7 @@ CREATE UNIQUE INDEX applications_organisation_id_full_name_key ON public.applica
 CREATE UNIQUE INDEX applications_pkey ON public.applications USING btree (id)
 CREATE UNIQUE INDEX archives_application_id_version_key ON public.archives USING btree (application_id, version)
 CREATE UNIQUE INDEX archives_pkey ON public.archives USING btree (id)
+CREATE UNIQUE INDEX attendance_pkey ON public.attendance USING btree (one)
 CREATE UNIQUE INDEX audit_entries_pkey ON public.audit_entries USING btree (id)
 CREATE UNIQUE INDEX auth_tokens_pkey ON public.auth_tokens USING btree (id)
 CREATE UNIQUE INDEX auth_tokens_token_hash_key ON public.auth_tokens USING btree (token_hash)

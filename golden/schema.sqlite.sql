@@ -83,6 +83,11 @@ CREATE INDEX archives_at_work ON archives (state) WHERE state IN ('receiving', '
 
 CREATE INDEX archives_by_artifact ON archives (artifact_digest) WHERE artifact_digest IS NOT NULL;
 
+CREATE TABLE attendance (
+    one BIGINT PRIMARY KEY CHECK (one = 1),
+    seen_at BIGINT NOT NULL
+);
+
 CREATE TABLE audit_entries (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     organisation_id BIGINT NOT NULL REFERENCES organisations (id),

@@ -2,7 +2,7 @@
 //!
 //! Each story makes sure that the hook went on while the other side was away.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use drover_tests::wait_within;
 
@@ -60,6 +60,26 @@ async fn the_hook_ends_while_the_server_is_away() {
     story.hook_is_done().await;
     story.shop.processes.start_server().await;
     story.ends_well().await;
+}
+
+/// What waits for a host when the server is killed is sent when both are back, although all of its time has passed by then.
+#[tokio::test]
+async fn the_server_is_away_for_longer_than_a_deploy_may_take() {
+    const ALLOWED: Duration = Duration::from_secs(20);
+    let mut shop = Shop::with_versions(&["web-1"]).await;
+    shop.set(json!({"timeout": ALLOWED.as_secs()})).await;
+    shop.processes.kill_agent("web-1").await;
+    let sub_task = shop.deploy("v1").await;
+    let made = Instant::now();
+    let has_its_turn = async || shop.api().get(&sub_task.path).await.expect(200)["phase"] == "instances";
+    wait_until("its turn", has_its_turn).await;
+    shop.processes.kill_server().await;
+    tokio::time::sleep_until((made + ALLOWED + Duration::from_secs(1)).into()).await;
+    shop.processes.start_server().await;
+    shop.processes.start_agent("web-1").await;
+    let detail = shop.end_of(&sub_task).await;
+    assert_eq!(detail["status"], "finished", "{detail:#}");
+    assert_eq!(shop.current("web-1", "index.html").as_deref(), Some("one\n"));
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! Sub-tasks of deploy tasks, over HTTP, while no agent is connected.
 
 mod answering;
+mod away;
 mod cancelling;
 mod creating;
 mod engine;

@@ -7,7 +7,7 @@ use crate::scan::is_word;
 use crate::sources::Source;
 
 /// Tables that belong to the installation as a whole, so that their rows have no organisation. One line for each.
-const INSTALLATION_TABLES: &[&str] = &["organisations"];
+const INSTALLATION_TABLES: &[&str] = &["organisations", "attendance"];
 
 /// Folders whose statements do not make them a table's owner.
 const NO_OWNERS: &[&str] = &["tests", "xtask"];
@@ -166,7 +166,7 @@ mod tests {
 
     #[test]
     fn rows_belong_to_an_organisation() {
-        let sql = "CREATE TABLE organisations (id BIGINT);\n-- CREATE TABLE old (id)\nCREATE TABLE IF NOT EXISTS hosts (\n  organisation_id BIGINT REFERENCES organisations (id),\n  name TEXT CHECK (name <> '')\n);\ncreate table apps (id BIGINT, organisation_id_old BIGINT);\n";
+        let sql = "CREATE TABLE organisations (id BIGINT);\n-- CREATE TABLE old (id)\nCREATE TABLE IF NOT EXISTS hosts (\n  organisation_id BIGINT REFERENCES organisations (id),\n  name TEXT CHECK (name <> '')\n);\ncreate table apps (id BIGINT, organisation_id_old BIGINT);\nCREATE TABLE attendance (seen_at BIGINT);\n";
         assert_eq!(
             broken(&[("migrations/0001_a.sql", sql)]),
             [

@@ -1,7 +1,8 @@
 //! Ending what a task whose time has run out still does.
 //!
 //! Invariant: what was never sent is timed out and its instance is as it was; what was sent is ended by its agent, and is
-//! called lost only when the agent cannot say, or does not say at long last, how it ended.
+//! called lost only when the agent cannot say, or does not say at long last, how it ended. Time in which no server was there
+//! does not count (`attending.rs`).
 
 use std::time::Duration;
 
@@ -24,9 +25,14 @@ const LAST_HOOK_GRACE: Duration = Duration::from_secs(180);
 
 /// Ends what is due of one task.
 pub(super) async fn expire(kernel: &Kernel, task_id: i64) -> Result<()> {
-    let work = kernel.work();
+    let (work, engine) = (kernel.work(), kernel.part::<Engine>());
+    let mark = engine.attendance.mark();
+    let may_give_up = || engine.attendance.is_unbroken(mark, kernel.clock().now());
     let mut read = work.read().await?;
     let Some(task) = task_store::find(&mut read, task_id).await? else { return Ok(()) };
+    if task.deadline_at > kernel.clock().now() || !may_give_up() {
+        return Ok(());
+    }
     if task.plan_digest.is_none() {
         drop(read);
         let reason = format!("the time of {} s ran out while the source was being fetched", task.timeout_s);
@@ -36,6 +42,9 @@ pub(super) async fn expire(kernel: &Kernel, task_id: i64) -> Result<()> {
     drop(read);
     let mut moved = false;
     for execution in executions.iter().filter(|one| !one.state.is_over()) {
+        if !may_give_up() {
+            break;
+        }
         if let Some((event, reason)) = due(kernel, &task, execution).await {
             moved |= carry_out(&work, &task, execution, event, reason).await?;
         }

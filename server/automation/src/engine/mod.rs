@@ -5,6 +5,7 @@
 //! that belongs to it; nothing waits for the network inside one; an execution is marked as sent before it is sent.
 
 mod after;
+mod attending;
 mod auto_start;
 mod dispatch;
 mod expire;
@@ -44,6 +45,7 @@ use crate::tasks::rules::{self, Facts, Next, Outcome, Phase, Role};
 use crate::tasks::store::{self as task_store, Execution, Task};
 use crate::watching::{self, Watching};
 
+pub use attending::attend;
 pub use auto_start::put_off;
 pub(crate) use dispatch::dispatch_hosts;
 pub(crate) use intake::{News, take_in};
@@ -52,6 +54,7 @@ pub(crate) use results::{UNTOUCHING, lost, put_back, rejected, settle_as_done, s
 pub(crate) use sending::send_missing;
 pub(crate) use waking::{say_and_wake, wake};
 
+use attending::Attendance;
 use dispatch::{Dispatch, dispatch};
 use intake::Intake;
 use waking::Waking;
@@ -95,6 +98,7 @@ pub struct Engine {
     told: Mutex<HashSet<(i64, i64)>>,
     /// When the sweep was last seen to move, in milliseconds since 1970; 0 before it began.
     turned_at: AtomicI64,
+    attendance: Attendance,
     dispatch: Dispatch,
     intake: Intake,
     waking: Waking,
@@ -119,6 +123,7 @@ impl Engine {
             unclosed: Mutex::default(),
             told: Mutex::default(),
             turned_at: AtomicI64::new(0),
+            attendance: Attendance::default(),
             dispatch: Dispatch::default(),
             intake: Intake::default(),
             waking: Waking::default(),
@@ -172,6 +177,7 @@ pub fn jobs() -> Jobs {
 /// Looks after every task that is not over, again and again: what lost wake-ups, failures and restarts left behind.
 pub async fn sweep(kernel: Kernel) {
     let stop = kernel.stopping();
+    attending::begin(&kernel).await;
     let mut full = true;
     let mut rounds = 0_u64;
     while !stop.is_cancelled() {
@@ -222,12 +228,12 @@ pub async fn sweep_once(kernel: &Kernel, full: bool) -> Result<()> {
         let Some(last) = overdue.last() else { break };
         beyond = *last;
         for task_id in overdue {
-            report(task_id, caught(expire::expire(kernel, task_id)).await);
+            report(task_id, caught(Box::pin(expire::expire(kernel, task_id))).await);
             kernel.part::<Engine>().turned(kernel);
         }
     }
     if full {
-        if let Err(error) = send_again(kernel, now).await {
+        if let Err(error) = Box::pin(send_again(kernel, now)).await {
             tracing::warn!(%error, "cannot look which orders have no answer; the next round does");
         }
         let mut beyond = 0;
@@ -236,7 +242,7 @@ pub async fn sweep_once(kernel: &Kernel, full: bool) -> Result<()> {
             let Some(last) = tasks.last() else { break };
             beyond = *last;
             for task_id in tasks {
-                report(task_id, caught(advance(kernel, task_id)).await);
+                report(task_id, caught(Box::pin(advance(kernel, task_id))).await);
                 kernel.part::<Engine>().turned(kernel);
             }
         }

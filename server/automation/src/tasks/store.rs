@@ -1,5 +1,7 @@
 //! Tasks and their executions in the database, and what planning reads.
 
+use std::time::Duration;
+
 use drover_kernel::db::{Condition, Json, Read};
 use drover_kernel::{Error, Paging, Result, Time, Tx, api_words, args, row, sql};
 use drover_shared::Digest;
@@ -453,7 +455,7 @@ pub(crate) async fn enter(tx: &mut Tx, task: &Task, phase: Phase) -> Result<()> 
 
 /// Gives the next batch its turn, with the whole time allowed.
 pub(crate) async fn admit(tx: &mut Tx, task: &Task, batch: i64) -> Result<()> {
-    let deadline = tx.now().after(std::time::Duration::from_secs(u64::try_from(task.timeout_s).unwrap_or(1)));
+    let deadline = tx.now().after(Duration::from_secs(u64::try_from(task.timeout_s).unwrap_or(1)));
     let sql = sql!("UPDATE tasks SET batch_admitted = $3, deadline_at = $4 WHERE id = $1 AND batch_admitted = $2");
     tx.run_one(sql, args![task.id, task.batch_admitted, batch, deadline]).await
 }
@@ -470,11 +472,22 @@ pub(crate) async fn last_id(read: &mut Read) -> Result<i64> {
     Ok(read.value(sql!("SELECT COALESCE(MAX(id), 0) FROM tasks"), args![]).await?)
 }
 
+/// Gives every task that is not over the time that nobody was there to use, and this much more, but never more than it may
+/// have from now on. Gives those that it concerns.
+pub(crate) async fn move_deadlines(tx: &mut Tx, away_ms: i64, now: Time, more: Duration) -> Result<Vec<i64>> {
+    let by = Time::from_millis(away_ms).after(more);
+    let sql = sql!(
+        "UPDATE tasks SET deadline_at = CASE WHEN deadline_at + $1 < $2 + timeout_s * 1000 THEN deadline_at + $1 \
+         ELSE $2 + timeout_s * 1000 END WHERE phase <> 'over' AND deadline_at < $2 + timeout_s * 1000 RETURNING id"
+    );
+    Ok(tx.values(sql, args![by, now.after(more)]).await?)
+}
+
 /// Who holds a task, and since when; letting go gives what is waiting the whole time allowed.
 pub(crate) async fn hold(tx: &mut Tx, task: &Task, held_by: Option<&str>) -> Result<()> {
     let now = tx.now();
     let held_at = held_by.map(|_| now);
-    let allowed = std::time::Duration::from_secs(u64::try_from(task.timeout_s).unwrap_or(1));
+    let allowed = Duration::from_secs(u64::try_from(task.timeout_s).unwrap_or(1));
     let deadline = if held_by.is_some() { task.deadline_at } else { task.deadline_at.max(now.after(allowed)) };
     let sql = sql!("UPDATE tasks SET held_by = $2, held_at = $3, deadline_at = $4 WHERE id = $1");
     tx.run_one(sql, args![task.id, held_by, held_at, deadline]).await

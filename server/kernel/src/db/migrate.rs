@@ -42,7 +42,8 @@ migrations!(
     "0022_scheduled_scripts",
     "0023_cancels",
     "0024_hook_timeouts",
-    "0025_restarts"
+    "0025_restarts",
+    "0026_attendance"
 );
 
 /// Key of the advisory lock that lets one server migrate at a time.
