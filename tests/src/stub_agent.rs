@@ -13,8 +13,10 @@ use drover_automation::engine::Engine;
 use drover_automation::link;
 use drover_automation::link::enrol::JoinTokenOptions;
 use drover_automation::link::keys::certificate_names;
+use drover_shared::frame::{Header, Kind};
 use drover_shared::message::{Abilities, Finished, Hello, Holding, ProcessVerdict, ToAgent, ToServer, hello_bytes};
 use drover_shared::order::Statement;
+use drover_shared::record::{Record, Stream};
 use drover_shared::token::JoinToken;
 use drover_shared::words::ExecutionState;
 use futures_util::{SinkExt as _, StreamExt as _};
@@ -289,6 +291,20 @@ impl StubAgent {
     /// Accepts an order.
     pub async fn accept(&mut self, statement: &Statement) {
         self.accept_on(statement, 1).await;
+    }
+
+    /// Sends a line that an execution wrote, at this offset of its log. Gives the length of the log after it.
+    ///
+    /// # Panics
+    /// When the session is over.
+    pub async fn output(&mut self, channel: u32, offset: u64, line: &str) -> u64 {
+        let mut raw = Vec::new();
+        Record { time_ms: 0, step: 0, stream: Stream::Output, payload: line.as_bytes() }.encode(&mut raw);
+        let raw_length = u32::try_from(raw.len()).expect("a short line");
+        let header = Header { kind: Kind::Output, flags: 0, channel, sequence: 0, offset, raw_length };
+        let socket = self.socket.as_mut().expect("a session");
+        socket.send(Message::binary(header.encode(&raw))).await.expect("an open session");
+        offset + u64::from(raw_length)
     }
 
     /// Says how an order ended.

@@ -1,6 +1,7 @@
 //! Sessions that last, and sessions that are overtaken: what is over leaves nothing behind.
 
-use drover_shared::message::{Holding, ToAgent, ToServer};
+use drover_shared::message::{Finished, Holding, ToAgent, ToServer};
+use drover_shared::order::Statement;
 use drover_shared::words::ExecutionState;
 use drover_tests::stub_agent::{StubAgent, finished};
 use drover_tests::{TestServer, both_engines, wait_until};
@@ -28,7 +29,56 @@ async fn carry_out(agent: &mut StubAgent, channel: u32) {
     agent.archived(&statement).await;
 }
 
+/// Has the system refuse to open the output of the first task, as it does when too many files are open.
+fn refuse_to_open(server: &TestServer) -> std::path::PathBuf {
+    let file = server.data_directory().join("logs/0/1.log");
+    std::fs::create_dir_all(&file).expect("room");
+    file
+}
+
+/// An order whose output could not be opened when its agent took it; by now it can be.
+async fn taken_unheard(server: &TestServer) -> (Shop, StubAgent, Statement, i64) {
+    let shop = Shop::new(server, 1).await;
+    shop.hook("pre_exec", "true").await;
+    let file = refuse_to_open(server);
+    let mut agent = StubAgent::alone(server, "web-1").await;
+    let deploy_task = shop.started().await;
+    assert_eq!(upgrade(&shop, deploy_task, &shop.instances).await, 1);
+    let statement = agent.order().await;
+    agent.accept(&statement).await;
+    agent.heard().await;
+    std::fs::remove_dir(file).expect("it is empty");
+    (shop, agent, statement, deploy_task)
+}
+
+/// Sends what was asked for again, and how it ended; gives what the task's output is then.
+async fn resume(shop: &Shop, agent: &mut StubAgent, statement: &Statement, deploy_task: i64) -> String {
+    let asked = agent.hear().await;
+    assert!(matches!(asked, ToAgent::OutputResume { channel: 1, offset: 0 }), "{asked:?}");
+    let log_length = agent.output(1, 0, "said\n").await;
+    agent.end(Finished { log_length, ..finished(statement, ExecutionState::Succeeded) }).await;
+    agent.archived(statement).await;
+    detail(shop, deploy_task, 1).await["output"].as_str().expect("text").to_owned()
+}
+
 both_engines! {
+    async fn output_that_could_not_be_opened_for_a_moment_is_asked_for_before_the_outcome(server: TestServer) {
+        let (shop, mut agent, statement, deploy_task) = Box::pin(taken_unheard(&server)).await;
+        let log_length = agent.output(1, 0, "said\n").await;
+        agent.end(Finished { log_length, ..finished(&statement, ExecutionState::Succeeded) }).await;
+        let output = resume(&shop, &mut agent, &statement, deploy_task).await;
+        assert_eq!(output.matches("said").count(), 1, "{output}");
+    }
+
+    /// It is too long to be sent without an acknowledgement.
+    async fn long_output_that_could_not_be_opened_is_asked_for_with_the_next_sign_of_life(server: TestServer) {
+        let (shop, mut agent, statement, deploy_task) = Box::pin(taken_unheard(&server)).await;
+        agent.output(1, 0, "said\n").await;
+        agent.say(&ToServer::Heartbeat { time_ms: 0 }).await;
+        let output = resume(&shop, &mut agent, &statement, deploy_task).await;
+        assert_eq!(output.matches("said").count(), 1, "{output}");
+    }
+
     /// An agent dials anew while its former connection is only slow, and what it had said there arrives afterwards.
     async fn what_a_former_session_says_counts_no_more(server: TestServer) {
         let (shop, mut agent, statement, deploy_task, task) = Box::pin(at_work(&server)).await;

@@ -36,7 +36,7 @@ use super::presence::{gone_at, note_gone, note_seen, tell_of_restart};
 use super::{store, transfer};
 use crate::engine::{self, Engine, News};
 use crate::executions::store::{self as execution_store, Known};
-use crate::logs::TaskLog;
+use crate::logs::{OpenError, TaskLog};
 use crate::tasks::store as task_store;
 use crate::watching;
 
@@ -105,6 +105,7 @@ pub async fn converse(kernel: Kernel, mut socket: impl Wire) {
         kernel: kernel.clone(),
         session: session.clone(),
         channels: HashMap::new(),
+        unopened: HashMap::new(),
         transfers: HashMap::new(),
         durable,
         data,
@@ -256,6 +257,8 @@ struct Reader {
     session: Arc<Session>,
     /// Channels of this session, and which execution each is.
     channels: HashMap<u32, Arc<Output>>,
+    /// Channels whose output could not be opened at the time: tried again, and what came meanwhile is asked for again.
+    unopened: HashMap<u32, Known>,
     /// Transfers under way: the agent's acknowledged offset of each.
     transfers: HashMap<u32, watch::Sender<u64>>,
     durable: mpsc::Sender<Box<Waiting>>,
@@ -368,7 +371,16 @@ impl Reader {
     /// Opens the channel of an execution, unless its task's file of output cannot be opened: one that is damaged must not
     /// keep the host from everything else.
     async fn open_output(&mut self, channel: u32, known: &Known) -> Result<Option<Arc<Output>>, Ended> {
-        let Some(log) = self.log(known.task_id).await else { return Ok(None) };
+        let log = match self.log(known.task_id).await {
+            Ok(log) => log,
+            Err(error) => {
+                // What is damaged stays so; what the system refuses, too many open files for example, it may do later.
+                if matches!(error, OpenError::Storage { .. }) {
+                    self.unopened.insert(channel, known.clone());
+                }
+                return Ok(None);
+            }
+        };
         if self.channels.len() >= CHANNELS_SWEPT {
             self.close_channels();
         }
@@ -377,14 +389,24 @@ impl Reader {
         Ok(Some(output))
     }
 
+    /// Tries again what could not be opened: its agent sends what was not taken in since.
+    async fn open_again(&mut self, channel: u32) -> Result<(), Ended> {
+        let Some(known) = self.unopened.remove(&channel) else { return Ok(()) };
+        if let Some(output) = self.open_output(channel, &known).await? {
+            let offset = output.log.durable(output.ordinal);
+            self.session.send(ToAgent::OutputResume { channel, offset }).await;
+        }
+        Ok(())
+    }
+
     /// Whose outcome is taken in needs no channel, and its task's file may be closed, and removed.
     fn close_channels(&mut self) {
         self.channels.retain(|_, output| !output.is_over());
     }
 
-    async fn log(&self, task_id: i64) -> Option<TaskLog> {
+    async fn log(&self, task_id: i64) -> Result<TaskLog, OpenError> {
         let opened = self.kernel.part::<Engine>().logs.task(task_id).await;
-        opened.inspect_err(|error| tracing::error!(task_id, %error, "the output of a task cannot be opened")).ok()
+        opened.inspect_err(|error| tracing::error!(task_id, %error, "the output of a task cannot be opened"))
     }
 
     async fn read(&mut self, mut stream: SplitStream<impl Wire>) -> Result<(), Ended> {
@@ -453,6 +475,9 @@ impl Reader {
             ToServer::FetchDone { channel } => drop(self.transfers.remove(&channel)),
             ToServer::Heartbeat { .. } => {
                 self.close_channels();
+                for channel in self.unopened.keys().copied().collect::<Vec<_>>() {
+                    self.open_again(channel).await?;
+                }
                 let _ = self.session.send(ToAgent::HeartbeatAck {}).await;
             }
             ToServer::Enrol { .. } | ToServer::Hello(_) => return Err(Ended("said hello twice".to_owned())),
@@ -490,6 +515,10 @@ impl Reader {
     /// The channel and log of an execution that is over, if this server still wants to hear of it. Nothing at all when its
     /// output cannot be taken in: then the agent keeps both.
     async fn output_of(&mut self, news: &Finished) -> Result<Option<Option<(u32, Arc<Output>)>>, Ended> {
+        let unopened = self.unopened.iter().find(|(_, known)| known.id == news.execution_id);
+        if let Some(channel) = unopened.map(|(channel, _)| *channel) {
+            self.open_again(channel).await?;
+        }
         let open = self.channels.iter().find(|(_, output)| output.is_of(&news.execution_id, news.attempt));
         if let Some((channel, output)) = open {
             return Ok(Some(Some((*channel, output.clone()))));
@@ -498,11 +527,13 @@ impl Reader {
         let known = execution_store::find(&mut read, self.session.host_id, &news.execution_id).await?;
         drop(read);
         let wanted = known.filter(|known| known.attempt == i64::from(news.attempt) && is_awaited(known.state));
+        let Some(known) = wanted else { return Ok(Some(None)) };
+        let Ok(log) = self.log(known.task_id).await else { return Ok(None) };
         // Without a channel there is no output of it in this session, and what came in an earlier one is durable.
-        match wanted {
-            Some(known) if self.log(known.task_id).await.is_none() => Ok(None),
-            _ => Ok(Some(None)),
+        if log.durable(u32::try_from(known.ordinal)?) < news.log_length {
+            return Err(Ended("output is missing that has no channel".to_owned()));
         }
+        Ok(Some(None))
     }
 
     async fn fetch(&mut self, channel: u32, asked: transfer::Wanted, id: &str) -> Result<(), Ended> {
