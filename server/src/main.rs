@@ -17,6 +17,7 @@ use drover_kernel::{Clock, Kernel, Settings, pulse, serve};
 use drover_server::config::{Config, DataArgs, ServeArgs};
 use drover_server::keeping::KeepArgs;
 use drover_server::{VERSION, backup, bare_kernel, gc, http, jobs, kernel};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use rustls::ServerConfig;
 use rustls_pki_types::pem::PemObject as _;
@@ -28,6 +29,9 @@ use tracing_subscriber::EnvFilter;
 
 /// Time that requests, sockets and background work have to end; closing the stores comes on top.
 const STOP: Duration = Duration::from_secs(7);
+
+/// Files and connections that the server has open besides one for each agent.
+const OPEN_BESIDES_AGENTS: u64 = 1_000;
 
 /// Deploys applications and operates hosts.
 #[derive(Parser)]
@@ -227,7 +231,24 @@ async fn bare(config: &Config) -> Result<Kernel> {
     bare_kernel(open(config).await?, Clock::system(), settings, &config.data_directory)
 }
 
+/// Has as many files open as the operator allows: the usual soft limit, 1,024, is far below the agents that a server takes.
+fn raise_open_files() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most).map(|()| most));
+    let needed = link::CONNECTIONS_MAX as u64 + OPEN_BESIDES_AGENTS;
+    match raised {
+        Ok(most) if most < needed => tracing::warn!(
+            most,
+            needed,
+            "few files may be open: agents beyond that are turned away (`LimitNOFILE=` of systemd, `ulimit -Hn`)"
+        ),
+        Ok(_) => {}
+        Err(error) => tracing::warn!(%error, "the limit of open files cannot be raised"),
+    }
+}
+
 async fn run(config: Config) -> Result<()> {
+    raise_open_files();
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let db = open(&config).await?;

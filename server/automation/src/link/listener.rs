@@ -30,7 +30,7 @@ const PATH: &str = "/agent/v1/link";
 /// agents yet.
 pub(super) const ADMITTED_MAX: Bounds = Bounds { turns: 256, turns_of_one: 128, visitors_of_one: 8_192 };
 /// Connections at most.
-const CONNECTIONS_MAX: usize = 20_000;
+pub const CONNECTIONS_MAX: usize = 20_000;
 /// Bytes that may wait to be written to one agent.
 const WRITE_BUFFER_MAX: usize = 8 * 1024 * 1024;
 

@@ -18,7 +18,7 @@ mod store;
 mod transfer;
 
 pub use enrol::create_join_token;
-pub use listener::{Patience, bind, serve};
+pub use listener::{CONNECTIONS_MAX, Patience, bind, serve};
 pub use session::{Wire, converse};
 pub(crate) use store::is_newest;
 
