@@ -201,6 +201,31 @@ both_engines! {
         assert_eq!((first.0.execution_id, first.2), (again.0.execution_id, again.2));
     }
 
+    async fn what_was_cancelled_while_it_waited_for_its_secrets_gets_none(server: TestServer) {
+        let shop = shop(&server).await;
+        let mut agent = StubAgent::enrol(&server, listen(&server).await, "web-1", &[FEATURE]).await;
+        let deploy_task = shop.started().await;
+        let task = upgrade(&shop, deploy_task, &shop.instances).await;
+        let (statement, ..) = order(&mut agent).await;
+        agent.accept(&statement).await;
+        wait_until("the order to be taken", async || {
+            detail(&shop, deploy_task, task).await["instances"][0]["status"] == "running"
+        })
+        .await;
+        let told = |message: &ToAgent| matches!(message, ToAgent::Cancel { execution_id, .. } if *execution_id == statement.execution_id);
+        let path = format!("{}{task}/actions/cancel/", upgrades(deploy_task));
+        shop.admin.post(&path, json!({"reason": "wrong version"})).await.expect(200);
+        while !told(&agent.hear().await) {}
+        // Before it did anything its host is restarted.
+        agent.come_back(vec![holding(&statement)]).await;
+        let heard = agent.heard().await;
+        assert!(!heard.iter().any(|message| matches!(message, ToAgent::Run { .. })), "{heard:?}");
+        assert_eq!(heard.iter().filter(|message| told(message)).count(), 1, "{heard:?}");
+        agent.end(finished(&statement, ExecutionState::Cancelled)).await;
+        agent.archived(&statement).await;
+        assert_eq!(ended(&shop, deploy_task, task).await["status"], "cancelled");
+    }
+
     async fn an_agent_that_does_not_know_secrets_gets_no_such_order(server: TestServer) {
         let shop = shop(&server).await;
         let mut agent = StubAgent::enrol(&server, listen(&server).await, "web-1", &["something else"]).await;

@@ -356,6 +356,9 @@ impl Reader {
             }
             if let (Some(reason), None, State::Dispatched) = (&execution.withdrawn, holding, execution.state) {
                 engine::withdraw(&self.kernel, &self.session, &execution.id, execution.attempt, reason).await?;
+            } else if let (Some(reason), Some(_)) = (&execution.withdrawn, holding) {
+                // It waits for its secrets, and gets none: its agent ends what has not begun.
+                self.session.cancel_one(&execution.id, execution.attempt, reason, false).await;
             } else if execution.state == State::Dispatched || holding.is_some() {
                 engine::send_missing(&self.kernel, &self.session, &execution, holding.is_some()).await?;
             } else {
