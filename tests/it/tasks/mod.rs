@@ -22,6 +22,7 @@ pub(crate) mod rollouts;
 mod secrets;
 mod sessions;
 mod troubled;
+mod unanswered;
 mod wake_ups;
 mod walking;
 

@@ -99,13 +99,23 @@ async fn carry_out(work: &Work, task: &Task, execution: &Execution, event: Event
     settle_instance(&mut tx, execution, event).await?;
     rollout::settle(&mut tx, &known).await?;
     let engine = tx.kernel().part::<Engine>();
-    let session = engine.hub.find(execution.host_id).filter(|_| execution.state == State::Running);
-    if let (Event::Lost, Some((session, object))) = (event, session.zip(execution.object())) {
-        // It is at it still: nothing else is sent for the same thing until it says that it is through.
+    let given_up = event == Event::Lost;
+    let session = engine.hub.find(execution.host_id).filter(|_| given_up);
+    if let Some((session, object)) = session.as_ref().zip(execution.object()) {
+        // It may be at it still, or begin yet: nothing else is sent for the same thing until it says that it is through.
         session.is_at_work(&execution.id, object);
     }
-    tx.finish(Audit::none("the time ran out")).await?;
-    Ok(true)
+    if let Some(session) = session.clone() {
+        let reason = reason.to_owned();
+        tx.after_commit(move |kernel| {
+            kernel.spawn(async move { session.cancel(&known, &reason, true).await });
+        });
+    }
+    let finished = tx.finish(Audit::none("the time ran out")).await;
+    if let (Err(_), Some(session)) = (&finished, session) {
+        session.is_through(&execution.id);
+    }
+    finished.map(|()| true)
 }
 
 async fn settle_instance(tx: &mut Tx, execution: &Execution, event: Event) -> Result<()> {

@@ -50,7 +50,9 @@ pub use auto_start::put_off;
 pub(crate) use dispatch::dispatch_hosts;
 pub(crate) use intake::{News, take_in};
 pub use restored::{Restored, restored};
-pub(crate) use results::{UNTOUCHING, lost, put_back, rejected, settle_as_done, stop_instance, withdraw};
+pub(crate) use results::{
+    UNTOUCHING, let_others_in, lost, put_back, rejected, settle_as_done, stop_instance, withdraw,
+};
 pub(crate) use sending::send_missing;
 pub(crate) use waking::{say_and_wake, wake};
 

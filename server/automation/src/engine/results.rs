@@ -177,8 +177,8 @@ async fn note_late_word(tx: &mut Tx, known: &Known, news: &Finished) -> Result<(
     Ok(())
 }
 
-/// What waited for the end of a lost execution on its host has its turn.
-fn let_others_in(kernel: &Kernel, host_id: i64, id: &str) {
+/// A host is through with what was given up as lost: what waited for that has its turn.
+pub(crate) fn let_others_in(kernel: &Kernel, host_id: i64, id: &str) {
     let session = kernel.part::<Engine>().hub.find(host_id);
     if session.is_some_and(|session| session.is_through(id)) {
         let owner = kernel.clone();

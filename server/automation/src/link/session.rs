@@ -506,6 +506,7 @@ impl Reader {
             engine::rejected(kernel, session, id, attempt.into(), reason).await
         };
         session.answered(id, attempt.into());
+        engine::let_others_in(kernel, session.host_id, id);
         match noted {
             Err(Error::Unavailable(why)) => {
                 tracing::warn!(host = session.host_name, why, "that an order is refused cannot be noted at the time");
