@@ -34,7 +34,7 @@ row! {
         pub entry_digest: Digest,
         pub plan_digest: Digest,
         pub deadline_at: Time,
-        pub created_at: Time,
+        pub dispatched_at: Option<Time>,
         /// Why nothing of it is to be started any more, if a person or its task says so.
         pub withdrawn: Option<String>,
     }
@@ -76,7 +76,7 @@ impl Known {
 pub(crate) async fn queued_for_hosts(read: &mut Read, hosts: &[i64], limit: i64) -> Result<Vec<Sendable>> {
     let sql = sql!(
         "SELECT e.id, e.organisation_id, e.task_id, e.ordinal, e.attempt, e.state, e.instance_id, e.host_id, e.host_name, \
-         e.role, e.entry, e.entry_digest, t.plan_digest, t.deadline_at, t.created_at, t.application_id, \
+         e.role, e.entry, e.entry_digest, t.plan_digest, t.deadline_at, e.dispatched_at, t.application_id, \
          COALESCE(e.cancel_reason, CASE WHEN t.cancelled OR e.role <> 'global_post' THEN t.stop_reason END) AS withdrawn FROM executions e \
          JOIN tasks t ON t.id = e.task_id WHERE e.host_id IN ($1) \
          AND e.state IN ('queued', 'dispatched', 'running') AND e.state = 'queued' AND t.plan_digest IS NOT NULL \
@@ -116,7 +116,7 @@ pub(crate) async fn hosts_waiting(read: &mut Read, task_id: i64) -> Result<Vec<W
 pub(crate) async fn out_on_host(read: &mut Read, host_id: i64) -> Result<Vec<Sendable>> {
     let sql = sql!(
         "SELECT e.id, e.organisation_id, e.task_id, e.ordinal, e.attempt, e.state, e.instance_id, e.host_id, e.host_name, \
-         e.role, e.entry, e.entry_digest, t.plan_digest, t.deadline_at, t.created_at, t.application_id, \
+         e.role, e.entry, e.entry_digest, t.plan_digest, t.deadline_at, e.dispatched_at, t.application_id, \
          COALESCE(e.cancel_reason, CASE WHEN t.cancelled OR e.role <> 'global_post' THEN t.stop_reason END) AS withdrawn FROM executions e \
          JOIN tasks t ON t.id = e.task_id WHERE e.host_id = $1 AND e.state IN ('queued', 'dispatched', 'running') \
          AND e.state <> 'queued' ORDER BY e.id"
@@ -128,7 +128,7 @@ pub(crate) async fn out_on_host(read: &mut Read, host_id: i64) -> Result<Vec<Sen
 pub(crate) async fn unanswered(read: &mut Read, before: Time, beyond: &str) -> Result<Vec<Sendable>> {
     let sql = sql!(
         "SELECT e.id, e.organisation_id, e.task_id, e.ordinal, e.attempt, e.state, e.instance_id, e.host_id, e.host_name, \
-         e.role, e.entry, e.entry_digest, t.plan_digest, t.deadline_at, t.created_at, t.application_id, \
+         e.role, e.entry, e.entry_digest, t.plan_digest, t.deadline_at, e.dispatched_at, t.application_id, \
          COALESCE(e.cancel_reason, CASE WHEN t.cancelled OR e.role <> 'global_post' THEN t.stop_reason END) AS withdrawn FROM executions e \
          JOIN tasks t ON t.id = e.task_id WHERE e.state = 'dispatched' AND e.dispatched_at < $1 AND e.id > $2 \
          ORDER BY e.id LIMIT 200"

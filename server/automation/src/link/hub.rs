@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use drover_kernel::Time;
 use drover_shared::instance::Watched;
 use drover_shared::message::ToAgent;
 use drover_shared::order::Order;
@@ -16,6 +17,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::asking::Questions;
+use super::store::Opened;
 use crate::executions::store::Known;
 use crate::locks::rules::Object;
 
@@ -48,8 +50,8 @@ pub struct Session {
     pub epoch: i64,
     /// Optional abilities of the agent.
     pub features: Vec<String>,
-    /// The boot of its host in which the agent was heard before.
-    former_boot: Option<String>,
+    /// When its host was first heard after its last restart.
+    restarted_at: Option<Time>,
     /// Held by whoever sends executions, so that there is one at a time, and until the agent has been welcomed.
     pub(crate) sending: Arc<tokio::sync::Mutex<()>>,
     /// Set when the session is over, or when a newer one has taken its place.
@@ -74,7 +76,7 @@ impl Session {
     pub(crate) fn new(
         agent: &super::store::Agent,
         host_name: String,
-        epoch: i64,
+        Opened { epoch, restarted_at }: Opened,
         features: Vec<String>,
         control: mpsc::Sender<Box<ToAgent>>,
     ) -> Self {
@@ -85,7 +87,7 @@ impl Session {
             organisation_id: agent.organisation_id,
             epoch,
             features,
-            former_boot: agent.boot_id.clone(),
+            restarted_at,
             sending: Arc::default(),
             closed: CancellationToken::new(),
             questions: Questions::default(),
@@ -98,9 +100,9 @@ impl Session {
         }
     }
 
-    /// Whether the host was restarted since its agent was heard before; one that does not tell its boot says nothing.
-    pub(crate) fn is_after_restart(&self, boot_id: &str) -> bool {
-        !boot_id.is_empty() && self.former_boot.as_deref().is_some_and(|former| !former.is_empty() && former != boot_id)
+    /// Whether the host was restarted since it was sent something.
+    pub(crate) fn was_restarted_since(&self, sent: Option<Time>) -> bool {
+        self.restarted_at.zip(sent).is_some_and(|(restarted, sent)| sent < restarted)
     }
 
     /// Whether the agent has an optional ability.
@@ -320,19 +322,19 @@ mod tests {
     use crate::link::store::Agent;
 
     fn session(agent: &str, epoch: i64) -> Arc<Session> {
-        let agent =
-            Agent { id: agent.to_owned(), organisation_id: 1, host_id: 7, public_key: String::new(), boot_id: None };
-        Arc::new(Session::new(&agent, "web-1".to_owned(), epoch, Vec::new(), mpsc::channel(1).0))
+        let agent = Agent { id: agent.to_owned(), organisation_id: 1, host_id: 7, public_key: String::new() };
+        let opened = Opened { epoch, restarted_at: None };
+        Arc::new(Session::new(&agent, "web-1".to_owned(), opened, Vec::new(), mpsc::channel(1).0))
     }
 
     /// An execution counts as sent a moment before its order is: somebody may cancel it then, and the agent drops a
     /// cancel of what it does not know.
     #[tokio::test]
     async fn a_cancel_that_overtakes_its_order_is_told_again_behind_it() {
-        let agent =
-            Agent { id: "a".to_owned(), organisation_id: 1, host_id: 7, public_key: String::new(), boot_id: None };
+        let agent = Agent { id: "a".to_owned(), organisation_id: 1, host_id: 7, public_key: String::new() };
         let (sender, mut control) = mpsc::channel(16);
-        let session = Session::new(&agent, "web-1".to_owned(), 1, Vec::new(), sender);
+        let session =
+            Session::new(&agent, "web-1".to_owned(), Opened { epoch: 1, restarted_at: None }, Vec::new(), sender);
         let order = || Order { statement: String::new(), entry: String::new(), signature: String::new() };
         let mut heard = || {
             let messages = std::iter::from_fn(|| control.try_recv().ok());

@@ -30,11 +30,11 @@ pub(super) async fn note_seen(kernel: &Kernel, session: &Session, connected: boo
     tx.finish(Audit::none("a sign of life")).await
 }
 
-/// Says in the output of every task that was at work on a host that the host was restarted meanwhile. What became of it its
-/// agent says.
+/// Says in the output of every task that was at work on a host when it was restarted that it was: whatever session is the first
+/// that gets so far. What became of it its agent says.
 pub(super) fn tell_of_restart(kernel: &Kernel, session: &Session, out: &[Sendable]) {
-    let tasks: BTreeSet<i64> =
-        out.iter().filter(|one| one.state == State::Running).map(|execution| execution.task_id).collect();
+    let was_at_work = |one: &&Sendable| one.state == State::Running && session.was_restarted_since(one.dispatched_at);
+    let tasks: BTreeSet<i64> = out.iter().filter(was_at_work).map(|execution| execution.task_id).collect();
     for task_id in tasks {
         let text = format!("{}: the host was restarted meanwhile", session.host_name);
         engine::say_and_wake(kernel, task_id, text);

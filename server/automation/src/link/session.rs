@@ -190,11 +190,11 @@ async fn open(kernel: &Kernel, socket: &mut impl Wire) -> Result<Option<Opened>,
     let opening = hub.opening().await;
     let mut tx = kernel.work().begin(agent.organisation_id).await?;
     let host_name = store::host_name(&mut tx, agent.host_id).await?;
-    let epoch = store::open_session(&mut tx, &hello).await?;
+    let opened = store::open_session(&mut tx, &hello).await?;
     tx.finish(Audit::none("an agent connects")).await?;
     drop(opening);
     let (sender, control) = mpsc::channel(CONTROL_QUEUE);
-    let session = Arc::new(Session::new(&agent, host_name, epoch, features(&hello), sender));
+    let session = Arc::new(Session::new(&agent, host_name, opened, features(&hello), sender));
     let turn = session.sending.clone().lock_owned().await;
     if !hub.is_newest_answer(agent.host_id, challenge) {
         return refuse(socket, outdated(), true).await;
@@ -343,10 +343,7 @@ impl Reader {
         let opening = engine.hub.opening().await;
         let out = execution_store::out_on_host(&mut self.kernel.work().read().await?, self.session.host_id).await?;
         drop(opening);
-        let restarted = self.session.is_after_restart(&hello.boot_id);
-        if restarted {
-            tell_of_restart(&self.kernel, &self.session, &out);
-        }
+        tell_of_restart(&self.kernel, &self.session, &out);
         let held: HashMap<&str, &Holding> = hello.holdings.iter().map(|one| (one.execution_id.as_str(), one)).collect();
         for execution in out {
             self.check_present()?;
@@ -362,6 +359,7 @@ impl Reader {
             } else if execution.state == State::Dispatched || holding.is_some() {
                 engine::send_missing(&self.kernel, &self.session, &execution, holding.is_some()).await?;
             } else {
+                let restarted = self.session.was_restarted_since(execution.dispatched_at);
                 let first = if restarted { "the host was restarted, and " } else { "" };
                 let reason =
                     format!("{first}the agent no longer knows of it: its data directory was emptied or replaced");

@@ -11,7 +11,6 @@ row! {
         pub organisation_id: i64,
         pub host_id: i64,
         pub public_key: String,
-        pub boot_id: Option<String>,
     }
 }
 
@@ -52,7 +51,7 @@ pub(crate) async fn use_join_token(tx: &mut Tx, hash: &str) -> Result<Option<Joi
 }
 
 pub(crate) async fn find(read: &mut Read, id: &str) -> Result<Option<Agent>> {
-    let sql = sql!("SELECT id, organisation_id, host_id, public_key, boot_id FROM agents WHERE id = $1");
+    let sql = sql!("SELECT id, organisation_id, host_id, public_key FROM agents WHERE id = $1");
     Ok(read.opt(sql, args![id]).await?)
 }
 
@@ -71,7 +70,7 @@ pub(crate) async fn enrolled_before(
 }
 
 pub(crate) async fn agent_of_host(read: &mut Read, host_id: i64) -> Result<Option<Agent>> {
-    let sql = sql!("SELECT id, organisation_id, host_id, public_key, boot_id FROM agents WHERE host_id = $1");
+    let sql = sql!("SELECT id, organisation_id, host_id, public_key FROM agents WHERE host_id = $1");
     Ok(read.opt(sql, args![host_id]).await?)
 }
 
@@ -94,19 +93,28 @@ pub(crate) async fn replace(tx: &mut Tx, id: &str, host_id: i64, public_key: &st
     Ok(())
 }
 
-/// Opens a session in the database: gives its epoch.
-pub(crate) async fn open_session(tx: &mut Tx, hello: &Hello) -> Result<i64> {
+row! {
+    /// A session that was opened.
+    pub struct Opened {
+        pub epoch: i64,
+        /// When its host was first heard after a restart, the last time.
+        pub restarted_at: Option<Time>,
+    }
+}
+
+/// Opens a session in the database. An agent that does not tell its boot says nothing of a restart.
+pub(crate) async fn open_session(tx: &mut Tx, hello: &Hello) -> Result<Opened> {
     let now = tx.now();
     let abilities = serde_json::to_value(&hello.abilities).map_err(Error::internal)?;
     let sql = sql!(
         "UPDATE agents SET epoch = epoch + 1, connected = TRUE, last_seen_at = $2, version = $3, boot_id = $4, \
-         abilities = $5, clock_skew_ms = $6, restarted_at = CASE WHEN boot_id <> $4 THEN $2 ELSE restarted_at END \
-         WHERE id = $1 RETURNING epoch"
+         abilities = $5, clock_skew_ms = $6, restarted_at = CASE WHEN boot_id <> $4 AND boot_id <> '' AND $4 <> '' THEN $2 \
+         ELSE restarted_at END WHERE id = $1 RETURNING epoch, restarted_at"
     );
     let skew = hello.time_ms.saturating_sub(now.millis());
     let arguments =
         args![hello.agent_id.as_str(), now, hello.agent_version.as_str(), hello.boot_id.as_str(), abilities, skew];
-    Ok(tx.value(sql, arguments).await?)
+    Ok(tx.one(sql, arguments).await?)
 }
 
 /// Whether no newer session of an agent was opened than the one with this epoch; none is until the transaction has ended.
