@@ -2,6 +2,7 @@
 
 mod answering;
 mod away;
+mod blocked;
 mod cancelling;
 mod creating;
 mod engine;

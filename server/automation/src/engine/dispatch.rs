@@ -3,11 +3,12 @@
 //! A commit waits for the disk, however much is in it: what many tasks have for many hosts is marked as sent by one.
 //! Invariants: an execution is marked as sent before it is sent; a host is sent its executions in their order, by one
 //! sender at a time, and while a slow one takes its orders nobody else waits for it; whoever asks for a host's turn gets
-//! one that begins after it was asked for.
+//! one that begins after it was asked for; what has to wait for its host to end something takes nobody's place.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::{Arc, Mutex};
 
+use drover_kernel::db::Read;
 use drover_kernel::{Audit, Kernel, Result};
 use futures_util::future::BoxFuture;
 use tokio::sync::OwnedMutexGuard;
@@ -18,7 +19,7 @@ use crate::link::hub::Session;
 use crate::locks::rules::Object;
 use crate::tasks::store::Task;
 
-/// Executions that are marked as sent in one transaction, and the hosts that they are for.
+/// Executions that are marked as sent in one transaction, at most twice as many, and the hosts that they are for.
 const BATCH: i64 = 200;
 const HOSTS_TOGETHER_MAX: usize = 100;
 
@@ -135,31 +136,25 @@ async fn take_turn(kernel: &Kernel, engine: &Arc<Engine>, served: Vec<Served>) -
     let full = store::hosts_with(&mut read, &hosts, OUT_MAX).await?;
     // Each outcome has its task looked after, which asks for a turn again.
     hosts.retain(|host_id| !full.contains(host_id));
-    let waiting = store::queued_for_hosts(&mut read, &hosts, BATCH).await?;
+    let (free, is_all) = free_for(&mut read, &served, &hosts).await?;
     drop(read);
-    let Some(organisation_id) = waiting.first().map(|first| first.organisation_id) else { return Ok(()) };
-    if i64::try_from(waiting.len()).is_ok_and(|count| count >= BATCH) {
-        lock(&engine.dispatch.waiting).extend(hosts);
-    }
+    let Some(organisation_id) = free.first().map(|first| first.organisation_id) else { return Ok(()) };
     // Before anything is marked as sent: what cannot be read now is sent later.
-    let mut ready = Vec::with_capacity(waiting.len());
-    for execution in waiting {
+    let mut ready = Vec::with_capacity(free.len());
+    for execution in free {
         let Some(one) = served.get(&execution.host_id) else { continue };
-        // What is still at work there ends first; then its host has a turn again.
-        if !one.session.is_free(Object::of(execution.role, execution.instance_id, execution.host_id)) {
-            continue;
-        }
         let needs = sending::needs_of_one(kernel, &one.session, &execution).await?;
         ready.push((execution, needs));
-    }
-    if ready.is_empty() {
-        return Ok(());
     }
     let mut tx = work.begin(organisation_id).await?;
     let ids = ready.iter().map(|(execution, _)| execution.id.clone()).collect();
     let tasks = ready.iter().map(|(execution, _)| execution.task_id).collect();
     let sent: HashSet<String> = store::mark_sent(&mut tx, ids, tasks).await?.into_iter().collect();
     tx.finish(Audit::none("executions are sent")).await?;
+    // A turn that sends nothing is followed by no other by itself.
+    if !is_all && !sent.is_empty() {
+        lock(&engine.dispatch.waiting).extend(hosts);
+    }
     let mut orders: BTreeMap<i64, Vec<_>> = BTreeMap::new();
     for (execution, needs) in ready.into_iter().filter(|(one, _)| sent.contains(&one.id)) {
         orders.entry(execution.host_id).or_default().push((execution, needs));
@@ -170,6 +165,29 @@ async fn take_turn(kernel: &Kernel, engine: &Arc<Engine>, served: Vec<Served>) -
         }
     }
     Ok(())
+}
+
+/// What may be sent to these hosts now, and whether that is all of it. What has to wait until its host has ended something
+/// is passed over: then its host has a turn again.
+async fn free_for(read: &mut Read, served: &BTreeMap<i64, Served>, hosts: &[i64]) -> Result<(Vec<Sendable>, bool)> {
+    let is_free = |one: &Sendable| {
+        let object = Object::of(one.role, one.instance_id, one.host_id);
+        served.get(&one.host_id).is_some_and(|served| served.session.is_free(object))
+    };
+    let is_full = |rows: &[Sendable]| i64::try_from(rows.len()).is_ok_and(|count| count >= BATCH);
+    let mut free = Vec::new();
+    let mut beyond = String::new();
+    loop {
+        let page = store::queued_for_hosts(read, hosts, &beyond, BATCH).await?;
+        if let Some(last) = page.last() {
+            beyond.clone_from(&last.id);
+        }
+        let is_last = !is_full(&page);
+        free.extend(page.into_iter().filter(is_free));
+        if is_last || is_full(&free) {
+            return Ok((free, is_last));
+        }
+    }
 }
 
 /// Sends to one host, which may be slow to take it. Boxed, because it may ask for the next turn.

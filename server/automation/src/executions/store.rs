@@ -72,17 +72,23 @@ impl Known {
     }
 }
 
-/// Executions of these hosts that may be sent now, oldest first: their task has reached their phase, its plan is complete.
-pub(crate) async fn queued_for_hosts(read: &mut Read, hosts: &[i64], limit: i64) -> Result<Vec<Sendable>> {
+/// Executions of these hosts that may be sent now, beyond an id, oldest first: their task has reached their phase, its plan is
+/// complete.
+pub(crate) async fn queued_for_hosts(
+    read: &mut Read,
+    hosts: &[i64],
+    beyond: &str,
+    limit: i64,
+) -> Result<Vec<Sendable>> {
     let sql = sql!(
         "SELECT e.id, e.organisation_id, e.task_id, e.ordinal, e.attempt, e.state, e.instance_id, e.host_id, e.host_name, \
          e.role, e.entry, e.entry_digest, t.plan_digest, t.deadline_at, e.dispatched_at, t.application_id, \
          COALESCE(e.cancel_reason, CASE WHEN t.cancelled OR e.role <> 'global_post' THEN t.stop_reason END) AS withdrawn FROM executions e \
-         JOIN tasks t ON t.id = e.task_id WHERE e.host_id IN ($1) \
+         JOIN tasks t ON t.id = e.task_id WHERE e.host_id IN ($1) AND e.id > $2 \
          AND e.state IN ('queued', 'dispatched', 'running') AND e.state = 'queued' AND t.plan_digest IS NOT NULL \
-         AND e.batch <= t.batch_admitted AND t.held_by IS NULL AND t.phase = CASE e.role WHEN 'instance' THEN 'instances' ELSE e.role END ORDER BY e.id LIMIT $2"
+         AND e.batch <= t.batch_admitted AND t.held_by IS NULL AND t.phase = CASE e.role WHEN 'instance' THEN 'instances' ELSE e.role END ORDER BY e.id LIMIT $3"
     );
-    Ok(read.all(sql, args![hosts.to_vec(), limit]).await?)
+    Ok(read.all(sql, args![hosts.to_vec(), beyond, limit]).await?)
 }
 
 /// Those of these hosts that have at least so many executions that are not over.
