@@ -93,6 +93,31 @@ both_engines! {
         assert_eq!((&told["instances"][0]["hostname"], told["instances"].as_array().map(Vec::len)), (&json!("web-1"), Some(1)));
     }
 
+    async fn a_host_that_was_tried_again_is_tried_again_there(server: TestServer) {
+        let shop = Shop::new(&server, 2).await;
+        script(&shop).await;
+        let task = started(&shop, on(&shop.hosts)).await;
+        wait_until("its turn", async || detail(&shop, task).await["phase"] == "instances").await;
+        report(&server, task, shop.hosts[0], "failed").await;
+        report(&server, task, shop.hosts[1], "failed").await;
+        let named = json!({"instances": [shop.hosts[0]]});
+        let first = number(&act(&shop.admin, task, "retry", named.clone()).await.expect(200));
+        report(&server, first, shop.hosts[0], "succeeded").await;
+        wait_until("the end", async || detail(&shop, first).await["status"] == "finished").await;
+        let refused = act(&shop.admin, task, "retry", named).await.expect_error(409, 10006);
+        let expected = format!("web-1 was tried again already: retry sub-task {first} instead");
+        assert!(refused["message"].as_str().is_some_and(|text| text.contains(&expected)), "{refused}");
+        // What is left is the other host alone.
+        let second = number(&act(&shop.admin, task, "retry", json!({})).await.expect(200));
+        let told = detail(&shop, second).await;
+        assert_eq!((&told["instances"][0]["hostname"], told["instances"].as_array().map(Vec::len)), (&json!("web-2"), Some(1)));
+        act(&shop.admin, task, "retry", json!({})).await.expect_error(409, 10006);
+        // What never began there may be tried again from here.
+        act(&shop.admin, second, "cancel", json!({})).await.expect(200);
+        wait_until("the end", async || detail(&shop, second).await["status"] == "failed").await;
+        act(&shop.admin, task, "retry", json!({})).await.expect(200);
+    }
+
     async fn hosts_are_chosen_by_names_applications_and_labels(server: TestServer) {
         let shop = Shop::new(&server, 3).await;
         script(&shop).await;

@@ -17,6 +17,7 @@ mod refusing;
 mod rendering;
 mod restarting;
 mod retention;
+mod retrying;
 pub(crate) mod returning;
 mod reverting;
 pub(crate) mod rollouts;

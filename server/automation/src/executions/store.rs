@@ -325,6 +325,30 @@ pub(crate) async fn later_tasks(read: &mut Read, instances: Vec<i64>, task_id: i
     Ok(read.all(sql, args![instances, task_id]).await?)
 }
 
+row! {
+    /// What a retry of a task, or one of that, has of what belongs to no instance: a hook that runs once, or a script.
+    pub struct TriedAgain {
+        pub role: Role,
+        pub host_id: i64,
+        pub task_id: i64,
+        pub state: State,
+        /// Whether it is a retry of the task itself.
+        pub directly: bool,
+    }
+}
+
+/// What retries of a task, and retries of those, sent or are to send.
+pub(crate) async fn tried_again(read: &mut Read, task_id: i64) -> Result<Vec<TriedAgain>> {
+    let sql = sql!(
+        "WITH RECURSIVE again (id, directly) AS (SELECT t.id, TRUE FROM tasks t WHERE t.origin_task_id = $1 \
+         AND t.origin = 'retry' UNION ALL SELECT t.id, FALSE FROM again a JOIN tasks t ON t.origin_task_id = a.id \
+         WHERE t.origin = 'retry') SELECT e.role, e.host_id, e.task_id, e.state, a.directly FROM again a \
+         JOIN executions e ON e.task_id = a.id WHERE e.instance_id IS NULL \
+         AND (e.dispatched_at IS NOT NULL OR e.state = 'queued') ORDER BY e.task_id"
+    );
+    Ok(read.all(sql, args![task_id]).await?)
+}
+
 /// Whether an instance has been given to another task after this one.
 pub(crate) async fn has_later_task(read: &mut Read, instance_id: i64, task_id: i64) -> Result<bool> {
     let sql = sql!(

@@ -1,7 +1,7 @@
 //! Tasks that follow another one: what failed is tried again, what a stopped rollout changed is taken back.
 //!
 //! Invariant: nothing is rendered here. What runs was rendered, and approved, with the task that is followed; a retry
-//! leaves out the steps that succeeded.
+//! leaves out the steps that succeeded, and what another retry has tried, or has done of the hooks that run once.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
@@ -98,12 +98,12 @@ pub(crate) async fn retry(tx: &mut Tx, task: &Task, executions: &[Execution], re
     let later = Later::read(tx, task, &failed).await?;
     // What was tried again already goes on from where that came to.
     for execution in failed.iter().filter(|_| retry.instances.is_some()) {
-        if let Some(again) = later.retry_of(execution.instance_id) {
+        if let Some(again) = later.retry_of(execution) {
             let host = &execution.host_name;
             return Err(Error::conflict(format!("{host} was tried again already: retry sub-task {again} instead")));
         }
     }
-    failed.retain(|one| later.retry_of(one.instance_id).is_none());
+    failed.retain(|one| later.retry_of(one).is_none() && !later.has_done(one));
     if !failed.iter().any(|one| one.role == Role::Instance) {
         return Err(Error::conflict("no instance of this sub-task failed and was not tried again since"));
     }
@@ -177,23 +177,47 @@ fn part(execution: &Execution, batch: i64, entry: Entry) -> Part {
     }
 }
 
-/// Tasks that were given instances after the one that is tried again or taken back.
-struct Later(Vec<execution_store::Later>);
+/// What became of the same things after the task that is tried again or taken back.
+struct Later {
+    /// Tasks that were given its instances.
+    instances: Vec<execution_store::Later>,
+    /// What its retries have of the rest.
+    others: Vec<execution_store::TriedAgain>,
+}
 
 impl Later {
     async fn read(tx: &mut Tx, task: &Task, executions: &[&Execution]) -> Result<Self> {
         let instances = executions.iter().filter_map(|one| one.instance_id).collect();
-        execution_store::later_tasks(tx, instances, task.id).await.map(Self)
+        let instances = execution_store::later_tasks(tx, instances, task.id).await?;
+        Ok(Self { instances, others: execution_store::tried_again(tx, task.id).await? })
     }
 
     fn changed(&self, instance_id: Option<i64>) -> bool {
-        self.0.iter().any(|later| Some(later.instance_id) == instance_id)
+        self.instances.iter().any(|later| Some(later.instance_id) == instance_id)
     }
 
     /// The task that tried it again.
-    fn retry_of(&self, instance_id: Option<i64>) -> Option<i64> {
-        let mut of = self.0.iter().rev().filter(|later| Some(later.instance_id) == instance_id);
-        of.find(|later| later.retries).map(|later| later.task_id)
+    fn retry_of(&self, execution: &Execution) -> Option<i64> {
+        match execution.object()? {
+            Object::Instance(id) => {
+                let mut of = self.instances.iter().rev().filter(|later| later.instance_id == id);
+                of.find(|later| later.retries).map(|later| later.task_id)
+            }
+            Object::Host(id) => {
+                let mut of =
+                    self.others.iter().rev().filter(|again| again.role == Role::Instance && again.host_id == id);
+                of.find(|again| again.directly).map(|again| again.task_id)
+            }
+        }
+    }
+
+    /// Whether a hook that runs once was done by trying again, or is to be. One that failed there as well is taken along.
+    fn has_done(&self, execution: &Execution) -> bool {
+        let done = |state| {
+            matches!(state, State::Queued | State::Dispatched | State::Running | State::Succeeded | State::Lost)
+        };
+        execution.role != Role::Instance
+            && self.others.iter().any(|again| again.role == execution.role && done(again.state))
     }
 }
 
