@@ -4,6 +4,8 @@ use drover_automation::engine::sweep_once;
 use drover_kernel::{args, sql};
 use drover_shared::message::{Holding, ToAgent};
 use drover_shared::order::Statement;
+use drover_shared::words::ExecutionState;
+use drover_tests::stub_agent::{StubAgent, finished};
 use drover_tests::{both_engines, wait_until};
 use serde_json::{Value, json};
 
@@ -32,6 +34,23 @@ async fn is_free(shop: &Shop, deploy_task: i64) -> bool {
     }
     answer.expect(200);
     true
+}
+
+/// An execution in the spool of an agent that is still at it.
+fn holding(statement: &Statement) -> Holding {
+    let Statement { execution_id, attempt, .. } = statement.clone();
+    Holding { execution_id, attempt, channel: 1, log_length: 0, finished: false, needs_order: false }
+}
+
+/// Waits until the agent is told to end an execution, before which it gets nothing to do.
+async fn is_told_to_end(agent: &mut StubAgent, statement: &Statement) {
+    loop {
+        match agent.hear().await {
+            ToAgent::Cancel { execution_id, .. } if execution_id == statement.execution_id => return,
+            ToAgent::Run { .. } => panic!("two at a time"),
+            _ => {}
+        }
+    }
 }
 
 both_engines! {
@@ -101,17 +120,9 @@ both_engines! {
         let body = json!({"instances": references(&shop.instances), "reason": "the host does not answer"});
         let made = act(&shop, deploy_task, task, "retry", body).await.expect(200);
         let again: i64 = made["task_id"].as_str().expect("text").parse().expect("digits");
-        let Statement { execution_id, attempt, .. } = statement.clone();
-        let holding = Holding { execution_id, attempt, channel: 1, log_length: 0, finished: false, needs_order: false };
-        agent.come_back(vec![holding]).await;
+        agent.come_back(vec![holding(&statement)]).await;
         // It is told to end the old one, and gets nothing for that instance until it has.
-        loop {
-            match agent.hear().await {
-                ToAgent::Cancel { execution_id, .. } if execution_id == statement.execution_id => break,
-                ToAgent::Run { .. } => panic!("two at a time"),
-                _ => {}
-            }
-        }
+        is_told_to_end(&mut agent, &statement).await;
         sweep_once(server.kernel(), true).await.expect("a round");
         assert_eq!(state(&shop, deploy_task, again).await, "queued");
         agent.succeed(&statement).await;
@@ -123,6 +134,33 @@ both_engines! {
         assert_ne!(next.execution_id, statement.execution_id);
         assert_eq!(state(&shop, deploy_task, task).await, "succeeded", "what it had done is told");
         assert_eq!(instances(&shop).await, ["updating"], "and leaves the instance to the one that tries again");
+    }
+
+    async fn an_answer_ends_what_a_connected_host_still_runs(server: TestServer) {
+        let (shop, mut agent, statement, deploy_task, task) = Box::pin(given_up(&server)).await;
+        agent.come_back(vec![holding(&statement)]).await;
+        let heard = agent.heard().await;
+        assert!(!heard.iter().any(|message| matches!(message, ToAgent::Cancel { .. })), "nobody has said anything: {heard:?}");
+        act(&shop, deploy_task, task, "answer", said(&shop, "give_up", "it sleeps")).await.expect(200);
+        is_told_to_end(&mut agent, &statement).await;
+        agent.end(finished(&statement, ExecutionState::Cancelled)).await;
+        agent.archived(&statement).await;
+        assert_eq!(state(&shop, deploy_task, task).await, "cancelled");
+    }
+
+    async fn a_retry_ends_what_a_connected_host_still_runs(server: TestServer) {
+        let (shop, mut agent, statement, deploy_task, task) = Box::pin(given_up(&server)).await;
+        agent.come_back(vec![holding(&statement)]).await;
+        let body = json!({"instances": references(&shop.instances), "reason": "it sleeps"});
+        act(&shop, deploy_task, task, "retry", body).await.expect(200);
+        is_told_to_end(&mut agent, &statement).await;
+        agent.end(finished(&statement, ExecutionState::Cancelled)).await;
+        let next = loop {
+            if let ToAgent::Run { order, .. } = agent.hear().await {
+                break serde_json::from_str::<Statement>(&order.statement).expect("a statement");
+            }
+        };
+        assert_ne!(next.execution_id, statement.execution_id);
     }
 
     async fn a_wrong_answer_changes_nothing(server: TestServer) {

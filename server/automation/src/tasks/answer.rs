@@ -14,9 +14,12 @@ use serde::{Deserialize, Serialize};
 use super::control::{Which, finish};
 use super::create::wanted_instances;
 use super::store::{self, Execution, ExecutionView};
-use crate::engine;
+use crate::engine::{self, Engine};
 use crate::executions::rules::Answer;
 use crate::executions::store as execution_store;
+
+/// What a host is told that still runs what somebody has answered for.
+const ANSWERED: &str = "somebody said meanwhile what became of it";
 
 api_words! {
     /// What an answer may say.
@@ -117,7 +120,24 @@ pub(super) async fn note(
     if !execution_store::answer(tx, &execution.id, answer, (&by.username, reason)).await? {
         return Err(Error::conflict(format!("somebody has answered for {host} already")));
     }
+    end_there(tx, execution);
     Ok(())
+}
+
+/// Has a connected host end what it still runs of it. One that comes back is told when it does.
+fn end_there(tx: &mut Tx, execution: &Execution) {
+    let (host_id, object) = (execution.host_id, execution.object());
+    let (id, attempt) = (execution.id.clone(), execution.attempt);
+    tx.after_commit(move |kernel| {
+        let Some(session) = kernel.part::<Engine>().hub.find(host_id) else { return };
+        kernel.spawn(async move {
+            // What it holds is known when it has been welcomed.
+            drop(session.sending.lock().await);
+            if !session.is_free(object) {
+                session.cancel_one(&id, attempt, ANSWERED, false).await;
+            }
+        });
+    });
 }
 
 /// Refuses to change instances of which somebody has to say something first.
