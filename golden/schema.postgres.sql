@@ -306,6 +306,7 @@ schedule_runs.asked_by text
 schedule_runs.task_id bigint
 schedule_runs.reason text
 schedule_runs.created_at bigint NOT NULL
+schedule_runs.decided_at bigint
 schedule_targets.organisation_id bigint NOT NULL
 schedule_targets.schedule_id bigint NOT NULL
 schedule_targets.kind text NOT NULL COLLATE C

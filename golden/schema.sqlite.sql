@@ -478,7 +478,7 @@ CREATE TABLE "schedule_runs" (
     asked_by TEXT,
     task_id BIGINT REFERENCES tasks (id) ON DELETE SET NULL,
     reason TEXT,
-    created_at BIGINT NOT NULL,
+    created_at BIGINT NOT NULL, decided_at BIGINT,
     PRIMARY KEY (schedule_id, moment)
 );
 

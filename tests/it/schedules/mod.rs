@@ -1,6 +1,7 @@
 //! Schedules, over HTTP, while no agent is connected: what they run waits, and is over when somebody cancels it.
 
 mod deploying;
+mod late;
 mod refusing;
 mod running;
 mod scripts;

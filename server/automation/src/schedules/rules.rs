@@ -2,7 +2,7 @@
 //!
 //! Pure: the present time is passed in. Invariants: a moment is decided about once; no moment is run before it comes; of
 //! those that nobody was there for as many are run as the policy says, at most `missed_max`, the newest; moments are run
-//! in their order.
+//! in their order, and within [`TRIED`] of their turn or not at all.
 
 use std::time::Duration;
 
@@ -13,6 +13,8 @@ use super::cron::Cron;
 
 /// So long after its time a moment counts as missed.
 pub(crate) const GRACE: Duration = Duration::from_secs(60);
+/// So long after its turn came a moment is tried.
+pub(crate) const TRIED: Duration = Duration::from_secs(3_600);
 /// Moments that were missed longer ago are not made up for, and not counted.
 const LOOK_BACK_MS: i64 = 7 * 24 * 3600 * 1000;
 /// Most moments of a schedule that are made up for.
@@ -171,6 +173,31 @@ pub(crate) fn turn(overlap: Overlap, former_over: bool) -> Turn {
         Overlap::Skip => Turn::Skip,
         Overlap::Queue => Turn::Wait,
         Overlap::CancelOld => Turn::Cancel,
+    }
+}
+
+/// What to do with a moment whose turn it has been for a while.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Late {
+    /// It is in time.
+    Begin,
+    /// It is made up for, and has its time anew.
+    Anew,
+    /// No server was there in time, and it is left out.
+    Missed,
+    /// It was tried for long enough.
+    Failed,
+}
+
+/// Whether a moment may begin whose turn it is since a time; `tried` says whether anybody tried, `newest` whether no later
+/// one waits.
+pub(crate) fn late(missed: Missed, since: Time, now: Time, tried: bool, newest: bool) -> Late {
+    match missed {
+        _ if now < since.after(TRIED) => Late::Begin,
+        _ if tried => Late::Failed,
+        Missed::Once if newest => Late::Anew,
+        Missed::All => Late::Anew,
+        Missed::Skip | Missed::Once => Late::Missed,
     }
 }
 

@@ -142,3 +142,19 @@ fn every_moment_is_decided_about_once() {
         assert_eq!(run.len() + left_out, come, "{rule:?}");
     }
 }
+
+#[test]
+fn a_moment_has_an_hour_from_its_turn_on() {
+    let since = Time::from_millis(1_000_000);
+    let (last, over) = (since.after(TRIED - Duration::from_millis(1)), since.after(TRIED));
+    for missed in [Missed::Skip, Missed::Once, Missed::All] {
+        for newest in [false, true] {
+            assert_eq!(late(missed, since, last, false, newest), Late::Begin);
+            assert_eq!(late(missed, since, last, true, newest), Late::Begin);
+            assert_eq!(late(missed, since, over, true, newest), Late::Failed, "whatever the policy says");
+        }
+    }
+    let untried = |missed, newest| late(missed, since, over, false, newest);
+    assert_eq!([untried(Missed::Skip, true), untried(Missed::Once, false)], [Late::Missed; 2]);
+    assert_eq!([untried(Missed::Once, true), untried(Missed::All, false)], [Late::Anew; 2]);
+}

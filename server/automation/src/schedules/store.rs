@@ -313,6 +313,34 @@ pub(super) async fn first_waiting(read: &mut Read, id: i64) -> Result<Option<Run
     Ok(read.opt(sql, args![id]).await?)
 }
 
+row! {
+    /// How a moment that waits stands among the others of its schedule.
+    pub(super) struct Standing {
+        /// Since when everything before it is decided and over.
+        pub free: Option<Time>,
+        /// Those behind it that wait as well.
+        pub behind: i64,
+    }
+}
+
+/// How a moment that waits stands.
+pub(super) async fn standing(read: &mut Read, run: &Run) -> Result<Standing> {
+    let sql = sql!(
+        "SELECT (SELECT MAX(COALESCE(t.finished_at, r.decided_at, r.created_at)) FROM schedule_runs r \
+         LEFT JOIN tasks t ON t.id = r.task_id WHERE r.schedule_id = $1 AND r.moment < $2) AS free, \
+         (SELECT COUNT(*) FROM schedule_runs r WHERE r.schedule_id = $1 AND r.moment > $2 AND r.state = 'waiting') AS behind"
+    );
+    Ok(read.one(sql, args![run.schedule_id, run.moment]).await?)
+}
+
+/// Gives a moment that waits its time anew.
+pub(super) async fn renew(tx: &mut Tx, run: &Run) -> Result<()> {
+    let now = tx.now();
+    let sql =
+        sql!("UPDATE schedule_runs SET created_at = $3 WHERE schedule_id = $1 AND moment = $2 AND state = 'waiting'");
+    tx.run_one(sql, args![run.schedule_id, run.moment, now]).await
+}
+
 /// Tasks of a schedule that are not over.
 pub(super) async fn at_work(read: &mut Read, id: i64) -> Result<Vec<i64>> {
     let sql = sql!(
@@ -331,10 +359,12 @@ pub(super) async fn decide(
     reason: Option<&str>,
 ) -> Result<()> {
     let sql = sql!(
-        "UPDATE schedule_runs SET state = $3, task_id = $4, reason = $5 \
+        "UPDATE schedule_runs SET state = $3, task_id = $4, reason = $5, decided_at = $6 \
          WHERE schedule_id = $1 AND moment = $2 AND state = 'waiting'"
     );
-    tx.run_one(sql, args![run.schedule_id, run.moment, state, task_id, reason.map(str::to_owned)]).await
+    let decided_at = (state != RunState::Waiting).then(|| tx.now());
+    let reason = reason.map(str::to_owned);
+    tx.run_one(sql, args![run.schedule_id, run.moment, state, task_id, reason, decided_at]).await
 }
 
 /// One page of the moments of a schedule, newest first.

@@ -2,7 +2,7 @@
 //!
 //! Moments become rows first, in one transaction with the next one of their schedule, and a row is decided about once.
 //! Invariants: no moment is run twice, whatever dies and however many servers look; one moment of a schedule at a time,
-//! in their order; what cannot begin yet is tried again for an hour and says why.
+//! in their order; what cannot begin yet is tried again for an hour and says why, and is not begun later than that.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -13,7 +13,7 @@ use drover_shared::words::Word as _;
 use tokio::sync::Semaphore;
 
 use super::rule_of;
-use super::rules::{Due, RunState, Turn, WAITING_MAX, turn};
+use super::rules::{Due, Late, RunState, TRIED, Turn, WAITING_MAX, late, turn};
 use super::store::{self, Named, Run, Schedule};
 use super::what::{self, Ready};
 use crate::deploys::carried;
@@ -23,12 +23,12 @@ use crate::tasks::store as task_store;
 
 /// How long one that cannot begin is left alone.
 const AGAIN: Duration = Duration::from_secs(30);
-/// How long one that cannot begin is tried again.
-const TRIED: Duration = Duration::from_secs(3_600);
 /// How long one that is being tried is left alone: somebody may have died of it.
 const UNDER_WAY: Duration = Duration::from_secs(600);
 /// Schedules that are tried at the same time.
 const AT_ONCE: usize = 8;
+/// What stands before the reason for which one cannot begin.
+const NOT_YET: &str = "it cannot begin yet: ";
 /// Times that one look asks for more moments that have come.
 const ROUNDS: usize = 20;
 
@@ -169,8 +169,21 @@ async fn try_one(kernel: &Kernel, named: &Named) -> Result<Tried> {
     };
     let Some(run) = store::first_waiting(&mut read, schedule.id).await? else { return Ok(Tried::Decided) };
     let at_work = store::at_work(&mut read, schedule.id).await?;
+    let standing = store::standing(&mut read, &run).await?;
     drop(read);
-    match turn(schedule.overlap, at_work.is_empty()) {
+    let since = standing.free.map_or(run.created_at, |free| free.max(run.created_at));
+    let turn = turn(schedule.overlap, at_work.is_empty());
+    // One for which the one before was cancelled begins when that is over; one that was asked for by hand, when it can.
+    let is_first = turn == Turn::Start || (turn == Turn::Cancel && run.reason.is_none());
+    if is_first && run.asked_by_id.is_none() {
+        let (now, tried) = (kernel.clock().now(), run.reason.is_some());
+        let late = late(schedule.missed, since, now, tried, standing.behind == 0);
+        if late != Late::Begin {
+            decide_late(kernel, &schedule, &run, late).await?;
+            return Ok(Tried::Decided);
+        }
+    }
+    match turn {
         Turn::Wait => Ok(Tried::Decided),
         Turn::Skip => {
             let reason = format!("task {} is not over", at_work.first().copied().unwrap_or_default());
@@ -178,16 +191,40 @@ async fn try_one(kernel: &Kernel, named: &Named) -> Result<Tried> {
             Ok(Tried::Decided)
         }
         Turn::Cancel => {
-            for task_id in at_work {
-                cancel(kernel, &schedule, task_id).await?;
+            for task_id in &at_work {
+                cancel(kernel, &schedule, *task_id).await?;
             }
+            let first = at_work.first().copied().unwrap_or_default();
+            note_why(kernel, &schedule, &run, format!("it waits for the end of task {first}, which it cancelled"))
+                .await?;
             Ok(Tried::Decided)
         }
-        Turn::Start => start(kernel, &schedule, &run).await,
+        Turn::Start => start(kernel, &schedule, &run, since).await,
     }
 }
 
-async fn start(kernel: &Kernel, schedule: &Schedule, run: &Run) -> Result<Tried> {
+/// Decides about a moment that did not begin in its time.
+async fn decide_late(kernel: &Kernel, schedule: &Schedule, run: &Run, late: Late) -> Result<()> {
+    match late {
+        Late::Begin => Ok(()),
+        Late::Anew => {
+            let mut tx = kernel.work().begin(schedule.organisation_id).await?;
+            store::renew(&mut tx, run).await?;
+            tx.finish(Audit::none("nothing is decided yet")).await
+        }
+        Late::Missed => {
+            let reason = "no server could begin it within an hour";
+            decide(kernel, schedule, run, RunState::Missed, reason).await
+        }
+        Late::Failed => {
+            let reason = run.reason.as_deref().unwrap_or_default();
+            let reason = format!("it could not begin for an hour: {}", reason.trim_start_matches(NOT_YET));
+            decide(kernel, schedule, run, RunState::Failed, &reason).await
+        }
+    }
+}
+
+async fn start(kernel: &Kernel, schedule: &Schedule, run: &Run, since: Time) -> Result<Tried> {
     let user_id = run.asked_by_id.unwrap_or(schedule.owner_id);
     let begun = match what::prepare(kernel, schedule, user_id).await {
         Ok(Ready::Nothing(why)) => {
@@ -208,8 +245,8 @@ async fn start(kernel: &Kernel, schedule: &Schedule, run: &Run) -> Result<Tried>
         Err(error) => error,
     };
     let passing = matches!(error, Error::Conflict(_) | Error::Unavailable(_) | Error::Internal(_));
-    if passing && kernel.clock().now() < run.created_at.after(TRIED) {
-        note_why(kernel, schedule, run, &error).await?;
+    if passing && kernel.clock().now() < since.after(TRIED) {
+        note_why(kernel, schedule, run, format!("{NOT_YET}{error}")).await?;
         return Ok(Tried::Waits);
     }
     decide(kernel, schedule, run, RunState::Failed, &error.to_string()).await?;
@@ -242,8 +279,7 @@ async fn decide(kernel: &Kernel, schedule: &Schedule, run: &Run, state: RunState
 }
 
 /// Says why a moment has not begun yet.
-async fn note_why(kernel: &Kernel, schedule: &Schedule, run: &Run, error: &Error) -> Result<()> {
-    let reason = format!("it cannot begin yet: {error}");
+async fn note_why(kernel: &Kernel, schedule: &Schedule, run: &Run, reason: String) -> Result<()> {
     if run.reason.as_deref() == Some(&reason) {
         return Ok(());
     }

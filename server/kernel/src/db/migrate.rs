@@ -43,7 +43,8 @@ migrations!(
     "0023_cancels",
     "0024_hook_timeouts",
     "0025_restarts",
-    "0026_attendance"
+    "0026_attendance",
+    "0027_moments"
 );
 
 /// Key of the advisory lock that lets one server migrate at a time.
