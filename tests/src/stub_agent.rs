@@ -278,7 +278,10 @@ impl StubAgent {
     /// # Panics
     /// When something else is.
     pub async fn order(&mut self) -> Statement {
-        let ToAgent::Run { order, .. } = self.hear().await else { panic!("no order") };
+        let order = match self.hear().await {
+            ToAgent::Run { order, .. } => order,
+            other => panic!("no order: {other:?}"),
+        };
         serde_json::from_str(&order.statement).expect("a statement")
     }
 

@@ -1,11 +1,15 @@
 //! Schedules that carry out an approved deploy task.
 
 use drover_kernel::{args, sql};
-use drover_tests::both_engines;
+use drover_shared::words::ExecutionState;
+use drover_tests::stub_agent::{StubAgent, finished, listen};
+use drover_tests::{both_engines, wait_until};
 use serde_json::{Value, json};
 
 use super::{PATH, body, look, newest_task, pass, runs, schedule, wait_for};
 use crate::deploys::{PATH as DEPLOY_TASKS, Shop, grant, id};
+use crate::tasks::rollouts::set_rule;
+use crate::tasks::{detail, instances, references, upgrades};
 
 /// A deploy task that carries an update of all instances.
 async fn carried(shop: &Shop) -> i64 {
@@ -24,6 +28,14 @@ async fn end_update(shop: &Shop, deploy_task: i64, task: i64) {
     let one = format!("{DEPLOY_TASKS}{deploy_task}/sub-upgrade-tasks/{task}/");
     shop.admin.post(&format!("{one}actions/cancel/"), json!({})).await.expect(200);
     drover_tests::wait_until("its end", async || shop.admin.get(&one).await.expect(200)["status"] == "failed").await;
+}
+
+/// Carries out the next order of an agent.
+async fn done(agent: &mut StubAgent) {
+    let order = agent.order().await;
+    agent.accept(&order).await;
+    agent.succeed(&order).await;
+    agent.archived(&order).await;
 }
 
 both_engines! {
@@ -86,5 +98,63 @@ both_engines! {
             runs(&shop, id).await.first().is_some_and(|run| run["reason"] != Value::Null)
         }).await;
         assert_eq!(server.count(sql!("SELECT COUNT(*) FROM tasks"), args![]).await, 0);
+    }
+
+    async fn a_way_back_goes_before_what_waits_for_its_moment(server: TestServer) {
+        let shop = Shop::new(&server, 2).await;
+        shop.hook("pre_exec", "true").await;
+        let direct = shop.started().await;
+        let body = json!({"instances": references(&shop.instances), "rollout": {"batch": 1}, "timeout": 86_400});
+        let receipt = shop.admin.post(&upgrades(direct), body).await.expect(200);
+        let stopped: i64 = receipt["task_id"].as_str().expect("text").parse().expect("digits");
+        wait_until("its turn", async || detail(&shop, direct, stopped).await["phase"] == "instances").await;
+        set_rule(&server, stopped, json!({"batch": 1, "auto_revert": true})).await;
+        let address = listen(&server).await;
+        let mut first = StubAgent::enrol(&server, address, "web-1", &[]).await;
+        let mut second = StubAgent::enrol(&server, address, "web-2", &[]).await;
+        done(&mut first).await;
+        let fails = second.order().await;
+        second.accept(&fails).await;
+
+        let task = carried(&shop).await;
+        shop.act(task, "approve").await;
+        let mut wanted = deploys(task);
+        wanted["if_busy"] = json!("wait");
+        let id = schedule(&server, &shop, wanted).await;
+        pass(&server, 10).await;
+        wait_for(&server, &shop, id, &["12:10 started"]).await;
+        let waits = newest_task(&shop, id).await;
+        let is_queued = async || detail(&shop, task, waits).await["queued"] == true;
+        assert!(is_queued().await);
+
+        // The rollout is stopped: what it changed goes back before anybody else has its turn.
+        second.end(finished(&fails, ExecutionState::Failed)).await;
+        second.archived(&fails).await;
+        let back = first.order().await;
+        let told = detail(&shop, direct, stopped).await;
+        assert_eq!((&told["status"], &told["error"]), (&json!("failed"), &json!("1 of 2 instances failed, 0 may")));
+        assert_eq!(instances(&shop).await, ["reverting", "reverting"]);
+        assert!(is_queued().await);
+        first.accept(&back).await;
+        first.succeed(&back).await;
+        first.archived(&back).await;
+        assert!(is_queued().await, "it takes all that it changes together");
+        let back = second.order().await;
+        second.accept(&back).await;
+        second.end(finished(&back, ExecutionState::Failed)).await;
+        second.archived(&back).await;
+
+        // However that ended, what waited has its turn, and ends as its own.
+        done(&mut first).await;
+        done(&mut second).await;
+        wait_until("its end", async || detail(&shop, task, waits).await["status"] == "finished").await;
+        let told = detail(&shop, direct, stopped).await;
+        assert_eq!(told["status"], "failed");
+        assert_eq!(instances(&shop).await, ["running", "running"]);
+        wait_until("the remark", async || {
+            let told = detail(&shop, direct, stopped).await;
+            told["output"].as_str().is_some_and(|text| text.contains(" takes web-1, web-2 back to "))
+        })
+        .await;
     }
 }

@@ -294,7 +294,7 @@ const WAITING: &str =
     "SELECT COUNT(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
 
 /// Changes the rule of a task that is under way; what takes its instances back does what the task does.
-pub(super) async fn set_rule(server: &TestServer, task: i64, rollout: Value) {
+pub(crate) async fn set_rule(server: &TestServer, task: i64, rollout: Value) {
     server.run(sql!("UPDATE tasks SET rollout = $2 WHERE id = $1"), args![task, rollout]).await;
     server
         .run(sql!("UPDATE executions SET revert_entry = entry WHERE task_id = $1 AND role = 'instance'"), args![task])

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use drover_kernel::db::Read;
 use drover_kernel::jobs::Work;
-use drover_kernel::{Audit, Error, Kernel, Result, Time};
+use drover_kernel::{Audit, Error, Kernel, Result, Time, Tx};
 use drover_shared::words::ExecutionState as State;
 
 use super::after::Looked;
@@ -100,11 +100,29 @@ async fn begin(kernel: &Kernel, work: &Work, task_id: i64) -> Result<()> {
         }
         Err(error) => return Err(error),
     };
+    // Asked when they are taken: who stops a task frees what failed in the same commit.
+    if goes_back(&mut tx, &targets).await? {
+        tracing::debug!(task_id, "a task stays in the queue: what it changes goes back first");
+        return Ok(());
+    }
     lock_store::take(&mut tx, &task, &before).await?;
     tx.after_commit(move |kernel| say_and_wake(kernel, task_id, "what it changes is free: it begins".to_owned()));
     tx.finish(Audit::none("a task begins when what it changes is free")).await?;
     kernel.part::<Engine>().turned(kernel);
     Ok(())
+}
+
+/// Whether a rollout that was stopped is about to take back what it did to one of these. It does so when all of it is over,
+/// and its end has the queue looked at again.
+async fn goes_back(tx: &mut Tx, targets: &Targets) -> Result<bool> {
+    let Targets::Instances(ids) = targets else { return Ok(false) };
+    for task_id in lock_store::stopped_on(tx, ids).await? {
+        let task = task_store::find(tx, task_id).await?;
+        if task.and_then(|task| task.rollout).is_some_and(|rollout| rollout.0.auto_revert) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Why a task in the queue never begins, if that is so.

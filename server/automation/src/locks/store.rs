@@ -141,6 +141,15 @@ pub(crate) async fn wants_nothing(read: &mut Read, task_id: i64) -> Result<bool>
     Ok(read.value::<i64>(sql, args![task_id]).await? == 0)
 }
 
+/// Tasks that were stopped, are not over, and have begun with one of these instances: they may take it back.
+pub(crate) async fn stopped_on(read: &mut Read, instances: &[i64]) -> Result<Vec<i64>> {
+    let sql = sql!(
+        "SELECT DISTINCT t.id FROM executions e JOIN tasks t ON t.id = e.task_id WHERE e.instance_id IN ($1) \
+         AND e.role = 'instance' AND e.dispatched_at IS NOT NULL AND t.phase <> 'over' AND t.stop_reason IS NOT NULL"
+    );
+    Ok(read.values(sql, args![instances.to_vec()]).await?)
+}
+
 /// Notes that a task has what it changes, with the status that each instance had before.
 pub(crate) async fn take(tx: &mut Tx, task: &Task, before: &[(i64, String)]) -> Result<()> {
     let mut statuses: Vec<&str> = before.iter().map(|(_, status)| status.as_str()).collect();
