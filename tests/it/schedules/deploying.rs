@@ -27,7 +27,7 @@ fn deploys(task: i64) -> Value {
 async fn end_update(shop: &Shop, deploy_task: i64, task: i64) {
     let one = format!("{DEPLOY_TASKS}{deploy_task}/sub-upgrade-tasks/{task}/");
     shop.admin.post(&format!("{one}actions/cancel/"), json!({})).await.expect(200);
-    drover_tests::wait_until("its end", async || shop.admin.get(&one).await.expect(200)["status"] == "failed").await;
+    wait_until("its end", async || shop.admin.get(&one).await.expect(200)["status"] == "failed").await;
 }
 
 /// Carries out the next order of an agent.
@@ -93,7 +93,7 @@ both_engines! {
         shop.act(task, "close").await;
         let id = schedule(&server, &shop, deploys(task)).await;
         pass(&server, 10).await;
-        drover_tests::wait_until("a reason", async || {
+        wait_until("a reason", async || {
             look(&server).await;
             runs(&shop, id).await.first().is_some_and(|run| run["reason"] != Value::Null)
         }).await;
