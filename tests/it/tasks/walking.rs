@@ -225,11 +225,12 @@ impl Walk<'_> {
     /// The engine and all hosts come up with what happened; what was promised has to hold at any time.
     async fn settle(&mut self) {
         sweep_once(self.server.kernel(), true).await.expect("a round");
+        // Before a host that is there hears that it was given up, and says how it ended.
+        self.note_lost().await;
         for host in &mut self.hosts {
             host.listen().await;
         }
-        let executions = self.executions().await;
-        self.lost.extend(executions.iter().filter(|one| one.state == State::Lost).map(|one| one.id.clone()));
+        let executions = self.note_lost().await;
         for task in self.tasks().await {
             let Some(Json(rollout)) = &task.rollout else { continue };
             let of_task: Vec<&Execution> = executions.iter().filter(|one| one.task_id == task.id).collect();
@@ -244,6 +245,12 @@ impl Walk<'_> {
                 self.frozen.insert(task.id, sent);
             }
         }
+    }
+
+    async fn note_lost(&mut self) -> Vec<Execution> {
+        let executions = self.executions().await;
+        self.lost.extend(executions.iter().filter(|one| one.state == State::Lost).map(|one| one.id.clone()));
+        executions
     }
 
     async fn person(&mut self, task: i64) {
